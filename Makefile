@@ -1,0 +1,44 @@
+# Every target makes what it needs from a bare Python 3.11 (and g++, once kernels are built).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# one process per core, one torch thread per process: these tensors are tiny
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: .venv demo test test-slow check format bench clean
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, got " + sys.version'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+.venv: $(VENV)/.ready
+	$(BIN)/npu-fused-graph host install
+
+demo: .venv
+	$(BIN)/npu-fused-graph demo
+
+test: .venv
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: .venv
+	$(BIN)/python -m pytest -n 2 -m slow
+
+check: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m npu_fused_graph.codegen --check
+	$(BIN)/clang-format --dry-run --Werror ge_op_protos/*.h
+
+format: .venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

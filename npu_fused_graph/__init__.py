@@ -1,0 +1,61 @@
+"""Fused operators for Ascend NPU graph mode, and a CPU engine that runs the GE graph on a machine without NPU.
+
+Importing this package imports no torch; the first use of a public name does, and registers the operators.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FusionReport",
+    "FusionSite",
+    "enable_fusion",
+    "explain",
+    "get_npu_backend",
+    "load_torchair",
+    "npu_mm_all_reduce_add_rms_norm",
+    "register_kernel",
+]
+
+_HOME = {
+    "FusionReport": "npu_fused_graph.explain",
+    "FusionSite": "npu_fused_graph.passes.records",
+    "enable_fusion": "npu_fused_graph.backend",
+    "explain": "npu_fused_graph.explain",
+    "get_npu_backend": "npu_fused_graph.backend",
+    "load_torchair": "npu_fused_graph.host",
+    "npu_mm_all_reduce_add_rms_norm": "npu_fused_graph.ops.matmul_all_reduce_add_rms_norm",
+    "register_kernel": "npu_fused_graph.engine",
+}
+
+if TYPE_CHECKING:
+    from npu_fused_graph.backend import enable_fusion as enable_fusion
+    from npu_fused_graph.backend import get_npu_backend as get_npu_backend
+    from npu_fused_graph.engine import register_kernel as register_kernel
+    from npu_fused_graph.explain import FusionReport as FusionReport
+    from npu_fused_graph.explain import explain as explain
+    from npu_fused_graph.host import load_torchair as load_torchair
+    from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import (
+        npu_mm_all_reduce_add_rms_norm as npu_mm_all_reduce_add_rms_norm,
+    )
+    from npu_fused_graph.passes.records import FusionSite as FusionSite
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    import_module("npu_fused_graph.ops").register()
+    # A submodule of the same name (explain) is bound by the import system: the public object takes its place.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

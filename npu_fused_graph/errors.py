@@ -1,0 +1,44 @@
+"""Exceptions of npu_fused_graph.
+
+Every class can be built from one string: TorchAir re-raises what crosses it as ``type(e)(text)``.
+Messages read ``[stem] parameter: expected ..., got ... . cure``.
+"""
+
+from __future__ import annotations
+
+
+class NpuFusedGraphError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class InvalidArgumentError(NpuFusedGraphError, ValueError):
+    """An argument breaks a documented constraint of an operator or of the public API."""
+
+
+class GraphError(NpuFusedGraphError, RuntimeError):
+    """A GE graph is malformed: a dangling edge, a cycle, an unknown dtype, bytes that are no graph."""
+
+
+class UnsupportedOpError(NpuFusedGraphError, RuntimeError):
+    """The engine has no kernel for a GE op type, or the kernel does not cover the node's form."""
+
+
+class ExecutionError(NpuFusedGraphError, RuntimeError):
+    """A node failed while the engine executed it."""
+
+
+class CommunicationError(NpuFusedGraphError, RuntimeError):
+    """A collective failed or timed out, or the ranks of a group disagree about what they run."""
+
+
+class HostError(NpuFusedGraphError, RuntimeError):
+    """Host mode cannot be set up: TorchAir is missing, damaged or of another version."""
+
+
+class UnsupportedModeError(NpuFusedGraphError, RuntimeError):
+    """A TorchAir mode or option that cannot be served here."""
+
+
+def argument_error(stem: str, parameter: str, expected: str, got: object, cure: str) -> InvalidArgumentError:
+    """Build the one form of error text users see for a bad argument."""
+    return InvalidArgumentError(f"[{stem}] {parameter}: expected {expected}, got {got}. {cure}")
