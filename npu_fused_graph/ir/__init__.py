@@ -1,0 +1,1 @@
+"""GE graphs as plain data: dataclasses, readers, verifier, printer. Imports no torch."""

@@ -1,0 +1,94 @@
+"""The protobuf messages of a GE model (package ``ge.proto``), declared from their field numbers.
+
+TorchAir ships generated classes for them, but importing those imports torch. Only the fields a reader
+needs are declared; the others stay in the unknown-field set and survive a round trip.
+Source of the numbers: the descriptor inside TorchAir's ``ge_ir_pb2``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import SimpleNamespace
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+_F = descriptor_pb2.FieldDescriptorProto
+_SCALARS = {
+    "string": _F.TYPE_STRING,
+    "bytes": _F.TYPE_BYTES,
+    "int64": _F.TYPE_INT64,
+    "uint32": _F.TYPE_UINT32,
+    "float": _F.TYPE_FLOAT,
+    "bool": _F.TYPE_BOOL,
+    "enum": _F.TYPE_INT32,  # open enums are plain varints on the wire; numbers are translated in ir.dtypes
+}
+
+# message -> fields "name=number type"; "*" = repeated, "?" = member of the oneof "value", "map" = map<string, AttrDef>
+_MESSAGES: dict[str, str] = {
+    "ShapeDef": "dim=1 *int64",
+    "ListInt": "list_i=1 *int64",
+    "ListFloat": "list_f=1 *float",
+    "ListListInt": "list_list_i=1 *ListInt",
+    "ListListFloat": "list_list_f=1 *ListFloat",
+    "ListValue": "s=2 *bytes, i=3 *int64, f=4 *float, b=5 *bool, t=9 *TensorDef, dt=12 *int64, val_type=20 enum",
+    "AttrDef": "s=2 ?bytes, i=3 ?int64, f=4 ?float, b=5 ?bool, list=1 ?ListValue, td=11 ?TensorDescriptor, "
+    "t=12 ?TensorDef, g=13 ?GraphDef, list_list_int=14 ?ListListInt, dt=15 ?int64, "
+    "list_list_float=16 ?ListListFloat, expression=17 ?bytes",
+    "TensorDescriptor": "name=1 string, dtype=2 enum, shape=3 ShapeDef, layout=4 string, "
+    "device_type=14 string, attr=5 map",
+    "TensorDef": "desc=1 TensorDescriptor, data=2 bytes",
+    "OpDef": "name=1 string, type=2 string, input=5 *string, attr=10 map, "
+    "input_desc=33 *TensorDescriptor, output_desc=34 *TensorDescriptor",
+    "GraphDef": "name=1 string, op=6 *OpDef, attr=11 map",
+    "ModelDef": "name=1 string, version=2 uint32, custom_version=3 string, graph=7 *GraphDef, attr=11 map",
+}
+
+LIST_STRING, LIST_INT, LIST_FLOAT, LIST_BOOL, LIST_TENSOR, LIST_DTYPE = 1, 2, 3, 4, 7, 10
+"""Values of ``ListValue.val_type``: which of its lists holds the elements."""
+
+
+def _add_field(message: descriptor_pb2.DescriptorProto, text: str) -> None:
+    name_number, kind = text.strip().split(" ")
+    name, number = name_number.split("=")
+    field = message.field.add(name=name, number=int(number), label=_F.LABEL_OPTIONAL)
+    if kind[0] == "*":
+        field.label = _F.LABEL_REPEATED
+        kind = kind[1:]
+    elif kind[0] == "?":
+        field.oneof_index = 0
+        kind = kind[1:]
+    if kind == "map":
+        entry = message.nested_type.add(name=f"{name.title()}Entry")
+        entry.options.map_entry = True
+        entry.field.add(name="key", number=1, type=_F.TYPE_STRING, label=_F.LABEL_OPTIONAL)
+        entry.field.add(
+            name="value", number=2, type=_F.TYPE_MESSAGE, label=_F.LABEL_OPTIONAL, type_name=".ge.proto.AttrDef"
+        )
+        field.label = _F.LABEL_REPEATED
+        field.type = _F.TYPE_MESSAGE
+        field.type_name = f".ge.proto.{message.name}.{entry.name}"
+    elif kind in _SCALARS:
+        field.type = _SCALARS[kind]
+    else:
+        field.type = _F.TYPE_MESSAGE
+        field.type_name = f".ge.proto.{kind}"
+
+
+@lru_cache(maxsize=1)
+def messages() -> SimpleNamespace:
+    """Message classes by name, in a descriptor pool of their own (TorchAir's live in the default one)."""
+    file = descriptor_pb2.FileDescriptorProto(name="nfg_ge_ir.proto", package="ge.proto", syntax="proto3")
+    for name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        if "?" in fields:
+            message.oneof_decl.add(name="value")
+        for text in fields.split(","):
+            _add_field(message, text)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return SimpleNamespace(
+        **{
+            name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"ge.proto.{name}"))
+            for name in _MESSAGES
+        }
+    )
