@@ -1,0 +1,332 @@
+"""Runs a program: the first call interprets and checks, later calls run straight-line code made from what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph import comm
+from npu_fused_graph.engine.codegen import Compiled, generate, used_slots
+from npu_fused_graph.engine.program import InputSpec, Instruction, Program, Slot, build_program, cast, flatten, to_host
+from npu_fused_graph.errors import CommunicationError, ExecutionError, GraphError
+from npu_fused_graph.ir.graph import Graph
+from npu_fused_graph.ir.modeldef import read_model
+
+_COPIES = ("TensorMove", "Identity")
+
+
+def compile_model(data: bytes) -> Executable:
+    """Executable of a serialised ModelDef, as TorchAir hands it to ``TorchNpuGraph.load``."""
+    return compile_graph(read_model(data))
+
+
+def compile_graph(graph: Graph) -> Executable:
+    """Executable of an ir graph. Raises GraphError or UnsupportedOpError naming the node at fault."""
+    return Executable(build_program(graph))
+
+
+class Executable:
+    """A GE graph bound to CPU kernels. Call :meth:`run` any number of times, from one thread at a time."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._compiled: Compiled | None = None
+        self._seen_shapes: set[int] = set()
+        self._scalars = [i for i, spec in enumerate(program.inputs) if spec.is_scalar]
+        self._dtypes = [spec.dtype for spec in program.inputs]
+
+    @property
+    def graph(self) -> Graph:
+        return self.program.graph
+
+    def run(self, inputs: Sequence[Tensor], assigned: Sequence[Tensor | None] = ()) -> list[Tensor]:
+        """Execute.
+
+        inputs: tensors in Data-index order. assigned: per result None or the tensor that must receive it; that
+        very object is then returned. Results are contiguous and own their storage.
+        Raises ExecutionError (node, op type, inputs, rank) or CommunicationError; peers of a failing rank are told.
+        """
+        groups = self.program.groups
+        # Below autograd: a graph is inference, and dispatch without autograd is what keeps a call cheap.
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+            try:
+                values = self._check_inputs(inputs)
+                if groups:
+                    comm.handshake(self.program.graph, groups, values, self._seen_shapes)
+                if self._compiled is None:
+                    results = self._first_run(values, assigned)
+                else:
+                    results = self._compiled.fn(values)
+            except BaseException as error:
+                raise self._explain(error, groups) from error
+            results = self._own(results, values, assigned)
+        if assigned:
+            for i, target in enumerate(assigned):
+                if target is not None:
+                    if target is not results[i]:
+                        with torch.no_grad():
+                            target.copy_(results[i])
+                    results[i] = target
+        return results
+
+    # -- inputs ------------------------------------------------------------------------------------------
+
+    def _check_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        specs = self.program.inputs
+        if len(inputs) != len(specs):
+            raise ExecutionError(
+                f"[engine] {self.graph.name}: expected {len(specs)} inputs ({_names(specs)}), got {len(inputs)}."
+            )
+        values = list(inputs)
+        for i in self._scalars:
+            if values[i].dim() and values[i].numel() == 1:
+                values[i] = values[i].reshape(())
+        if [v.dtype for v in values] != self._dtypes:
+            self._check_dtypes(values)
+        for spec, value in zip(specs, values, strict=True):
+            if spec.shape is not None and value.shape != spec.shape:
+                _check_shape(self.graph.name, spec, value)
+        return values
+
+    def _check_dtypes(self, values: list[Tensor]) -> None:
+        for spec, value in zip(self.program.inputs, values, strict=True):
+            if spec.dtype is not None and value.dtype is not spec.dtype:
+                raise ExecutionError(
+                    f"[engine] {self.graph.name} input {spec.name}: expected {spec.dtype}, got {value.dtype}."
+                )
+
+    # -- first run ---------------------------------------------------------------------------------------
+
+    def _first_run(self, inputs: list[Tensor], assigned: Sequence[Tensor | None]) -> list[Tensor]:
+        program = self.program
+        values: dict[int, Tensor] = dict(program.consts)
+        values.update((spec.slot, value) for spec, value in zip(program.inputs, inputs, strict=True))
+        casts: list[list[torch.dtype | None]] = []
+        storages = _StorageLog(program, values, assigned)
+        free_after = _free_after(program)
+        for index, instruction in enumerate(program.instructions):
+            try:
+                args = [_load(arg, values) for arg in instruction.args]
+                _check_same_dtype(instruction, args)
+                outputs = flatten(instruction.call(*args), instruction)
+                _check_mutation(instruction, args, outputs)
+            except BaseException as error:
+                raise _at(instruction, error, values) from error
+            casts.append(
+                [d if d is not None and v.dtype is not d else None for v, d in zip(outputs, instruction.casts, strict=True)]
+            )
+            for slot, value, dtype in zip(instruction.outputs, outputs, instruction.casts, strict=True):
+                values[slot] = cast(value, dtype)
+            storages.record(index, instruction, values)
+            for slot in free_after[index]:
+                if slot in values:
+                    storages.release(slot, values.pop(slot))
+        results = [values[slot] for slot in program.results]
+        moves = storages.removable_copies() if program.is_static else set()
+        self._compiled = generate(program, casts=casts, moves=moves)
+        return results
+
+    # -- results -----------------------------------------------------------------------------------------
+
+    def _own(self, results: list[Tensor], inputs: list[Tensor], assigned: Sequence[Tensor | None]) -> list[Tensor]:
+        """Cast to the declared dtypes; copy what aliases an input, a constant or another result."""
+        owned: list[Tensor] = []
+        seen: set[int] | None = None
+        dtypes = self.program.result_dtypes
+        for i, result in enumerate(results):
+            value = cast(result, dtypes[i])
+            target = assigned[i] if assigned else None
+            if target is not None and _same_tensor(target, value):
+                owned.append(target)
+                continue
+            if not value.is_contiguous():
+                value = value.contiguous()
+            if seen is None:
+                seen = {t.untyped_storage()._cdata for t in inputs}
+                seen.update(t.untyped_storage()._cdata for t in self.program.consts.values())
+            storage = value.untyped_storage()
+            if storage._cdata in seen or storage.nbytes() > value.numel() * value.element_size():
+                value = value.clone()
+                storage = value.untyped_storage()
+            seen.add(storage._cdata)
+            owned.append(value)
+        return owned
+
+    # -- errors ------------------------------------------------------------------------------------------
+
+    def _explain(self, error: BaseException, groups: dict[str, Any]) -> BaseException:
+        if isinstance(error, Exception):
+            instruction = self._failed_instruction(error)
+            if instruction is not None:
+                error = _at(instruction, error, {})
+        if groups:
+            comm.abort(groups, str(error) or type(error).__name__)
+        return error
+
+    def _failed_instruction(self, error: BaseException) -> Instruction | None:
+        if self._compiled is None:
+            return None
+        traceback = error.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code is self._compiled.fn.__code__:
+                return self._compiled.lines.get(traceback.tb_lineno)
+            traceback = traceback.tb_next
+        return None
+
+
+class _StorageLog:
+    """Watches which values share memory during the first run, to find copies that nobody needs."""
+
+    def __init__(self, program: Program, values: dict[int, Tensor], assigned: Sequence[Tensor | None]) -> None:
+        self.program = program
+        self.buffer_of: dict[int, int] = {}  # slot -> number of the buffer it lives in
+        self.slots_of: dict[int, set[int]] = {}
+        self.alive: dict[int, tuple[int, int]] = {}  # address of a live storage -> (buffer number, live slots)
+        self.candidates: list[tuple[int, int, int]] = []
+        for slot, value in values.items():
+            self._add(slot, value)
+        self.foreign = set(self.slots_of)
+        self.input_slots = {spec.slot for spec in program.inputs}
+        self.assigned: dict[int, int] = {}
+        for k, target in enumerate(assigned):
+            found = None if target is None else self.alive.get(target.untyped_storage()._cdata)
+            if found is not None:
+                self.assigned[found[0]] = program.results[k]
+
+    def _add(self, slot: int, value: Tensor) -> None:
+        address = value.untyped_storage()._cdata
+        buffer, count = self.alive.get(address, (len(self.slots_of), 0))
+        self.alive[address] = (buffer, count + 1)
+        self.buffer_of[slot] = buffer
+        self.slots_of.setdefault(buffer, set()).add(slot)
+
+    def record(self, index: int, instruction: Instruction, values: dict[int, Tensor]) -> None:
+        for slot in instruction.outputs:
+            self._add(slot, values[slot])
+        read = used_slots(instruction)
+        if instruction.node.type in _COPIES and len(read) == 1 and values[read[0]].is_contiguous():
+            self.candidates.append((index, read[0], instruction.outputs[0]))
+
+    def release(self, slot: int, value: Tensor) -> None:
+        """``slot`` is about to be freed."""
+        address = value.untyped_storage()._cdata
+        buffer, count = self.alive.pop(address)
+        if count > 1:
+            self.alive[address] = (buffer, count - 1)
+
+    def removable_copies(self) -> set[int]:
+        """Copies whose source memory is not read after them, and is ours or about to be overwritten anyway."""
+        last_read = self._last_reads()
+        taken: set[int] = set()  # buffers handed on already
+        found: set[int] = set()
+        for index, source, target in self.candidates:
+            buffer = self.buffer_of[source]
+            if buffer in taken or any(last_read.get(slot, -1) > index for slot in self.slots_of[buffer]):
+                continue
+            if buffer in self.foreign:
+                # the caller's buffer: only if what it will receive is what this copy becomes
+                result = self.assigned.get(buffer)
+                if source not in self.input_slots or result is None:
+                    continue
+                if self.buffer_of[result] != self.buffer_of[target]:
+                    continue
+            taken.add(buffer)
+            found.add(index)
+        return found
+
+    def _last_reads(self) -> dict[int, int]:
+        last: dict[int, int] = {}
+        for index, instruction in enumerate(self.program.instructions):
+            for slot in used_slots(instruction):
+                last[slot] = index
+        for slot in self.program.results:
+            last[slot] = len(self.program.instructions)
+        return last
+
+
+def _free_after(program: Program) -> list[list[int]]:
+    last: dict[int, int] = {}
+    for index, instruction in enumerate(program.instructions):
+        for slot in [*used_slots(instruction), *instruction.outputs]:
+            last[slot] = index
+    kept = set(program.results) | set(program.consts)
+    free: list[list[int]] = [[] for _ in program.instructions]
+    for slot, index in last.items():
+        if slot not in kept:
+            free[index].append(slot)
+    return free
+
+
+def _load(arg: Any, values: dict[int, Tensor]) -> Any:
+    if isinstance(arg, Slot):
+        return to_host(values[arg.number], arg.host)
+    if isinstance(arg, list) and any(isinstance(item, Slot) for item in arg):
+        return [_load(item, values) for item in arg]
+    return arg
+
+
+def _check_same_dtype(instruction: Instruction, args: list[Any]) -> None:
+    wanted = instruction.kernel.same_dtype
+    if not wanted:
+        return
+    found = {
+        name: arg.dtype
+        for name, arg in zip(instruction.arg_names, args, strict=True)
+        if name in wanted and isinstance(arg, Tensor)
+    }
+    if len(set(found.values())) > 1:
+        text = ", ".join(f"{name} {dtype}" for name, dtype in found.items())
+        raise GraphError(f"expected inputs of one dtype, got {text}. GE does not promote; the converter must cast.")
+
+
+def _check_mutation(instruction: Instruction, args: list[Any], outputs: list[Tensor]) -> None:
+    for name in instruction.kernel.mutates:
+        for desc, value in zip(instruction.node.outputs, outputs, strict=True):
+            if desc.name == name:
+                buffer = args[instruction.arg_names.index(name)]
+                if value.untyped_storage()._cdata != buffer.untyped_storage()._cdata:
+                    raise GraphError(f"the kernel must write {name} in place and return it, it returned another buffer.")
+
+
+def _at(instruction: Instruction, error: BaseException, values: dict[int, Tensor]) -> BaseException:
+    if not isinstance(error, Exception):
+        return error
+    node = instruction.node
+    inputs = ", ".join(
+        f"{item.desc.name}={_describe(values, instruction, item.desc.name, i)}" for i, item in enumerate(node.inputs)
+    )
+    kind = CommunicationError if isinstance(error, CommunicationError) else ExecutionError
+    group = node.attrs.get("group")
+    where = f" on group {group!r}" if isinstance(group, str) and group else ""
+    return kind(f"[engine] {node.name} ({node.type}{where}){comm.rank_text()}: {error} Inputs: {inputs}.")
+
+
+def _describe(values: dict[int, Tensor], instruction: Instruction, name: str, position: int) -> str:
+    source = instruction.node.inputs[position].source
+    slots = used_slots(instruction)
+    for slot in slots:
+        value = values.get(slot)
+        if value is not None and len(slots) == 1:
+            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return str(source or "none")
+
+
+def _same_tensor(a: Tensor, b: Tensor) -> bool:
+    return a is b or (
+        a.data_ptr() == b.data_ptr() and a.dtype is b.dtype and a.shape == b.shape and a.stride() == b.stride()
+    )
+
+
+def _check_shape(graph: str, spec: InputSpec, value: Tensor) -> None:
+    assert spec.shape is not None
+    if len(spec.shape) != value.dim() or any(w not in (-1, g) for w, g in zip(spec.shape, value.shape, strict=True)):
+        raise ExecutionError(
+            f"[engine] {graph} input {spec.name}: expected shape {list(spec.shape)}, got {list(value.shape)}."
+        )
+
+
+def _names(specs: list[InputSpec]) -> str:
+    return ", ".join(spec.name for spec in specs)

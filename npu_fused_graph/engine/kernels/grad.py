@@ -1,0 +1,201 @@
+"""Gradients, as TorchAir's converters of aten ``*_backward`` emit them. Convolution gradients stand in conv.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.engine.kernels._checks import aten_op, aten_tuple_op, require, unsupported
+from npu_fused_graph.engine.kernels.nn import check_avg_pool, one_axis
+from npu_fused_graph.engine.registry import Ints, KernelFn, kernel
+
+_ADAPTIVE_AVG_POOL2D_BACKWARD = aten_op("_adaptive_avg_pool2d_backward")
+_LOG_SOFTMAX_BACKWARD_DATA = aten_op("_log_softmax_backward_data")
+_PRELU_KERNEL_BACKWARD = aten_tuple_op("_prelu_kernel_backward")
+_SOFTMAX_BACKWARD_DATA = aten_op("_softmax_backward_data")
+_UPSAMPLE_NEAREST_EXACT2D_BACKWARD = aten_op("_upsample_nearest_exact2d_backward")
+_AVG_POOL2D_BACKWARD = aten_op("avg_pool2d_backward")
+_ELU_BACKWARD = aten_op("elu_backward")
+_EMBEDDING_DENSE_BACKWARD = aten_op("embedding_dense_backward")
+_GELU_BACKWARD = aten_op("gelu_backward")
+_GLU_BACKWARD = aten_op("glu_backward")
+_HARDSIGMOID_BACKWARD = aten_op("hardsigmoid_backward")
+_HARDSWISH_BACKWARD = aten_op("hardswish_backward")
+_HARDTANH_BACKWARD = aten_op("hardtanh_backward")
+_LEAKY_RELU_BACKWARD = aten_op("leaky_relu_backward")
+_MSE_LOSS_BACKWARD = aten_op("mse_loss_backward")
+_NATIVE_LAYER_NORM_BACKWARD = aten_tuple_op("native_layer_norm_backward")
+_SIGMOID_BACKWARD = aten_op("sigmoid_backward")
+_TANH_BACKWARD = aten_op("tanh_backward")
+_THRESHOLD_BACKWARD = aten_op("threshold_backward")
+_UPSAMPLE_NEAREST2D_BACKWARD = aten_op("upsample_nearest2d_backward")
+
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+# -- elementwise -----------------------------------------------------------------------------------------
+
+
+@kernel("ReluGrad", same_dtype=("gradients", "features"))
+def relu_grad(gradients: Tensor, features: Tensor) -> Tensor:
+    return _THRESHOLD_BACKWARD(gradients, features, 0)
+
+
+@kernel("ThresholdGradV2D", same_dtype=("gradients", "features"))
+def threshold_grad_v2d(gradients: Tensor, features: Tensor, *, threshold: float) -> Tensor:
+    return _THRESHOLD_BACKWARD(gradients, features, threshold)
+
+
+@kernel("TanhGrad", same_dtype=("y", "dy"), specialise=require("TanhGrad", complex_conj=(False,)))
+def tanh_grad(y: Tensor, dy: Tensor, *, complex_conj: bool = False) -> Tensor:
+    return _TANH_BACKWARD(dy, y)
+
+
+@kernel("SigmoidGrad", same_dtype=("y", "dy"), specialise=require("SigmoidGrad", complex_conj=(False,)))
+def sigmoid_grad(y: Tensor, dy: Tensor, *, complex_conj: bool = False) -> Tensor:
+    return _SIGMOID_BACKWARD(dy, y)
+
+
+@kernel("GeluGrad", same_dtype=("dy", "x"))
+def gelu_grad(dy: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The erf form; y is not read (TorchAir feeds anything there)."""
+    return _GELU_BACKWARD(dy, x)
+
+
+@kernel("LeakyReluGrad", same_dtype=("gradients", "features"))
+def leaky_relu_grad(gradients: Tensor, features: Tensor, *, negative_slope: float = 0.0) -> Tensor:
+    return _LEAKY_RELU_BACKWARD(gradients, features, negative_slope, False)
+
+
+@kernel("HardtanhGrad", same_dtype=("result", "grad"))
+def hardtanh_grad(result: Tensor, grad: Tensor, *, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return _HARDTANH_BACKWARD(grad, result, min_val, max_val)
+
+
+@kernel("HardSwishGrad", same_dtype=("grad", "x"))
+def hard_swish_grad(grad: Tensor, x: Tensor) -> Tensor:
+    return _HARDSWISH_BACKWARD(grad, x)
+
+
+def _check_hard_sigmoid(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | None:
+    if abs(attrs["alpha"] - 1 / 6) > 1e-6 or attrs["beta"] != 0.5:
+        raise unsupported("HardSigmoidGrad", "alpha, beta", "1/6, 0.5", (attrs["alpha"], attrs["beta"]))
+    return None
+
+
+@kernel("HardSigmoidGrad", same_dtype=("grads", "input_x"), specialise=_check_hard_sigmoid)
+def hard_sigmoid_grad(grads: Tensor, input_x: Tensor, *, alpha: float = 0.16666666, beta: float = 0.5) -> Tensor:
+    return _HARDSIGMOID_BACKWARD(grads, input_x)
+
+
+@kernel("EluGradV2", same_dtype=("grads", "activations"))
+def elu_grad_v2(
+    grads: Tensor,
+    activations: Tensor,
+    *,
+    alpha: float = 1.0,
+    scale: float = 1.0,
+    input_scale: float = 1.0,
+    is_result: bool = False,
+) -> Tensor:
+    return _ELU_BACKWARD(grads, alpha, scale, input_scale, is_result, activations)
+
+
+@kernel("LogSigmoidGrad", same_dtype=("grads", "features"))
+def log_sigmoid_grad(grads: Tensor, features: Tensor) -> Tensor:
+    return grads * torch.sigmoid(-features)
+
+
+@kernel("PReluGrad", same_dtype=("grads", "features", "weights"))
+def prelu_grad(grads: Tensor, features: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    """da has the shape of the features, as _prelu_kernel_backward has it: its caller sums it."""
+    return _PRELU_KERNEL_BACKWARD(grads, features, weights)
+
+
+@kernel("GLUGrad", same_dtype=("y_grad", "x"))
+def glu_grad(y_grad: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
+    return _GLU_BACKWARD(y_grad, x, dim)
+
+
+@kernel("MseLossGrad", same_dtype=("predict", "label", "dout"))
+def mse_loss_grad(predict: Tensor, label: Tensor, dout: Tensor, *, reduction: str = "mean") -> Tensor:
+    return _MSE_LOSS_BACKWARD(dout, predict, label, _REDUCTIONS[reduction])
+
+
+# -- softmax, embedding, normalisation -------------------------------------------------------------------
+
+
+@kernel("SoftmaxGrad", same_dtype=("softmax", "grad_softmax"), specialise=one_axis("SoftmaxGrad"))
+def softmax_grad(softmax: Tensor, grad_softmax: Tensor, *, axes: list[int] = [-1]) -> Tensor:  # noqa: B006
+    return _SOFTMAX_BACKWARD_DATA(grad_softmax, softmax, axes[0], softmax.dtype)
+
+
+@kernel("LogSoftmaxGrad", same_dtype=("grad", "x"), specialise=one_axis("LogSoftmaxGrad", "axis"))
+def log_softmax_grad(grad: Tensor, x: Tensor, *, axis: list[int] = [-1]) -> Tensor:  # noqa: B006
+    """x is the log-softmax itself."""
+    return _LOG_SOFTMAX_BACKWARD_DATA(grad, x, axis[0], x.dtype)
+
+
+@kernel("EmbeddingDenseGrad")
+def embedding_dense_grad(
+    grad: Tensor, indices: Tensor, *, num_weights: int, padding_idx: int = -1, scale_grad_by_freq: bool = False
+) -> Tensor:
+    return _EMBEDDING_DENSE_BACKWARD(grad, indices, num_weights, padding_idx, scale_grad_by_freq)
+
+
+@kernel("LayerNormGradV3", same_dtype=("dy", "x"))
+def layer_norm_grad_v3(dy: Tensor, x: Tensor, rstd: Tensor, mean: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
+    shape = gamma.shape
+    return _NATIVE_LAYER_NORM_BACKWARD(dy, x, shape, mean, rstd, gamma, gamma, [True, True, True])
+
+
+# -- pooling and resizing --------------------------------------------------------------------------------
+
+
+@kernel("AdaptiveAvgPool2dGrad")
+def adaptive_avg_pool2d_grad(input_grad: Tensor, *, orig_input_shape: list[int]) -> Tensor:
+    return _ADAPTIVE_AVG_POOL2D_BACKWARD(input_grad, input_grad.new_empty(orig_input_shape))
+
+
+@kernel("AvgPoolV2Grad", specialise=check_avg_pool("AvgPoolV2Grad"))
+def avg_pool_v2_grad(
+    orig_input_shape: Ints,
+    input_grad: Tensor,
+    *,
+    ksize: list[int],
+    strides: list[int],
+    padding_mode: str = "CALCULATED",
+    pads: list[int] = [0, 0, 0, 0],  # noqa: B006
+    data_format: str = "NCHW",
+    global_pooling: bool = False,
+    ceil_mode: bool = False,
+    exclusive: bool = True,
+    divisor_override: int = 0,
+) -> Tensor:
+    if global_pooling:
+        area: int = orig_input_shape[-1] * orig_input_shape[-2]
+        return input_grad.div(area).expand(orig_input_shape)
+    padding = pads[::2] if padding_mode == "CALCULATED" else [0, 0]
+    return _AVG_POOL2D_BACKWARD(
+        input_grad,
+        input_grad.new_empty(orig_input_shape),
+        ksize[-2:],
+        strides[-2:],
+        padding,
+        ceil_mode,
+        not exclusive,
+        divisor_override or None,
+    )
+
+
+@kernel("ResizeNearestNeighborV2Grad", specialise=require("ResizeNearestNeighborV2Grad", align_corners=(False,)))
+def resize_nearest_neighbor_v2_grad(
+    grads: Tensor, size: Ints, *, align_corners: bool = False, half_pixel_centers: bool = False
+) -> Tensor:
+    """size: height and width of what the gradient is for."""
+    shape = [*grads.shape[:2], *size]
+    if half_pixel_centers:
+        return _UPSAMPLE_NEAREST_EXACT2D_BACKWARD(grads, grads.shape[2:], shape)
+    return _UPSAMPLE_NEAREST2D_BACKWARD(grads, grads.shape[2:], shape)

@@ -1,0 +1,171 @@
+"""Products of groups of rows, each with a weight of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.engine.kernels._checks import require, unsupported
+from npu_fused_graph.engine.kernels.matmul import bmm, int_matmul, mm
+from npu_fused_graph.engine.kernels.quant import dequantised
+from npu_fused_graph.engine.registry import Ints, kernel
+
+_check_grouped = require(
+    "GroupedMatmul",
+    split_item=(0, 1, 2, 3),
+    dtype=(-1, 0, 1, 2),
+    group_type=(-1, 0, 2),
+    group_list_type=(0, 1, 2),
+    act_type=(0,),
+)
+
+_GROUPED_DTYPES = {-1: torch.int8, 0: torch.float16, 1: torch.bfloat16, 2: torch.int32}
+"""Result dtype of an int8 product by the attribute ``dtype``; other products keep the dtype of x."""
+
+
+@kernel("GroupedMatmul", ignored=("tuning_config",), specialise=_check_grouped)
+def grouped_matmul(
+    x: list[Tensor],
+    weight: list[Tensor],
+    bias: list[Tensor],
+    scale: list[Tensor],
+    offset: list[Tensor],
+    antiquant_scale: list[Tensor],
+    antiquant_offset: list[Tensor],
+    group_list: Ints | None = None,
+    per_token_scale: Tensor | None = None,
+    *,
+    split_item: int = 0,
+    dtype: int = 0,
+    transpose_weight: bool = False,
+    transpose_x: bool = False,
+    group_type: int = -1,
+    group_list_type: int = 0,
+    act_type: int = 0,
+) -> tuple[list[Tensor]]:
+    """One product per group; rows (columns for group_type 2) that no group names give zeros.
+
+    group_list: ends (type 0), sizes (type 1) or pairs of group and size (type 2). TorchAir feeds lists that are
+    not used as one empty tensor.
+    """
+    if transpose_x:
+        x = [t.mT for t in x]
+    if transpose_weight:
+        weight = [t.mT for t in weight]
+    groups = list(weight[0]) if len(weight) == 1 and weight[0].dim() == 3 else weight
+    extras = _Extras(
+        _per_group(bias, len(groups)),
+        _per_group(scale, len(groups)),
+        _per_group(offset, len(groups)),
+        _per_group(antiquant_scale, len(groups)),
+        _per_group(antiquant_offset, len(groups)),
+        per_token_scale,
+    )
+    out_dtype = _GROUPED_DTYPES[dtype] if x[0].dtype is torch.int8 else x[0].dtype
+    if group_type == 2:
+        return ([*_split_k(x[0], weight, group_list, group_list_type, split_item)],)
+    if len(x) > 1 or group_list is None:
+        if len(x) != len(groups):
+            raise unsupported("GroupedMatmul", "x", f"{len(groups)} tensors, one per weight", len(x))
+        parts = [extras.product(t, groups[i], i, slice(None), out_dtype) for i, t in enumerate(x)]
+        return (parts if split_item < 2 else [torch.cat(parts)],)
+    rows = x[0]
+    spans = _spans(group_list, group_list_type)
+    if split_item < 2:
+        return ([extras.product(rows[a:b], groups[i], i, slice(a, b), out_dtype) for i, a, b in spans],)
+    out = torch.empty(rows.shape[0], groups[0].shape[1], dtype=out_dtype)
+    end = 0
+    for i, a, b in spans:
+        if b > a:
+            out[a:b] = extras.product(rows[a:b], groups[i], i, slice(a, b), out_dtype)
+        end = b
+    out[end:] = 0
+    return ([out],)
+
+
+class _Extras:
+    """What surrounds the bare product of one group: bias, dequantisation, or a weight to dequantise first."""
+
+    def __init__(
+        self,
+        bias: list[Tensor] | None,
+        scale: list[Tensor] | None,
+        offset: list[Tensor] | None,
+        antiquant_scale: list[Tensor] | None,
+        antiquant_offset: list[Tensor] | None,
+        per_token_scale: Tensor | None,
+    ) -> None:
+        self.bias = bias
+        self.scale = scale
+        self.offset = offset
+        self.antiquant_scale = antiquant_scale
+        self.antiquant_offset = antiquant_offset
+        self.per_token_scale = per_token_scale
+
+    def product(self, x: Tensor, weight: Tensor, group: int, rows: slice, dtype: torch.dtype) -> Tensor:
+        bias = None if self.bias is None else self.bias[group]
+        if x.dtype is torch.int8:
+            return dequantised(
+                int_matmul(x, weight),
+                None if self.scale is None else self.scale[group],
+                None if self.per_token_scale is None else self.per_token_scale.reshape(-1)[rows],
+                bias,
+                None if self.offset is None else self.offset[group],
+                dtype,
+                "GroupedMatmul",
+            )
+        if weight.dtype is torch.int8:
+            weight = self._plain_weight(weight, group, x.dtype)
+        return mm(x, weight, bias) if x.dim() == 2 else bmm(x, weight, bias)
+
+    def _plain_weight(self, weight: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+        if self.antiquant_scale is None:
+            raise unsupported("GroupedMatmul", "antiquant_scale", "a scale for an int8 weight", None)
+        scale = self.antiquant_scale[group]
+        if scale.dim() != 1:
+            raise unsupported("GroupedMatmul", "antiquant_scale", "one value per channel", tuple(scale.shape))
+        wide = weight.float()
+        if self.antiquant_offset is not None:
+            wide = wide + self.antiquant_offset[group]
+        return (wide * scale).to(dtype)
+
+
+def _per_group(values: list[Tensor], count: int) -> list[Tensor] | None:
+    """One tensor per group from a tensor list; None for a list that is not used."""
+    if not values or values[0].numel() == 0:
+        return None
+    return list(values[0]) if len(values) == 1 and values[0].dim() > 1 and values[0].shape[0] == count else values
+
+
+def _spans(group_list: Ints, kind: int) -> list[tuple[int, int, int]]:
+    """(group, begin, end) along the grouped axis."""
+    values: list[int] = list(group_list)
+    if kind == 2:
+        groups, sizes = values[0::2], values[1::2]
+    else:
+        groups, sizes = list(range(len(values))), values
+    spans = []
+    begin = 0
+    for group, size in zip(groups, sizes, strict=True):
+        end = size if kind == 0 else begin + size
+        spans.append((group, begin, end))
+        begin = end
+    return spans
+
+
+def _split_k(x: Tensor, weight: list[Tensor], group_list: Ints | None, kind: int, split_item: int) -> list[Tensor]:
+    """Groups along K: x [M, K]; one weight [K, N] gives [G, M, N], several [Ki, N] give one matrix each."""
+    if len(weight) > 1:
+        parts = []
+        begin = 0
+        for w in weight:
+            parts.append(mm(x[:, begin : begin + w.shape[0]], w))
+            begin += w.shape[0]
+        return parts if split_item < 2 else [torch.stack(parts)]
+    if group_list is None:
+        raise unsupported("GroupedMatmul", "group_list", "a list with group_type 2 and one weight", None)
+    spans = _spans(group_list, kind)
+    out = torch.empty(len(spans), x.shape[0], weight[0].shape[1], dtype=x.dtype)
+    for i, a, b in spans:
+        out[i] = mm(x[:, a:b], weight[0][a:b])
+    return list(out) if split_item < 2 else [out]

@@ -1,0 +1,117 @@
+"""Routing of tokens to experts and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.engine.kernels._checks import require
+from npu_fused_graph.engine.registry import kernel
+
+
+def _top_experts(scores: Tensor, k: int, finished: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The k largest scores and their int32 places; a finished row names the expert after the last one."""
+    values, experts = torch.topk(scores, k, -1)
+    if finished is not None:
+        experts = experts.masked_fill(finished.unsqueeze(-1), scores.shape[-1])
+    return values, experts.to(torch.int32)
+
+
+@kernel("MoeGatingTopKSoftmax")
+def moe_gating_top_k_softmax(x: Tensor, finished: Tensor | None = None, *, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """row_idx numbers the (row, choice) pairs choice by choice."""
+    values, experts = _top_experts(torch.softmax(x, -1, dtype=torch.float32), k, finished)
+    rows = torch.arange(experts.numel(), dtype=torch.int32).view(k, -1).t().reshape(experts.shape)
+    return values.to(x.dtype), experts, rows
+
+
+@kernel("MoeGatingTopKSoftmaxV2", specialise=require("MoeGatingTopKSoftmaxV2", renorm=(0, 1)))
+def moe_gating_top_k_softmax_v2(
+    x: Tensor, finished: Tensor | None = None, *, k: int, renorm: int, output_softmax: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """renorm: softmax over the chosen experts instead of over all. Without output_softmax the third is empty."""
+    if renorm:
+        values, experts = _top_experts(x, k, finished)
+        return torch.softmax(values, -1, dtype=torch.float32).to(x.dtype), experts, torch.empty(0)
+    softmax = torch.softmax(x, -1, dtype=torch.float32)
+    values, experts = _top_experts(softmax, k, finished)
+    return values.to(x.dtype), experts, softmax if output_softmax else torch.empty(0)
+
+
+@kernel("MoeInitRouting")
+def moe_init_routing(
+    x: Tensor, row_idx: Tensor, expert_idx: Tensor, *, active_num: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of x sorted by expert; expanded_row_idx says where pair row_idx went."""
+    experts, order = torch.sort(expert_idx.flatten(), stable=True)
+    source = row_idx.flatten()[order].long()
+    place = torch.empty_like(source)
+    place[source] = torch.arange(source.numel())
+    active = min(x.shape[0], active_num) * expert_idx.shape[1]
+    return x[source[:active] % max(x.shape[0], 1)], place.to(torch.int32), experts
+
+
+def _finalize(
+    expanded_x: Tensor,
+    expanded_row_idx: Tensor,
+    x1: Tensor | None,
+    x2: Tensor | None,
+    bias: Tensor | None,
+    scales: Tensor | None,
+    expert_idx: Tensor | None,
+    k: int,
+    by_row: bool,
+    drop_pad: bool,
+) -> Tensor:
+    """x1 + x2 + sum over the k experts of scales * (expanded_x + bias), in float32."""
+    rows = expanded_row_idx.numel() // k
+    places = expanded_row_idx.view(rows, k) if by_row else expanded_row_idx.view(k, rows).t()
+    flat = expanded_x.flatten(0, -2)
+    picked = flat[places.clamp(min=0).long()].float()
+    if bias is not None and expert_idx is not None:
+        picked = picked + bias[expert_idx.long()]
+    if drop_pad:
+        picked = picked.masked_fill((places < 0).unsqueeze(-1), 0)
+    if scales is not None:
+        picked = picked * scales.unsqueeze(-1)
+    y = picked.sum(1)
+    if x1 is not None:
+        y = y + x1
+    if x2 is not None:
+        y = y + x2
+    return y.to(expanded_x.dtype)
+
+
+@kernel("MoeFinalizeRouting")
+def moe_finalize_routing(
+    expanded_x: Tensor,
+    x1: Tensor,
+    x2: Tensor | None,
+    bias: Tensor,
+    scales: Tensor,
+    expanded_row_idx: Tensor,
+    expanded_expert_idx: Tensor,
+) -> Tensor:
+    return _finalize(
+        expanded_x, expanded_row_idx, x1, x2, bias, scales, expanded_expert_idx, scales.shape[1], False, False
+    )
+
+
+@kernel("MoeFinalizeRoutingV2", specialise=require("MoeFinalizeRoutingV2", drop_pad_mode=(0, 1, 2, 3)))
+def moe_finalize_routing_v2(
+    expanded_x: Tensor,
+    expanded_row_idx: Tensor,
+    x1: Tensor | None = None,
+    x2: Tensor | None = None,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+    expert_idx: Tensor | None = None,
+    *,
+    drop_pad_mode: int = 0,
+    K: int = 1,
+) -> Tensor:
+    """drop_pad_mode: 2 and 3 number the places row by row, 0 and 1 choice by choice; 1 and 3 have dropped ones (-1)."""
+    k = K if scales is None else scales.shape[1]
+    return _finalize(
+        expanded_x, expanded_row_idx, x1, x2, bias, scales, expert_idx, k, drop_pad_mode > 1, drop_pad_mode % 2 == 1
+    )

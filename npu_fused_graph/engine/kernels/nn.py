@@ -1,0 +1,200 @@
+"""Softmax, gated activations, rotary embedding, pooling and resizing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.engine.kernels._checks import aten_op, refuse_fed, require, unsupported
+from npu_fused_graph.engine.registry import Ints, KernelFn, kernel
+
+# -- softmax ---------------------------------------------------------------------------------------------
+
+
+def one_axis(ge_type: str, name: str = "axes") -> Any:
+    """A ``specialise`` that checks, at load, that the list attribute ``name`` has one entry."""
+
+    def check(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | None:
+        if len(attrs[name]) != 1:
+            raise unsupported(ge_type, name, "one axis", attrs[name])
+        return None
+
+    return check
+
+
+@kernel("SoftmaxV2", specialise=one_axis("SoftmaxV2"))
+def softmax_v2(x: Tensor, *, axes: list[int] = [-1], half_to_float: bool = False) -> Tensor:  # noqa: B006
+    return torch.softmax(x, axes[0], dtype=torch.float32 if half_to_float else None)
+
+
+@kernel("LogSoftmaxV2", specialise=one_axis("LogSoftmaxV2"))
+def log_softmax_v2(logits: Tensor, *, axes: list[int] = [-1]) -> Tensor:  # noqa: B006
+    return torch.log_softmax(logits, axes[0])
+
+
+# -- gates and rotary embedding --------------------------------------------------------------------------
+
+
+@kernel("SwiGlu")
+def swi_glu(x: Tensor, *, dim: int = -1) -> Tensor:
+    gate, value = x.chunk(2, dim)
+    return torch.nn.functional.silu(gate).mul_(value)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, mode: str) -> Tensor:
+    """x * cos + rotate(x) * sin in float32, rounded once."""
+    dtype = x.dtype
+    if dtype.itemsize == 2:
+        x, cos, sin = x.float(), cos.float(), sin.float()
+    y = x * cos
+    if mode == "interleave":
+        pairs = [(slice(0, None, 2), slice(1, None, 2))]
+    elif mode == "half":
+        half = x.shape[-1] // 2
+        pairs = [(slice(0, half), slice(half, None))]
+    else:
+        quarter = x.shape[-1] // 4
+        pairs = [(slice(i * quarter, (i + 1) * quarter), slice((i + 1) * quarter, (i + 2) * quarter)) for i in (0, 2)]
+    for first, second in pairs:
+        y[..., first].addcmul_(x[..., second], sin[..., first], value=-1)
+        y[..., second].addcmul_(x[..., first], sin[..., second])
+    return y.to(dtype)
+
+
+@kernel("RotaryMul", same_dtype=("x", "r1", "r2"))
+def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
+    return _rotated(x, r1, r2, "half")
+
+
+_MODES = ("half", "interleave", "quarter")
+
+
+@kernel(
+    "RotaryPositionEmbedding",
+    same_dtype=("x", "cos", "sin"),
+    specialise=require("RotaryPositionEmbedding", mode=(0, 1, 2)),
+)
+def rotary_position_embedding(
+    x: Tensor, cos: Tensor, sin: Tensor, rotate: Tensor | None = None, *, mode: int = 0
+) -> Tensor:
+    if rotate is not None:
+        refuse_fed("RotaryPositionEmbedding", rotate=rotate)
+    return _rotated(x, cos, sin, _MODES[mode])
+
+
+@kernel(
+    "ApplyRotaryPosEmb",
+    same_dtype=("query", "key", "cos", "sin"),
+    mutates=("query", "key"),
+    pure=False,
+    specialise=require("ApplyRotaryPosEmb", layout=(1, 2, 3, 4), rotary_mode=_MODES),
+)
+def apply_rotary_pos_emb(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, layout: int = 1, rotary_mode: str = "half"
+) -> tuple[Tensor, Tensor]:
+    """In place on query and key. In every layout cos and sin broadcast over the heads."""
+    if cos.shape[-1] != query.shape[-1]:
+        raise unsupported("ApplyRotaryPosEmb", "cos", f"the head size {query.shape[-1]}", cos.shape[-1])
+    query.copy_(_rotated(query, cos, sin, rotary_mode))
+    key.copy_(_rotated(key, cos, sin, rotary_mode))
+    return query, key
+
+
+# -- pooling ---------------------------------------------------------------------------------------------
+
+_ARGMAX_DTYPES = {3: torch.int32, 9: torch.int64}
+
+
+@kernel("MaxPoolWithArgmaxV1", specialise=require("MaxPoolWithArgmaxV1", dtype=tuple(_ARGMAX_DTYPES)))
+def max_pool_with_argmax_v1(
+    x: Tensor,
+    *,
+    ksize: list[int],
+    strides: list[int],
+    pads: list[int],
+    dtype: int = 3,
+    dilation: list[int] = [1, 1, 1, 1],  # noqa: B006
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The lists are [1, h, w, 1] although x is NCHW. argmax counts as torch does; CANN stores a bit mask."""
+    y, argmax = torch.nn.functional.max_pool2d_with_indices(
+        x, ksize[1:3], strides[1:3], pads[1:3], dilation[1:3], ceil_mode
+    )
+    return y, argmax.to(_ARGMAX_DTYPES[dtype])
+
+
+@kernel(
+    "MaxPoolWithArgmaxV3",
+    specialise=require("MaxPoolWithArgmaxV3", dtype=tuple(_ARGMAX_DTYPES), data_format=("NCHW",)),
+)
+def max_pool_with_argmax_v3(
+    x: Tensor,
+    *,
+    ksize: list[int],
+    strides: list[int],
+    pads: list[int],
+    dtype: int = 3,
+    dilation: list[int] = [1, 1],  # noqa: B006
+    ceil_mode: bool = False,
+    data_format: str = "NCHW",
+) -> tuple[Tensor, Tensor]:
+    y, argmax = torch.nn.functional.max_pool2d_with_indices(x, ksize, strides, pads, dilation, ceil_mode)
+    return y, argmax.to(_ARGMAX_DTYPES[dtype])
+
+
+def symmetric_pads(ge_type: str, pads: list[int]) -> list[int]:
+    """Half of [begin, end, begin, end, ...]; refuses a begin that differs from its end."""
+    if list(pads[0::2]) != list(pads[1::2]):
+        raise unsupported(ge_type, "pads", "the same padding on both sides", pads)
+    return list(pads[0::2])
+
+
+def check_avg_pool(ge_type: str) -> Any:
+    """A ``specialise`` with the checks of AvgPoolV2 and its gradient."""
+
+    def check(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | None:
+        require(ge_type, padding_mode=("CALCULATED", "VALID"), data_format=("NCHW",))(consts, attrs)
+        symmetric_pads(ge_type, attrs["pads"])
+        return None
+
+    return check
+
+
+@kernel("AvgPoolV2", specialise=check_avg_pool("AvgPoolV2"))
+def avg_pool_v2(
+    x: Tensor,
+    *,
+    ksize: list[int],
+    strides: list[int],
+    padding_mode: str = "CALCULATED",
+    pads: list[int] = [0, 0, 0, 0],  # noqa: B006
+    data_format: str = "NCHW",
+    global_pooling: bool = False,
+    ceil_mode: bool = False,
+    exclusive: bool = True,
+    divisor_override: int = 0,
+) -> Tensor:
+    if global_pooling:
+        return x.mean((-2, -1), keepdim=True)
+    padding = pads[::2] if padding_mode == "CALCULATED" else [0, 0]
+    return torch.nn.functional.avg_pool2d(
+        x, ksize[-2:], strides[-2:], padding, ceil_mode, not exclusive, divisor_override or None
+    )
+
+
+@kernel("AdaptiveAvgPool2d")
+def adaptive_avg_pool2d(x: Tensor, *, output_size: list[int]) -> Tensor:
+    return torch.nn.functional.adaptive_avg_pool2d(x, output_size)  # type: ignore[arg-type]
+
+
+_NEAREST = aten_op("upsample_nearest2d")
+_NEAREST_EXACT = aten_op("_upsample_nearest_exact2d")
+
+
+@kernel("ResizeNearestNeighborV2", specialise=require("ResizeNearestNeighborV2", align_corners=(False,)))
+def resize_nearest_neighbor_v2(
+    x: Tensor, size: Ints, *, align_corners: bool = False, half_pixel_centers: bool = False
+) -> Tensor:
+    return _NEAREST_EXACT(x, size) if half_pixel_centers else _NEAREST(x, size)

@@ -1,0 +1,143 @@
+"""Normalisations. Statistics are float32 whatever the dtype of the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.engine.kernels._checks import require, unsupported
+from npu_fused_graph.engine.registry import Ints, kernel
+
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """A scale or shift in a dtype torch takes together with x: that of x, or float32 next to a half x."""
+    if parameter is None or parameter.dtype is x.dtype:
+        return parameter
+    return parameter.float() if x.dtype.itemsize == 2 else parameter.to(x.dtype)
+
+
+@kernel("LayerNormV4")
+def layer_norm_v4(
+    x: Tensor,
+    normalized_shape: Ints,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    epsilon: float = 1e-5,
+) -> Triple:
+    return torch.native_layer_norm(x, normalized_shape, _like(gamma, x), _like(beta, x), epsilon)
+
+
+def _layer_norm(
+    ge_type: str, x: Tensor, gamma: Tensor, beta: Tensor, norm_axis: int, params_axis: int, epsilon: float
+) -> Triple:
+    shape = x.shape[norm_axis % x.dim() :]
+    if gamma.shape != x.shape[params_axis % x.dim() :]:
+        raise unsupported(
+            ge_type, "begin_params_axis", f"the axis where gamma {tuple(gamma.shape)} begins", params_axis
+        )
+    if gamma.shape == shape:
+        return torch.native_layer_norm(x, shape, _like(gamma, x), _like(beta, x), epsilon)
+    y, mean, rstd = torch.native_layer_norm(x.float(), shape, None, None, epsilon)
+    return (y * gamma + beta).to(x.dtype), mean, rstd
+
+
+@kernel("LayerNormV3")
+def layer_norm_v3(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    begin_norm_axis: int = 0,
+    begin_params_axis: int = 0,
+    epsilon: float = 1e-5,
+) -> Triple:
+    return _layer_norm("LayerNormV3", x, gamma, beta, begin_norm_axis, begin_params_axis, epsilon)
+
+
+@kernel("LayerNorm")
+def layer_norm(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    begin_norm_axis: int = 0,
+    begin_params_axis: int = 0,
+    epsilon: float = 1e-7,
+) -> Triple:
+    """As LayerNormV3, with the variance as third result."""
+    y, mean, rstd = _layer_norm("LayerNorm", x, gamma, beta, begin_norm_axis, begin_params_axis, epsilon)
+    dims = list(range(begin_norm_axis % x.dim(), x.dim()))
+    return y, mean, x.float().var(dims, correction=0, keepdim=True).to(rstd.dtype)
+
+
+def _group_norm(x: Tensor, gamma: Tensor, beta: Tensor, num_groups: int, eps: float) -> Triple:
+    n, c = x.shape[0], x.shape[1]
+    area = x[0, 0].numel() if n and c else 0
+    return torch.native_group_norm(x, _like(gamma, x), _like(beta, x), n, c, area, num_groups, eps)
+
+
+@kernel("GroupNormV2", ignored=("data_format",), specialise=require("GroupNormV2", is_training=(True,)))
+def group_norm_v2(
+    x: Tensor, gamma: Tensor, beta: Tensor, *, num_groups: int, eps: float = 1e-5, is_training: bool = True
+) -> Triple:
+    """Channels are axis 1: TorchAir leaves data_format at NHWC and sets the layout aside."""
+    return _group_norm(x, gamma, beta, num_groups, eps)
+
+
+@kernel("GroupNorm", ignored=("data_format",), specialise=require("GroupNorm", is_training=(True,)))
+def group_norm(
+    x: Tensor, gamma: Tensor, beta: Tensor, *, num_groups: int, eps: float = 1e-4, is_training: bool = True
+) -> Triple:
+    """As GroupNormV2, with the variance as third result."""
+    y, mean, rstd = _group_norm(x, gamma, beta, num_groups, eps)
+    variance = x.reshape(x.shape[0], num_groups, -1).float().var(-1, correction=0)
+    return y, mean, variance.to(rstd.dtype)
+
+
+@kernel("BNInfer")
+def bn_infer(x: Tensor, scale: Tensor, offset: Tensor, mean: Tensor, variance: Tensor, *, epsilon: float) -> Tensor:
+    return torch.native_batch_norm(
+        x, _like(scale, x), _like(offset, x), _like(mean, x), _like(variance, x), False, 0.0, epsilon
+    )[0]
+
+
+@kernel("BatchNormV3", mutates=("running_mean", "running_var"))
+def batch_norm_v3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.1,
+    is_training: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Training updates the running statistics in place; inference leaves them and has no batch statistics."""
+    y, mean, rstd = torch.native_batch_norm(
+        x, _like(weight, x), _like(bias, x), running_mean, running_var, is_training, momentum, epsilon
+    )
+    return y, running_mean, running_var, mean, rstd
+
+
+def rms_norm_of(x: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(normalised x, rstd) over the axes of gamma."""
+    dims = tuple(range(-gamma.dim(), 0))
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
+    rstd = norm.square_().div_(gamma.numel()).add_(epsilon).rsqrt_()
+    return (x * rstd).mul_(gamma).to(x.dtype), rstd
+
+
+@kernel("RmsNorm")
+def rms_norm(x: Tensor, gamma: Tensor, *, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    return rms_norm_of(x, gamma, epsilon)
+
+
+@kernel("AddRmsNorm", same_dtype=("x1", "x2"))
+def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, *, epsilon: float = 1e-6) -> Triple:
+    x = x1 + x2
+    y, rstd = rms_norm_of(x, gamma, epsilon)
+    return y, rstd, x

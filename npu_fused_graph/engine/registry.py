@@ -1,0 +1,235 @@
+"""Kernels of GE op types.
+
+A kernel is a plain function whose signature is the op's IR::
+
+    @kernel("ConcatV2", ignored=("N",))
+    def concat_v2(x: list[Tensor], concat_dim: Int) -> Tensor: ...
+
+* positional parameters are the inputs, by their IR names and in IR order. ``Tensor | None`` = optional input,
+  ``list[Tensor]`` = dynamic input. ``Int`` / ``Ints`` = an integer tensor handed over as int / list[int]
+  (decoded once when it is a Const);
+* keyword-only parameters are the attributes by IR name with the IR's default (no default = required).
+  Annotated ``torch.dtype``: the GE number arrives as a torch dtype. A parameter ``node`` receives the ir Node;
+* the result is one tensor, or a tuple in IR output order (a dynamic output is a list in it), or None.
+
+A kernel may return views of its inputs and never writes into an input that is not in ``mutates``. Names that
+are Python keywords take a trailing underscore. An attribute that changes nothing on a CPU is listed in
+``ignored``; one that is neither a parameter nor ignored makes the graph fail to load.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import keyword
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, NewType, TypeVar, get_type_hints
+
+import torch
+
+from npu_fused_graph.errors import UnsupportedOpError
+
+Int = NewType("Int", int)
+Ints = NewType("Ints", list)  # type: ignore[type-arg]
+
+KernelFn = Callable[..., Any]
+F = TypeVar("F", bound=KernelFn)
+InputKind = Literal["required", "optional", "dynamic"]
+
+FAMILIES = (
+    "math",
+    "compare",
+    "activation",
+    "reduce",
+    "shape",
+    "create",
+    "slicing",
+    "index",
+    "scatter",
+    "matmul",
+    "grouped",
+    "nn",
+    "conv",
+    "norm",
+    "attention",
+    "moe",
+    "quant",
+    "grad",
+    "random",
+    "collective",
+    "fused",
+)
+"""Modules of ``engine.kernels``, imported on the first look-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputParam:
+    name: str
+    kind: InputKind
+    host: Literal["int", "ints"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttrParam:
+    name: str
+    param: str
+    default: Any
+    required: bool
+    is_dtype: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A registered kernel and what its signature says.
+
+    same_dtype: inputs that GE requires to share one dtype. mutates: inputs written in place (the output of the
+    same name is that buffer). pure: same inputs, same outputs, no effect; such nodes are folded when constant.
+    specialise: called at load with the constant inputs and attributes; may return a faster function of the
+    remaining inputs' positions (same positional arguments) or None.
+    """
+
+    ge_type: str
+    fn: KernelFn
+    inputs: tuple[InputParam, ...]
+    attrs: tuple[AttrParam, ...]
+    wants_node: bool
+    ignored: frozenset[str]
+    same_dtype: tuple[str, ...]
+    mutates: tuple[str, ...]
+    pure: bool
+    specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None
+
+
+_KERNELS: dict[str, Kernel] = {}
+_loaded = False
+
+
+def kernel(
+    *ge_types: str,
+    ignored: Iterable[str] = (),
+    same_dtype: Iterable[str] = (),
+    mutates: Iterable[str] = (),
+    pure: bool = True,
+    specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None = None,
+) -> Callable[[F], F]:
+    """Register the decorated function for ``ge_types``. See the module's text and :class:`Kernel`."""
+
+    def register(fn: F) -> F:
+        for ge_type in ge_types:
+            if ge_type in _KERNELS:
+                raise UnsupportedOpError(
+                    f"[engine] {ge_type}: expected one kernel per type, got a second one, {fn.__name__}."
+                )
+            _KERNELS[ge_type] = _describe(
+                ge_type, fn, frozenset(ignored), tuple(same_dtype), tuple(mutates), pure, specialise
+            )
+        return fn
+
+    return register
+
+
+def register_kernel(
+    ge_type: str, fn: KernelFn, *, mutates: Iterable[str] = (), pure: bool = False, replace: bool = False
+) -> None:
+    """Give the engine a kernel for a GE op type of your own.
+
+    ge_type: as in ``torchair.ge.custom_op``. fn: its signature is the op's IR (module text of
+    ``npu_fused_graph.engine.registry``). mutates: inputs it writes in place. pure: allow constant folding.
+    replace: needed to take the place of an existing kernel. Raises UnsupportedOpError otherwise.
+    """
+    _load_families()
+    if ge_type in _KERNELS and not replace:
+        raise UnsupportedOpError(
+            f"[engine] {ge_type}: expected a type without a kernel, got one that has one. Pass replace=True."
+        )
+    _KERNELS[ge_type] = _describe(ge_type, fn, frozenset(), (), tuple(mutates), pure, None)
+
+
+def find(ge_type: str) -> Kernel:
+    """The kernel of ``ge_type``; raises UnsupportedOpError naming the nearest known types."""
+    _load_families()
+    try:
+        return _KERNELS[ge_type]
+    except KeyError:
+        near = difflib.get_close_matches(ge_type, _KERNELS, n=3, cutoff=0.5)
+        hint = f"Nearest with a kernel: {', '.join(near)}. " if near else ""
+        raise UnsupportedOpError(
+            f"[engine] {ge_type}: expected a GE op type with a CPU kernel, got one without. {hint}"
+            "Give it one with npu_fused_graph.register_kernel."
+        ) from None
+
+
+def registered_types() -> dict[str, Kernel]:
+    """All kernels by GE type."""
+    _load_families()
+    return dict(_KERNELS)
+
+
+def _load_families() -> None:
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    for family in FAMILIES:
+        import_module(f"npu_fused_graph.engine.kernels.{family}")
+
+
+def _ir_name(param: str) -> str:
+    return param[:-1] if param.endswith("_") and keyword.iskeyword(param[:-1]) else param
+
+
+def _describe(
+    ge_type: str,
+    fn: KernelFn,
+    ignored: frozenset[str],
+    same_dtype: tuple[str, ...],
+    mutates: tuple[str, ...],
+    pure: bool,
+    specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None,
+) -> Kernel:
+    hints = get_type_hints(fn)
+    inputs: list[InputParam] = []
+    attrs: list[AttrParam] = []
+    wants_node = False
+    for param in inspect.signature(fn).parameters.values():
+        hint = hints.get(param.name)
+        if param.kind is param.KEYWORD_ONLY:
+            if param.name == "node":
+                wants_node = True
+                continue
+            required = param.default is param.empty
+            attrs.append(
+                AttrParam(
+                    _ir_name(param.name),
+                    param.name,
+                    None if required else param.default,
+                    required,
+                    _mentions(hint, torch.dtype),
+                )
+            )
+        elif param.kind is param.POSITIONAL_OR_KEYWORD:
+            host: Literal["int", "ints"] | None = None
+            if _mentions(hint, Ints):
+                host = "ints"
+            elif _mentions(hint, Int):
+                host = "int"
+            kind: InputKind = "required"
+            if getattr(hint, "__origin__", None) is list:
+                kind = "dynamic"
+            elif param.default is not param.empty or type(None) in getattr(hint, "__args__", ()):
+                kind = "optional"
+            inputs.append(InputParam(_ir_name(param.name), kind, host))
+        else:
+            raise UnsupportedOpError(
+                f"[engine] {ge_type}: expected a kernel with named parameters, got *{param.name} in {fn.__name__}. "
+                "Inputs are positional parameters, attributes keyword-only ones."
+            )
+    return Kernel(
+        ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, specialise
+    )
+
+
+def _mentions(hint: Any, wanted: Any) -> bool:
+    return hint is wanted or wanted in getattr(hint, "__args__", ())

@@ -1,0 +1,1 @@
+"""Samples of GE ops by kernel family; ``ALL_CASES`` collects them."""

@@ -1,0 +1,142 @@
+"""Runs one GE op as a graph of Data -> op -> NetOutput on the engine, and compares with an independent oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.engine import compile_graph
+from npu_fused_graph.ir.graph import DTypeValue, Graph, Node, NodeInput, Source, TensorDesc, TensorValue
+from npu_fused_graph.testing import assert_close
+
+FLOATS = ("float32", "float16", "bfloat16")
+INTS = ("int32", "int64", "int8")
+ANY = (*FLOATS, "int32", "int64")
+
+
+class Make:
+    """Makes inputs of the dtype under test. ``make(2, 3)``: small values of any sign, no ties, no zeros."""
+
+    def __init__(self, dtype: str, seed: int = 0) -> None:
+        self.dtype = getattr(torch, dtype)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int, low: float = -3.0, high: float = 3.0) -> Tensor:
+        """Uniform in [low, high); whole numbers (never 0) for integer dtypes; coin flips for bool."""
+        x = torch.rand(shape, generator=self.generator, dtype=torch.float64) * (high - low) + low
+        if self.dtype is torch.bool:
+            return x > (low + high) / 2
+        if not self.dtype.is_floating_point:
+            x = x.round()
+            x = torch.where(x == 0, torch.ones_like(x), x)
+        return x.to(self.dtype)
+
+    def ints(self, *shape: int, low: int, high: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        """Whole numbers in [low, high)."""
+        return torch.randint(low, high, shape, generator=self.generator).to(dtype)
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One sample of one GE type.
+
+    inputs(make) -> dict of IR input name to tensor, list of tensors (dynamic input) or None (unfed optional).
+    expected(**inputs) computes the results with plain torch, from inputs widened to float64 where they are
+    floating point; it never calls engine code. A dict ``attrs`` holds the node's attributes as the graph would:
+    dtypes as DTypeValue or as GE numbers. outputs: output descriptor names; default: the IR's plain outputs.
+    const: inputs that are Const instead of Data (each case also runs with everything as Data if possible).
+    exact: compare bit for bit. widen=False: expected gets the inputs as they are.
+    """
+
+    ge_type: str
+    inputs: Callable[[Make], dict[str, Any]]
+    expected: Callable[..., Any]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ("y",)
+    dtypes: tuple[str, ...] = FLOATS
+    const: tuple[str, ...] = ()
+    exact: bool = False
+    widen: bool = True
+    name: str = ""
+
+    def id(self) -> str:
+        return f"{self.ge_type}-{self.name}" if self.name else self.ge_type
+
+
+def build_graph(case: OpCase, inputs: dict[str, Any]) -> tuple[Graph, list[Tensor]]:
+    """The graph of one case and the tensors of its Data nodes."""
+    graph = Graph("case")
+    data: list[Tensor] = []
+    node = Node("op", case.ge_type, attrs=dict(case.attrs))
+
+    def feed(name: str, value: Tensor | None) -> None:
+        desc = TensorDesc(name)
+        if value is None:
+            node.inputs.append(NodeInput(desc, None))
+            return
+        dtype = str(value.dtype).removeprefix("torch.")
+        source = f"in_{name}"
+        if name.rstrip("0123456789") in case.const or name in case.const:
+            raw = value.contiguous().view(torch.uint8) if value.numel() and value.dim() else value.reshape(-1).view(torch.uint8)
+            payload = TensorValue(dtype, tuple(value.shape), bytes(raw.flatten().tolist()))
+            graph.nodes[source] = Node(source, "Const", outputs=[TensorDesc("y")], attrs={"value": payload})
+        else:
+            out = TensorDesc("y", dtype, tuple(value.shape), True)
+            graph.nodes[source] = Node(source, "Data", outputs=[out], attrs={"index": len(data)})
+            data.append(value)
+        node.inputs.append(NodeInput(desc, Source(source, 0)))
+
+    for name, value in inputs.items():
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                feed(f"{name}{i}", item)
+        else:
+            feed(name, value)
+    node.outputs = [TensorDesc(name) for name in case.outputs]
+    graph.nodes["op"] = node
+    sink = Node("NetOutput", "NetOutput")
+    sink.inputs = [NodeInput(TensorDesc(f"input{i}"), Source("op", i)) for i in range(len(node.outputs))]
+    graph.nodes["NetOutput"] = sink
+    return graph, data
+
+
+def run_case(case: OpCase, dtype: str) -> None:
+    """Run twice (interpreted, then compiled) and compare every output with the oracle."""
+    inputs = case.inputs(Make(dtype))
+    widened = {k: _widen(v) for k, v in inputs.items()} if case.widen else {k: _copy(v) for k, v in inputs.items()}
+    expected = case.expected(**widened)
+    expected = [expected] if isinstance(expected, Tensor) else list(expected)
+    graph, data = build_graph(case, inputs)
+    executable = compile_graph(graph)
+    for _ in range(2):
+        results = executable.run([x.clone() for x in data])
+        assert len(results) == len(expected)
+        for result, wanted in zip(results, expected, strict=True):
+            assert result.shape == wanted.shape, (result.shape, wanted.shape)
+            if case.exact or not result.dtype.is_floating_point:
+                assert torch.equal(result.to(wanted.dtype), wanted), (result, wanted)
+            else:
+                assert_close(result, wanted)
+
+
+def _widen(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_widen(v) for v in value]
+    if isinstance(value, Tensor) and value.dtype.is_floating_point:
+        return value.double()
+    return _copy(value)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_copy(v) for v in value]
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def dtype_value(name: str) -> DTypeValue:
+    """A dtype attribute."""
+    return DTypeValue(name)
