@@ -1,0 +1,149 @@
+"""``npu-fused-graph host install``: fetch the torch_npu wheel once and unpack what host mode needs from it.
+
+torch_npu itself is never installed: without CANN an installed torch_npu breaks ``import torch`` for everybody in
+that environment. Unpacked are the TorchAir package, the operator schema lists, the Meta file and the licence.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import hashlib
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from npu_fused_graph.errors import HostError
+from npu_fused_graph.host.paths import TORCH_NPU_VERSION, holds_torchair, unpacked_dir
+
+WHEEL_SHA256 = {"2.13.0": "0deb809cf447d3fce636ccfdc9c9f874950f1fe76f18f4aaab31e2d345f7dac0"}
+"""Digest of the one wheel that is fetched (CPython 3.11, x86_64; its Python sources are the same in all of them)."""
+
+_PIP_TARGET = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311")
+_EXTRA_FILES = {
+    "torch_npu/csrc/aten/npu_native_functions.yaml": "npu_native_functions.yaml",
+    "torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml": "npu_native_functions_by_codegen.yaml",
+    "torch_npu/op_plugin/meta/_meta_registrations.py": "_meta_registrations.py",
+}
+_TORCHAIR = "torch_npu/dynamo/torchair/"
+
+
+def install(wheel: Path | None = None, *, force: bool = False, log: Callable[[str], None] = print) -> Path:
+    """Unpack TorchAir into the cache and return the folder; does nothing when it is there.
+
+    wheel: a torch_npu wheel on disk; without it ``pip download`` fetches the one that is pinned. force: unpack
+    again. Raises HostError when the download, a digest or the unpacking fails; the cache is then left as it was.
+    """
+    target = unpacked_dir()
+    if force or not holds_torchair(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".install-") as scratch:
+                _install(wheel, Path(scratch), target, log)
+        except OSError as error:
+            raise HostError(
+                f"[host] cache: expected to write {target}, got: {error}. Set NFG_CACHE to a folder of yours."
+            ) from None
+    log(f"TorchAir of torch_npu {TORCH_NPU_VERSION} is in {target}")
+    return target
+
+
+def _install(wheel: Path | None, scratch: Path, target: Path, log: Callable[[str], None]) -> None:
+    if wheel is None:
+        log(f"fetching torch_npu {TORCH_NPU_VERSION} (44 MB, once) ...")
+        wheel = _download(scratch)
+        _check_digest(wheel)
+    elif not wheel.is_file():
+        raise HostError(f"[host] wheel: expected a file, got {wheel}. Give the path of a torch_npu wheel.")
+    log("unpacking TorchAir ...")
+    fresh = scratch / "fresh"
+    _unpack(wheel, fresh)
+    _replace(fresh, target, scratch / "replaced")
+
+
+def _replace(fresh: Path, target: Path, replaced: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # nothing was there, or another process has just moved it away
+        target.rename(replaced)
+    try:
+        fresh.rename(target)
+    except BaseException as error:
+        if isinstance(error, OSError) and holds_torchair(target):
+            return  # another process finished first
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+
+
+def _download(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", *_PIP_TARGET]
+    command += ["--dest", str(folder), f"torch-npu=={TORCH_NPU_VERSION}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("torch_npu-*.whl"))
+    if result.returncode or not wheels:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise HostError(
+            f"[host] torch_npu wheel: expected pip to download it, got: {last}. "
+            "Check the network, or give a wheel: npu-fused-graph host install --wheel FILE"
+        )
+    return wheels[0]
+
+
+def _check_digest(wheel: Path) -> None:
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256[TORCH_NPU_VERSION]:
+        raise HostError(
+            f"[host] {wheel.name}: expected sha256 {WHEEL_SHA256[TORCH_NPU_VERSION]}, got {digest}. "
+            "The download is damaged or was replaced: try again, or look at the package index you use."
+        )
+
+
+def _unpack(wheel: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            record = _record(archive)
+            for name in archive.namelist():
+                where = _destination(name)
+                if where is None:
+                    continue
+                data = archive.read(name)
+                expected = record.get(name)
+                if expected and expected != _record_digest(data):
+                    raise HostError(f"[host] {wheel.name}: {name} does not match the wheel's RECORD. Fetch it again.")
+                path = target / where
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise HostError(f"[host] {wheel.name}: expected a torch_npu wheel, got a file that is none: {error}.") from None
+    if not (target / "torchair" / "npu_fx_compiler.py").is_file():
+        raise HostError(f"[host] {wheel.name}: expected {_TORCHAIR} in it, got none. Is it a torch_npu wheel?")
+
+
+def _destination(name: str) -> PurePosixPath | None:
+    path = PurePosixPath(name)
+    if ".." in path.parts or path.is_absolute() or name.endswith("/"):
+        return None
+    if name.startswith(_TORCHAIR) and path.suffix != ".so":
+        return PurePosixPath("torchair") / path.relative_to(_TORCHAIR)
+    if name in _EXTRA_FILES:
+        return PurePosixPath(_EXTRA_FILES[name])
+    if ".dist-info/licenses/" in name:
+        return PurePosixPath("LICENSE-torch_npu") / path.name
+    return None
+
+
+def _record(archive: zipfile.ZipFile) -> dict[str, str]:
+    name = next((n for n in archive.namelist() if n.endswith(".dist-info/RECORD")), None)
+    if name is None:
+        return {}
+    rows = csv.reader(io.StringIO(archive.read(name).decode()))
+    return {row[0]: row[1].removeprefix("sha256=") for row in rows if len(row) > 1 and row[1].startswith("sha256=")}
+
+
+def _record_digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

@@ -1,0 +1,133 @@
+"""Loads TorchAir: the installed one on a device, the unpacked one with stand-ins on a host."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import signal
+import sys
+import threading
+import types
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from npu_fused_graph.errors import HostError
+from npu_fused_graph.host.paths import find_torchair, is_cann_present
+
+Mode = Literal["device", "host"]
+
+_loaded: tuple[Mode, types.ModuleType] | None = None
+_lock = threading.RLock()
+
+
+def mode() -> Mode:
+    """``device`` where CANN and torch_npu import, else ``host``; decided once per process."""
+    load_torchair()
+    assert _loaded is not None
+    return _loaded[0]
+
+
+def load_torchair() -> types.ModuleType:
+    """The TorchAir package. Afterwards ``import torchair`` works anywhere in the process.
+
+    Raises HostError when there is none; its text names the command that installs it.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            device = _load_installed()
+            _loaded = ("device", device) if device is not None else ("host", _load_host())
+        return _loaded[1]
+
+
+def _load_installed() -> types.ModuleType | None:
+    if not is_cann_present():
+        return None
+    try:
+        importlib.import_module("torch_npu")
+        return importlib.import_module("torchair")
+    except (ImportError, OSError, RuntimeError) as error:
+        warnings.warn(f"[host] CANN's environment is set but torch_npu does not import ({error}): host mode.", stacklevel=3)
+        return None
+
+
+def _load_host() -> types.ModuleType:
+    from npu_fused_graph.host import native
+    from npu_fused_graph.ops import specs
+
+    if "torchair" in sys.modules:
+        raise HostError(
+            "[host] torchair: expected to be the first to import it, got one imported already. "
+            "Call npu_fused_graph.load_torchair() before `import torchair`."
+        )
+    folder, rule = find_torchair()
+    if rule == "installed torch_npu":
+        _hide_torch_npu()
+    own = {spec.ge_type: spec.ir_def() for spec in specs()}
+    modules = native.build_modules(native.IrRegistry(folder / "torchair", own))
+    sys.modules.update(modules)
+    sys.meta_path.append(_TorchairFinder(folder))
+    handlers = _signal_handlers()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # third-party deprecations at import, not about the user's code
+            torchair = importlib.import_module("torchair")
+            # Converters of torch.ops.npu.* that do not exist here are skipped with a warning each, once, at the
+            # first look-up. Doing it now keeps 123 of them away from the user without a filter that stays.
+            importlib.import_module("torchair._ge_concrete_graph.ge_converter.custom")
+    except BaseException:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "torchair"]:
+            del sys.modules[name]
+        sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _TorchairFinder)]
+        raise
+    finally:
+        # TorchAir installs handlers that swallow Ctrl-C (it re-sends the signal after ignoring it)
+        _restore_handlers(handlers)
+    core = importlib.import_module("torchair.core")
+    for name, module in modules.items():
+        setattr(core, name.rpartition(".")[2], module)
+    return torchair
+
+
+class _TorchairFinder:
+    """Finds the top-level package ``torchair`` in one folder, and nothing else there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = [str(folder)]
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "torchair" or path is not None:
+            return None
+        return importlib.machinery.PathFinder.find_spec(name, self._path)
+
+
+def _hide_torch_npu() -> None:
+    """Make find_spec("torch_npu") say "not installed": without CANN the package cannot be imported."""
+
+    class WithoutTorchNpu(importlib.machinery.PathFinder):
+        @classmethod
+        def find_spec(
+            cls, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+        ) -> importlib.machinery.ModuleSpec | None:
+            if fullname.partition(".")[0] == "torch_npu":
+                return None
+            return super().find_spec(fullname, path, target)
+
+    sys.meta_path[:] = [WithoutTorchNpu if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+
+
+def _signal_handlers() -> dict[int, Any]:
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _restore_handlers(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        if handler is not None:
+            signal.signal(number, handler)

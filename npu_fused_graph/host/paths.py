@@ -1,0 +1,74 @@
+"""Where the unpacked TorchAir is looked for: ``NFG_TORCHAIR``, our cache, an installed torch_npu wheel."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+from npu_fused_graph.errors import HostError
+
+TORCH_NPU_VERSION = "2.13.0"
+"""The torch_npu release whose TorchAir is fetched and that everything here is tested with."""
+
+
+def cache_dir() -> Path:
+    """Per-user cache: ``NFG_CACHE``, else ``$XDG_CACHE_HOME/npu_fused_graph``, else ``~/.cache/npu_fused_graph``."""
+    explicit = os.environ.get("NFG_CACHE")
+    if explicit:
+        return Path(explicit).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "npu_fused_graph"
+
+
+def unpacked_dir() -> Path:
+    """The folder ``npu-fused-graph host install`` fills."""
+    return cache_dir() / f"torch_npu-{TORCH_NPU_VERSION}"
+
+
+def find_torchair() -> tuple[Path, str]:
+    """The folder that holds the package ``torchair``, and which rule found it.
+
+    Raises HostError with the one command that cures its absence.
+    """
+    explicit = os.environ.get("NFG_TORCHAIR")
+    if explicit:
+        folder = Path(explicit).expanduser()
+        for candidate in (folder, folder / "torch_npu" / "dynamo", folder.parent):
+            if holds_torchair(candidate):
+                return candidate, "NFG_TORCHAIR"
+        raise HostError(
+            f"[host] NFG_TORCHAIR: expected a folder that holds torchair/, got {explicit}. "
+            "Point it at an unpacked torch_npu wheel, or unset it."
+        )
+    unpacked = unpacked_dir()
+    if holds_torchair(unpacked):
+        return unpacked, "cache"
+    wheel = _installed_wheel()
+    if wheel is not None and holds_torchair(wheel):
+        return wheel, "installed torch_npu"
+    raise HostError(
+        f"[host] TorchAir: expected it in the cache ({unpacked}) or in an installed torch_npu, got neither. "
+        "Run: npu-fused-graph host install"
+    )
+
+
+def holds_torchair(folder: Path) -> bool:
+    """Whether the package ``torchair`` lies in ``folder``."""
+    return (folder / "torchair" / "npu_fx_compiler.py").is_file()
+
+
+def _installed_wheel() -> Path | None:
+    try:
+        distribution = importlib.metadata.distribution("torch_npu")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return Path(str(distribution.locate_file("torch_npu/dynamo")))
+
+
+def is_cann_present() -> bool:
+    """Whether this looks like a machine where ``import torch_npu`` can work."""
+    if "torch_npu" in sys.modules:
+        return hasattr(sys.modules["torch_npu"], "npu")
+    return any(os.environ.get(name) for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"))
