@@ -1,0 +1,33 @@
+"""TorchAir converters of this package, for existing pipelines: ``register_all()``.
+
+Importing registers nothing. TorchAir keeps converters per process and the last registration wins.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+
+if __name__ != "npu_fused_graph.converters":
+    raise ImportError(
+        f"converters: expected to be imported as npu_fused_graph.converters, got {__name__!r}. "
+        "Install the package (pip install -e .) instead of putting its source folder on sys.path."
+    )
+
+_MODULES = ("matmul_all_reduce_add_rms_norm", "aten")
+
+
+@lru_cache(maxsize=1)
+def register_all() -> None:
+    """Register every converter of this package with TorchAir; calling it again does nothing.
+
+    Covered: our operators; the aten ops TorchAir has no working converter for; aten.gelu, whose own converter
+    loses ``approximate``. Loads TorchAir (host or device mode) if nobody did. Raises HostError without a TorchAir.
+    """
+    from npu_fused_graph import ops
+    from npu_fused_graph.host import load_torchair
+
+    ops.register()
+    load_torchair()
+    for name in _MODULES:
+        import_module(f"{__name__}.{name}").register()

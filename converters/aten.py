@@ -1,0 +1,5 @@
+"""Converters of aten ops."""
+
+
+def register() -> None:
+    """to be filled"""

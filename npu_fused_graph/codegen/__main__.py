@@ -1,0 +1,36 @@
+"""``python -m npu_fused_graph.codegen [--check]``: write the generated files, or fail if they are not up to date."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from npu_fused_graph.codegen import generated_files
+from npu_fused_graph.ops import specs
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m npu_fused_graph.codegen", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
+    parser.add_argument("--root", type=Path, default=Path.cwd(), help="the project's root (default: here)")
+    arguments = parser.parse_args(argv)
+    if not (arguments.root / "ge_op_protos").is_dir():
+        print(f"[codegen] --root: expected the project's root, got {arguments.root}. Run it there.", file=sys.stderr)
+        return 2
+    stale = 0
+    for path, text in generated_files(specs()).items():
+        target = arguments.root / path
+        if target.exists() and target.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        if arguments.check:
+            print(f"{path} is not up to date; run: python -m npu_fused_graph.codegen", file=sys.stderr)
+        else:
+            target.write_text(text, encoding="utf-8")
+            print(f"wrote {path}")
+    return 1 if arguments.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""The operators: one module per stem. ``specs()`` is the list; ``register()`` puts them into torch.ops."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+
+from npu_fused_graph.spec import OpSpec
+
+STEMS = ("matmul_all_reduce_add_rms_norm",)
+"""Every operator; adding one here is what makes it exist everywhere."""
+
+
+@lru_cache(maxsize=1)
+def specs() -> tuple[OpSpec, ...]:
+    """The SPEC of every operator."""
+    return tuple(import_module(f"{__name__}.{stem}").SPEC for stem in STEMS)
+
+
+def register() -> None:
+    """Define the operators under ``torch.ops.npu_fused_graph``; calling it again does nothing."""
+    from npu_fused_graph.ops._register import register_all
+
+    register_all()

@@ -1,0 +1,102 @@
+"""The only caller of torch.library: schema, CPU and NPU implementations, fake implementation of every op."""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph import comm
+from npu_fused_graph.ops import STEMS
+from npu_fused_graph.spec import Call, OpSpec, TensorFacts
+
+NAMESPACE = "npu_fused_graph"
+
+
+@lru_cache(maxsize=1)
+def register_all() -> tuple[torch.library.Library, ...]:
+    """Define and implement every op once; the libraries live as long as the process."""
+    library = torch.library.Library(NAMESPACE, "DEF")
+    for stem in STEMS:
+        _register(library, import_module(f"npu_fused_graph.ops.{stem}"))
+    return (library,)
+
+
+def _register(library: torch.library.Library, module: ModuleType) -> None:
+    spec: OpSpec = module.SPEC
+    library.define(spec.torch_schema(), tags=(torch.Tag.needs_fixed_stride_order,))
+    signature = _signature(spec)
+
+    def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        spec.check(facts_of(spec, bound.arguments))
+        return bound.arguments
+
+    def cpu(*args: Any, **kwargs: Any) -> Any:
+        arguments = call_of(args, kwargs)
+        group = comm.communicator(arguments["hcom"])
+        return module.reference(**_accepted(module.reference, arguments), gather=group.all_gather)
+
+    def npu(*args: Any, **kwargs: Any) -> Any:
+        arguments = call_of(args, kwargs)
+        group = comm.resolve(arguments["hcom"])
+
+        def all_reduce(x: Tensor) -> Tensor:
+            torch.distributed.all_reduce(x, group=group)
+            return x
+
+        return module.decompose(**_accepted(module.decompose, arguments), all_reduce=all_reduce)
+
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        arguments = call_of(args, kwargs)
+        outputs = tuple(torch.empty_like(arguments[o.like], memory_format=torch.contiguous_format) for o in spec.outputs)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    library.impl(spec.torch_name, cpu, "CPU")
+    library.impl(spec.torch_name, npu, "PrivateUse1")
+    torch.library.register_fake(f"{NAMESPACE}::{spec.torch_name}", fake, lib=library)
+
+
+def facts_of(spec: OpSpec, arguments: dict[str, Any]) -> Call:
+    """The facts checks work on, from torch arguments by Python name."""
+    names = {t.python_name for t in spec.inputs}
+    tensors = {name: None if arguments.get(name) is None else tensor_facts(arguments[name]) for name in names}
+    return Call(tensors, {k: v for k, v in arguments.items() if k not in names})
+
+
+def tensor_facts(x: Tensor) -> TensorFacts:
+    """Facts of one tensor, real or fake."""
+    transposed = x.dim() >= 2 and x.transpose(-1, -2).is_contiguous()
+    return TensorFacts(
+        tuple(x.shape), str(x.dtype).removeprefix("torch."), x.is_contiguous(), transposed, x.device.type
+    )
+
+
+def _signature(spec: OpSpec) -> inspect.Signature:
+    tensors = {t.python_name: t for t in spec.inputs}
+    attrs = {a.python_name: a for a in spec.attrs}
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = []
+    for name in spec.signature:
+        if name == "*":
+            kind = inspect.Parameter.KEYWORD_ONLY
+            continue
+        default: Any = inspect.Parameter.empty
+        if name in tensors and tensors[name].kind == "optional":
+            default = None
+        elif name in attrs and attrs[name].default is not None:
+            default = attrs[name].default
+        parameters.append(inspect.Parameter(name, kind, default=default))
+    return inspect.Signature(parameters)
+
+
+def _accepted(fn: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments ``fn`` takes; the others were checked to have no effect in the scenario served."""
+    wanted = inspect.signature(fn).parameters
+    return {name: value for name, value in arguments.items() if name in wanted}
