@@ -1,0 +1,217 @@
+"""torch.compile backends: TorchAir's, with our fusion passes in it and TorchAir's known defects guarded."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError, argument_error
+from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
+from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics
+
+log = logging.getLogger("npu_fused_graph")
+
+Compile = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
+
+
+def get_npu_backend(
+    *,
+    compiler_config: Any = None,
+    custom_decompositions: Mapping[Any, Callable[..., Any]] | None = None,
+    numerics: Numerics = "same_rounding",
+    min_rows: int | None = None,
+    passes: Sequence[Pass] = DEFAULT_PASSES,
+    on_sites: Callable[[list[FusionSite]], None] | None = None,
+) -> Callable[..., Any]:
+    """A backend for ``torch.compile(model, backend=..., dynamic=False)`` that fuses.
+
+    compiler_config: a ``torchair.CompilerConfig``; it is not modified. custom_decompositions: as in TorchAir.
+    numerics: largest change of rounding a fusion may bring: "same_rounding", "one_ulp" or "any". min_rows: fuse only
+    sites with at least that many rows (None: any number). passes: () = TorchAir with our converters and guards, without
+    fusion. on_sites: called with the verdict
+    records of every graph. Raises UnsupportedModeError for TorchAir modes other than "max-autotune" in host mode.
+    """
+    from npu_fused_graph import converters
+    from npu_fused_graph.host import load_torchair
+
+    torchair = load_torchair()
+    converters.register_all()
+    config = _private_copy(torchair.CompilerConfig() if compiler_config is None else compiler_config)
+    _check_mode(config)
+    enable_fusion(config, numerics=numerics, min_rows=min_rows, passes=passes, on_sites=on_sites)
+    with warnings.catch_warnings():
+        # TorchAir puts warnings.filterwarnings("once", UserWarning) in front of the user's filters (defect T6)
+        stock = torchair.get_npu_backend(
+            compiler_config=config, custom_decompositions=dict(custom_decompositions or {})
+        )
+    return _Backend(stock, config, dict(custom_decompositions or {}))
+
+
+def enable_fusion(
+    config: Any,
+    *,
+    numerics: Numerics = "same_rounding",
+    min_rows: int | None = None,
+    passes: Sequence[Pass] = DEFAULT_PASSES,
+    on_sites: Callable[[list[FusionSite]], None] | None = None,
+) -> Any:
+    """Add our passes to a ``torchair.CompilerConfig`` you already use; returns it.
+
+    The pass runs after your own ``post_grad_custom_pre_pass`` and before TorchAir's pattern passes. Our converters
+    are registered, and ``experimental_config.enable_view_optimize`` is switched off (it miscompiles, see
+    docs/torchair_defects.md). Options are those of get_npu_backend. Calling it twice on one config changes only the
+    options.
+    """
+    from npu_fused_graph import converters
+
+    converters.register_all()
+    if numerics not in NUMERICS:
+        raise argument_error("backend", "numerics", f"one of {NUMERICS}", repr(numerics), "See FusionSite.numerics.")
+    options = FusionOptions(numerics=numerics, min_rows=min_rows, passes=passes)
+    current = config.post_grad_custom_pre_pass.value
+    user_pass = current.user_pass if isinstance(current, FusionHook) else current
+    config.post_grad_custom_pre_pass = FusionHook(options, user_pass, on_sites)
+    config.experimental_config.enable_view_optimize = False
+    return config
+
+
+class FusionHook:
+    """The ``post_grad_custom_pre_pass`` that fuses, after the pass the user had installed."""
+
+    def __init__(
+        self,
+        options: FusionOptions,
+        user_pass: Callable[..., Any] | None,
+        on_sites: Callable[[list[FusionSite]], None] | None,
+    ) -> None:
+        self.options = options
+        self.user_pass = user_pass
+        self.on_sites = on_sites
+        self.__name__ = "npu_fused_graph"
+
+    def __call__(self, gm: GraphModule, example_inputs: Any = None, config: Any = None) -> None:
+        if self.user_pass is not None:
+            self.user_pass(gm, example_inputs, config)
+        sites = fuse_all(gm, self.options)
+        for site in sites:
+            log.info("%s", site)
+        if self.on_sites is not None:
+            self.on_sites(sites)
+
+
+class _Backend:
+    """Calls TorchAir's backend; graphs with DTensor inputs take a path around defects T2 and T3."""
+
+    def __init__(self, stock: Callable[..., Any], config: Any, decompositions: dict[Any, Any]) -> None:
+        self._stock = stock
+        self._config = config
+        self._decompositions = decompositions
+
+    def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        with warnings.catch_warnings():
+            # TorchAir asks c10d for a group's default device in a deprecated way; nothing the user could change
+            warnings.filterwarnings("ignore", module=r"torchair\.")
+            if any(_is_dtensor(x) for x in (*example_inputs, *gm.parameters(), *gm.buffers())):
+                return self._compile_dtensor(gm, example_inputs)
+            compiled: Callable[..., Any] = self._stock(gm, example_inputs, **kwargs)
+            return compiled
+
+    def _compile_dtensor(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        import torchair
+        from torchair.npu_fx_compiler import _get_merged_decompositions
+
+        compile_graph = tensors_only(torchair.get_compiler(self._config))
+        return compile_with_aot(
+            gm, example_inputs, compile_graph, _get_merged_decompositions(self._config, self._decompositions)
+        )
+
+
+def compile_with_aot(
+    gm: GraphModule, example_inputs: Sequence[Any], compile_graph: Compile, decompositions: Mapping[Any, Any]
+) -> Callable[..., Any]:
+    """AOTAutograd as TorchAir runs it, with ``compile_graph`` in TorchAir's place."""
+    from torch._functorch.aot_autograd import aot_module_simplified
+    from torch._functorch.partitioners import default_partition
+
+    compiled: Callable[..., Any] = aot_module_simplified(
+        gm,
+        list(example_inputs),
+        fw_compiler=compile_graph,
+        bw_compiler=compile_graph,
+        inference_compiler=compile_graph,
+        partition_fn=default_partition,
+        keep_inference_input_mutations=True,
+        decompositions=dict(decompositions),
+    )
+    return compiled
+
+
+def tensors_only(compile_graph: Compile) -> Compile:
+    """Compile without the placeholders that hold DeviceMesh objects: TorchAir counts Data nodes wrongly past them.
+
+    AOTAutograd flattens a DTensor into its local tensor and its mesh; the mesh is never used in the graph.
+    """
+
+    @functools.wraps(compile_graph)
+    def compile_tensors(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        keep = [isinstance(x, (torch.Tensor, int, torch.SymInt)) for x in example_inputs]
+        if all(keep):
+            return compile_graph(gm, example_inputs)
+        placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+        for node, wanted in zip(placeholders, keep, strict=True):
+            if not wanted:
+                if node.users:
+                    raise UnsupportedModeError(
+                        f"[backend] input {node.name}: expected a tensor or a size, got an object the graph uses. "
+                        "Keep it out of the compiled region."
+                    )
+                gm.graph.erase_node(node)
+        gm.recompile()
+        compiled = compile_graph(gm, [x for x, wanted in zip(example_inputs, keep, strict=True) if wanted])
+
+        def run(*args: Any) -> Any:
+            return compiled(*(x for x, wanted in zip(args, keep, strict=True) if wanted))
+
+        return run
+
+    return compile_tensors
+
+
+def _is_dtensor(x: Any) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(x, DTensor)
+
+
+def _private_copy(config: Any) -> Any:
+    """A CompilerConfig whose hooks and experimental options can be set without touching the user's."""
+    import torchair
+
+    if not isinstance(config, torchair.CompilerConfig):
+        raise InvalidArgumentError(
+            f"[backend] compiler_config: expected a torchair.CompilerConfig, got {type(config).__name__}. "
+            "Make one with torchair.CompilerConfig()."
+        )
+    private = copy.copy(config)
+    for name in ("experimental_config", "post_grad_custom_pre_pass", "post_grad_custom_post_pass"):
+        vars(private)[name] = copy.copy(getattr(config, name))
+    experimental = vars(private)["experimental_config"]
+    vars(experimental)["enable_view_optimize"] = copy.copy(experimental.enable_view_optimize)
+    return private
+
+
+def _check_mode(config: Any) -> None:
+    from npu_fused_graph.host import mode
+
+    if mode() == "host" and config.mode.value != "max-autotune":
+        raise UnsupportedModeError(
+            f"[backend] mode: expected 'max-autotune' without an NPU, got {config.mode.value!r}: it captures NPU "
+            "streams and has no GE graph. Set config.mode = 'max-autotune'."
+        )

@@ -1,0 +1,113 @@
+"""The console script ``npu-fused-graph``. Rooms are imported on demand: ``--help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from npu_fused_graph import __version__
+from npu_fused_graph.errors import NpuFusedGraphError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 = fine, 1 = it says what is wrong, 2 = wrong usage, 130 = interrupted."""
+    try:
+        try:
+            arguments = _parser().parse_args(argv)
+            code: int = arguments.run(arguments)
+            return code
+        finally:
+            sys.stdout.flush()  # here, where a reader that left is still an exception to catch
+    except NpuFusedGraphError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="npu-fused-graph", description="Fused operators for Ascend NPU graph mode.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = _command(commands, "demo", "compile a tensor-parallel decoder on two CPU ranks and check it", _demo)
+    demo.add_argument("--ranks", type=int, default=2, choices=(1, 2, 4, 8), help="gloo ranks (default 2)")
+    demo.add_argument("--layers", type=int, default=4, help="decoder layers (default 4)")
+    demo.add_argument("--output", type=Path, help="folder for the graph dump (default: a new temporary one)")
+
+    _command(commands, "doctor", "versions, mode, what is missing and how to get it", _doctor)
+
+    ops = _command(commands, "ops", "the operator table", _ops)
+    ops.add_argument("--engine", action="store_true", help="GE op types the CPU engine executes")
+
+    host = commands.add_parser("host", help="set up host mode").add_subparsers(required=True, metavar="command")
+    install = _command(host, "install", "fetch and unpack TorchAir once", _host_install)
+    install.add_argument("--wheel", type=Path, help="a torch_npu wheel on disk, instead of downloading it")
+    install.add_argument("--force", action="store_true", help="unpack again")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _print(arguments: argparse.Namespace, facts: Any, text: str) -> None:
+    print(json.dumps(facts, indent=2) if arguments.json else text)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from npu_fused_graph.demo import format_facts, run_demo
+
+    if not arguments.json:
+        print("two compilations on each rank, about 20 s ...", file=sys.stderr, flush=True)
+    facts = run_demo(ranks=arguments.ranks, layers=arguments.layers, output=arguments.output)
+    _print(arguments, facts, format_facts(facts))
+    return 0 if facts["fused"] == facts["legal"] else 1
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from npu_fused_graph.doctor import diagnose, format_diagnosis
+
+    diagnosis = diagnose()
+    _print(arguments, diagnosis, format_diagnosis(diagnosis))
+    return 0 if diagnosis["ok"] else 1
+
+
+def _ops(arguments: argparse.Namespace) -> int:
+    if arguments.engine:
+        from npu_fused_graph.engine import registered_types
+
+        types = sorted(registered_types())
+        _print(arguments, {"count": len(types), "types": types}, "\n".join([*types, f"{len(types)} GE op types"]))
+        return 0
+    from npu_fused_graph.ops import specs
+
+    rows = [{"stem": s.stem, "ge_type": s.ge_type, "schema": s.torch_schema(), "source": s.source} for s in specs()]
+    _print(arguments, rows, "\n".join(f"{r['ge_type']}\n  {r['schema']}\n  source: {r['source']}" for r in rows))
+    return 0
+
+
+def _host_install(arguments: argparse.Namespace) -> int:
+    from npu_fused_graph.host.install import install
+
+    folder = install(arguments.wheel, force=arguments.force, log=lambda text: print(text, file=sys.stderr))
+    _print(arguments, {"folder": str(folder)}, str(folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

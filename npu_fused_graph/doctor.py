@@ -1,0 +1,83 @@
+"""``npu-fused-graph doctor``: what is installed, in which mode it runs, and the one command that cures a gap."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+from npu_fused_graph import __version__
+from npu_fused_graph.errors import HostError
+from npu_fused_graph.host.paths import TORCH_NPU_VERSION, find_torchair, is_cann_present
+
+INSTALL = "npu-fused-graph host install"
+TESTED = {"python": "3.11", "torch": "2.13", "torch_npu": TORCH_NPU_VERSION}
+
+
+def diagnose() -> dict[str, Any]:
+    """Versions, mode, where TorchAir comes from, problems with their cures. Imports no torch."""
+    problems: list[dict[str, str]] = []
+    torch_version = _version("torch")
+    if torch_version is None:
+        problems.append({"problem": "torch is not installed", "cure": "pip install torch==2.13.0"})
+    elif not torch_version.startswith(TESTED["torch"] + "."):
+        problems.append(
+            {
+                "problem": f"torch {torch_version}: only {TESTED['torch']} is tested; TorchAir and torch must match",
+                "cure": "pip install torch==2.13.0",
+            }
+        )
+    if sys.version_info[:2] != (3, 11):
+        problems.append({"problem": f"Python {platform.python_version()}: only 3.11 is tested", "cure": "use Python 3.11"})
+    if _version("protobuf") is None:
+        problems.append({"problem": "protobuf is not installed, TorchAir needs it", "cure": "pip install protobuf"})
+    torchair: dict[str, str] | None = None
+    try:
+        folder, rule = find_torchair()
+        torchair = {"folder": str(folder), "found_by": rule}
+    except HostError as error:
+        if not is_cann_present():
+            explicit = os.environ.get("NFG_TORCHAIR")
+            cure = "unset NFG_TORCHAIR, or point it at an unpacked torch_npu wheel" if explicit else INSTALL
+            problems.append({"problem": str(error), "cure": cure})
+    if _version("torch_npu") and not is_cann_present():
+        problems.append(
+            {
+                "problem": "torch_npu is installed but CANN is not: `import torch` and `import transformers` break",
+                "cure": "pip uninstall torch_npu",
+            }
+        )
+    return {
+        "ok": not problems,
+        "npu_fused_graph": __version__,
+        "python": platform.python_version(),
+        "torch": torch_version,
+        "torch_npu": _version("torch_npu"),
+        "transformers": _version("transformers"),
+        "protobuf": _version("protobuf"),
+        "mode": "device" if is_cann_present() else "host",
+        "torchair": torchair,
+        "tested_with": TESTED,
+        "problems": problems,
+    }
+
+
+def format_diagnosis(diagnosis: dict[str, Any]) -> str:
+    """The diagnosis as a person reads it."""
+    names = ("npu_fused_graph", "python", "torch", "torch_npu", "transformers", "protobuf", "mode")
+    lines = [f"{name:<16}{diagnosis[name] or 'not installed'}" for name in names]
+    torchair = diagnosis["torchair"]
+    lines.append(f"{'torchair':<16}" + (f"{torchair['folder']} ({torchair['found_by']})" if torchair else "not found"))
+    lines.append(f"{'tested with':<16}" + ", ".join(f"{k} {v}" for k, v in diagnosis["tested_with"].items()))
+    for problem in diagnosis["problems"]:
+        lines += ["", f"problem: {problem['problem']}", f"cure:    {problem['cure']}"]
+    return "\n".join([*lines, "", "everything is in place" if diagnosis["ok"] else "something is missing"])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

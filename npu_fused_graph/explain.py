@@ -1,0 +1,136 @@
+"""explain(): which sites of a model would be fused, and why the others are not. One process is enough."""
+
+from __future__ import annotations
+
+import json
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.fx import GraphModule
+
+from npu_fused_graph.backend import compile_with_aot
+from npu_fused_graph.errors import argument_error
+from npu_fused_graph.passes import FusionOptions, fuse_all
+from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics
+
+
+@dataclass(frozen=True, slots=True)
+class FusionReport:
+    """fused, refused: one FusionSite per candidate, in graph order. graphs: how many graphs Dynamo made."""
+
+    fused: tuple[FusionSite, ...]
+    refused: tuple[FusionSite, ...]
+    graphs: int
+
+    @property
+    def sites(self) -> tuple[FusionSite, ...]:
+        return (*self.fused, *self.refused)
+
+    def to_json(self) -> str:
+        """Machine-readable form of all records."""
+        return json.dumps(
+            {
+                "graphs": self.graphs,
+                "fused": [s.as_dict() for s in self.fused],
+                "refused": [s.as_dict() for s in self.refused],
+            },
+            indent=2,
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.fused)} of {len(self.sites)} sites fused, {self.graphs} graph{'s' * (self.graphs != 1)}"]
+        lines += [f"  {site}" for site in self.sites]
+        return "\n".join(lines)
+
+
+def explain(
+    model: Callable[..., Any],
+    *inputs: Any,
+    world_size: int | None = None,
+    numerics: Numerics = "same_rounding",
+    min_rows: int | None = None,
+    **kwargs: Any,
+) -> FusionReport:
+    """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every candidate site.
+
+    Runs the model once on the inputs, without autograd. Needs no other rank: where no process group is initialised,
+    one of ``world_size`` ranks (default 2) that communicates nothing is used and removed again, so numbers mean
+    nothing then and only the verdicts count. numerics, min_rows: as in get_npu_backend. Nothing is lowered or kept.
+    Raises InvalidArgumentError if ``world_size`` contradicts an initialised group.
+    """
+    from npu_fused_graph.host import load_torchair
+
+    if numerics not in NUMERICS:
+        raise argument_error("explain", "numerics", f"one of {NUMERICS}", repr(numerics), "See FusionSite.numerics.")
+    load_torchair()
+    from torchair.npu_fx_compiler import CompilerConfig, _get_merged_decompositions
+
+    options = FusionOptions(numerics=numerics, min_rows=min_rows)
+    found: list[FusionSite] = []
+    graphs = 0
+
+    def compile_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        run = _copy_of(gm)
+        found.extend(fuse_all(gm, options))
+        return _boxed(run)
+
+    def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        with warnings.catch_warnings():
+            return compile_with_aot(gm, example_inputs, compile_graph, decompositions)
+
+    with _process_group(world_size), torch.no_grad(), warnings.catch_warnings():
+        decompositions = _get_merged_decompositions(CompilerConfig(), {})
+        torch.compile(_fresh_call(), backend=backend, dynamic=False)(model, inputs, kwargs)
+    fused = tuple(site for site in found if site.is_fused)
+    return FusionReport(fused, tuple(site for site in found if not site.is_fused), graphs)
+
+
+def _call(model: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return model(*inputs, **kwargs)
+
+
+def _fresh_call() -> Callable[..., Any]:
+    """_call with a code object of its own: Dynamo's cache hangs on it, so nothing else is evicted or reused."""
+    return types.FunctionType(_call.__code__.replace(), globals(), "explained_call")
+
+
+def _copy_of(gm: GraphModule) -> GraphModule:
+    import copy
+
+    from torch.utils._mode_utils import no_dispatch
+
+    with no_dispatch():
+        return copy.deepcopy(gm)
+
+
+def _boxed(gm: GraphModule) -> Callable[..., Any]:
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    return make_boxed_func(gm)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _process_group(world_size: int | None) -> Iterator[None]:
+    if dist.is_initialized():
+        actual = dist.get_world_size()
+        if world_size not in (None, actual):
+            raise argument_error(
+                "explain", "world_size", f"{actual} (the initialised group) or None", world_size, "Leave it out."
+            )
+        yield
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size or 2)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

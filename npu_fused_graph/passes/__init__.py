@@ -1,0 +1,40 @@
+"""Fusion passes on FX graphs. ``fuse_all(gm)`` works on any post-AOT GraphModule, with or without TorchAir."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch.fx import GraphModule
+
+from npu_fused_graph.passes import matmul_all_reduce_add_rms_norm
+from npu_fused_graph.passes.records import FusionSite, Numerics, Refusal
+
+Pass = Callable[[GraphModule, "FusionOptions"], list[FusionSite]]
+
+DEFAULT_PASSES: tuple[Pass, ...] = (matmul_all_reduce_add_rms_norm.run,)
+"""All passes, in the order they run."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusionOptions:
+    """numerics: largest class allowed. min_rows: size policy; None = fuse whatever is legal."""
+
+    numerics: Numerics = "same_rounding"
+    min_rows: int | None = None
+    passes: Sequence[Pass] = DEFAULT_PASSES
+
+
+def fuse_all(gm: GraphModule, options: FusionOptions | None = None) -> list[FusionSite]:
+    """Rewrite ``gm`` in place; one record per candidate site, in graph order."""
+    from npu_fused_graph import ops
+
+    ops.register()
+    options = options or FusionOptions()
+    sites = [site for run in options.passes for site in run(gm, options)]
+    gm.graph.lint()
+    gm.recompile()
+    return sites
+
+
+__all__ = ["DEFAULT_PASSES", "FusionOptions", "FusionSite", "Refusal", "fuse_all"]

@@ -1,0 +1,434 @@
+"""matmul + all-reduce + residual add + RMSNorm -> npu_mm_all_reduce_add_rms_norm.
+
+Every all-reduce of the graph is a candidate site. A site is legal when the conditions L1-L19 of the specification
+(section 4.4) hold; each broken one is a refusal with its reason and cure. Only facts that are equal on all ranks
+decide, so all ranks take the same decision.
+"""
+
+from __future__ import annotations
+
+import operator
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from npu_fused_graph.passes import recognise
+from npu_fused_graph.passes.location import module_path, source_line
+from npu_fused_graph.passes.recognise import AllReduce, Linear, RmsNorm, aten, dtype_of, is_call, shape_of, through_views
+from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics, Refusal
+
+if TYPE_CHECKING:
+    from npu_fused_graph.passes import FusionOptions
+
+STEM = "matmul_all_reduce_add_rms_norm"
+_GROUP_SIZES = (1, 2, 4, 8)
+_DTYPES = (torch.float16, torch.bfloat16)
+_HEAVY = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default}
+
+
+class _Refused(Exception):
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+
+
+def _refuse(reason: str, text: str, cure: str) -> NoReturn:
+    raise _Refused(Refusal(reason, text, cure))
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    reduce: AllReduce
+    linear: Linear
+    add: Node
+    residual: Node
+    norm: RmsNorm
+
+
+def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
+    """Fuse every legal site of ``gm`` in place; one record per all-reduce, in graph order."""
+    order = _Order(gm.graph)
+    norms: dict[Node, RmsNorm] = {}
+    for norm in recognise.rms_norms(gm.graph):
+        norms.setdefault(norm.source, norm)
+    sites = []
+    for node in list(recognise.all_reduces(gm.graph)):
+        sites.append(_site(gm.graph, node, norms, order, options))
+    return sites
+
+
+def _site(
+    graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: _Order, options: FusionOptions
+) -> FusionSite:
+    producer = through_views(node.args[0]) if isinstance(node.args[0], Node) else node
+    numerics: Numerics | None = None
+    name, rows = node.name, None
+    where = {"source": source_line(node), "layer": module_path(producer) or module_path(node), "group": str(node.args[2])}
+    refusal: Refusal | None = None
+    try:
+        match = _match(node, norms)
+        numerics = match.norm.numerics
+        rows = _rows(match.residual)
+        _check(match, order, options)
+        name = _rewrite(graph, match, order).name
+    except _Refused as refused:
+        refusal = refused.refusal
+    return FusionSite(STEM, name, numerics=numerics, refusal=refusal, rows=rows if isinstance(rows, int) else None, **where)
+
+
+# -- matching -------------------------------------------------------------------------------------------------
+
+
+def _match(node: Node, norms: dict[Node, RmsNorm]) -> _Match:
+    reduce = recognise.all_reduce(node)
+    if reduce is None:
+        _refuse("result_used_elsewhere", "the collective's result is read before its wait", "Read only the waited result.")
+    if reduce.reduce_op != "sum":
+        _refuse("reduce_op", f"the all-reduce computes {reduce.reduce_op!r}, the fused op only 'sum'", "Reduce with SUM.")
+    linear = _producer(reduce)
+    add = _residual_add(reduce)
+    residual = _other_operand(add, reduce)
+    norm = norms.get(add)
+    if norm is None:
+        _refuse_missing_norm(add)
+    return _Match(reduce, linear, add, residual, norm)
+
+
+def _producer(reduce: AllReduce) -> Linear:
+    source = through_views(reduce.operand)
+    found = recognise.linear(source)
+    if found is None:
+        name = getattr(source.target, "__name__", str(source.target)) if source.op == "call_function" else source.op
+        _refuse(
+            "no_matmul",
+            f"what is reduced comes from {name}, not from a matmul",
+            "Reduce the output of the row-parallel linear itself.",
+        )
+    node: Node = reduce.operand
+    allowed: set[Node] = set(reduce.inner)
+    while True:
+        others = [user for user in node.users if user not in allowed]
+        if others:
+            _refuse(
+                "matmul_result_used_elsewhere",
+                f"the partial sum {node.name} is also read by {others[0].name}",
+                "Use only the reduced result.",
+            )
+        if node is source:
+            return found
+        allowed = {node}
+        assert isinstance(node.args[0], Node)
+        node = node.args[0]
+
+
+def _residual_add(reduce: AllReduce) -> Node:
+    node = reduce.result
+    while True:
+        users = list(node.users)
+        if len(users) != 1:
+            what = "nothing reads it" if not users else f"it is read by {', '.join(u.name for u in users[:3])}"
+            _refuse(
+                "result_used_elsewhere",
+                f"the reduced result does not go to one residual add alone: {what}",
+                "The fused op returns only the sum and its norm; keep other readers on those.",
+            )
+        user = users[0]
+        if is_call(user, *recognise.VIEWS):
+            node = user
+            continue
+        if is_call(user, aten.add.Tensor):
+            return user
+        _refuse_no_add(user)
+
+
+def _refuse_no_add(user: Node) -> NoReturn:
+    name = str(user.target) if user.op == "call_function" else user.op
+    if is_call(user, aten._to_copy.default, aten.pow.Tensor_Scalar) or _leads_to_rsqrt(user):
+        _refuse(
+            "norm_before_add",
+            "the reduced result is normalised before the residual is added (post-norm block)",
+            "The fused op adds first; post-norm models keep the separate ops.",
+        )
+    if is_call(user, aten.mul.Tensor):
+        _refuse(
+            "scaled_before_add",
+            f"the reduced result is multiplied ({user.name}) before the residual add",
+            "Fold the multiplier into the weight of the linear.",
+        )
+    if user.op == "output":
+        _refuse("no_residual_add", "the reduced result is a graph output", "Nothing to fuse here.")
+    _refuse("no_residual_add", f"the reduced result goes to {name}, not to a residual add", "Add the residual next.")
+
+
+def _leads_to_rsqrt(node: Node) -> bool:
+    return any(is_call(user, aten.rsqrt.default) for user in node.users)
+
+
+def _other_operand(add: Node, reduce: AllReduce) -> Node:
+    if add.kwargs.get("alpha", 1) != 1:
+        _refuse("scaled_before_add", f"{add.name} adds with alpha={add.kwargs['alpha']}", "Add without alpha.")
+    a, b = add.args[:2]
+    if not isinstance(a, Node) or not isinstance(b, Node):
+        _refuse("residual_is_a_number", f"{add.name} adds a number", "Add a residual tensor.")
+    mine = [x for x in (a, b) if _shows(x, reduce.result)]
+    other = b if mine and mine[0] is a else a
+    if len(mine) == 2:
+        _refuse("residual_is_the_result", f"{add.name} adds the reduced result to itself", "Add another tensor.")
+    return other
+
+
+def _shows(node: Node, target: Node) -> bool:
+    """Whether ``node`` is ``target`` seen through views."""
+    while node is not target and is_call(node, *recognise.VIEWS):
+        source = node.args[0]
+        assert isinstance(source, Node)
+        node = source
+    return node is target
+
+
+def _refuse_missing_norm(add: Node) -> NoReturn:
+    if any(is_call(user, aten.native_layer_norm.default) for user in add.users):
+        _refuse("layer_norm", "the sum is normalised by LayerNorm", "The fused op computes RMSNorm only.")
+    if any(is_call(user, aten.add.Tensor) for user in add.users) and len(shape_of(add)) and _adds_vector(add):
+        _refuse(
+            "bias_after_reduce",
+            f"{add.name} adds a vector (a bias) before the residual",
+            "Give the bias to the linear on one rank, or divide it by the number of ranks.",
+        )
+    _refuse("no_rms_norm", f"no RMSNorm reads the sum {add.name}", "Nothing to fuse, or a spelling that is not known.")
+
+
+def _adds_vector(add: Node) -> bool:
+    return any(isinstance(x, Node) and len(shape_of(x)) == 1 for x in add.args[:2])
+
+
+# -- legality -------------------------------------------------------------------------------------------------
+
+
+def _check(match: _Match, order: _Order, options: FusionOptions) -> None:
+    _check_norm(match)
+    _check_tensors(match)
+    _check_group(match.reduce.group)
+    _check_order(match, order)
+    if torch.are_deterministic_algorithms_enabled():
+        _refuse(
+            "deterministic_mode",
+            "deterministic algorithms are requested and the fused reduction order is not fixed",
+            "Call torch.use_deterministic_algorithms(False).",
+        )
+    if NUMERICS.index(match.norm.numerics) > NUMERICS.index(options.numerics):
+        _refuse(
+            "numerics",
+            f"fusing would change roundings ({match.norm.numerics}; allowed: {options.numerics})",
+            f"Pass numerics={match.norm.numerics!r}.",
+        )
+    rows = _rows(match.residual)
+    if options.min_rows is not None and not (isinstance(rows, int) and rows >= options.min_rows):
+        _refuse("min_rows", f"{rows} rows, fewer than min_rows={options.min_rows}", "Lower min_rows.")
+
+
+def _check_norm(match: _Match) -> None:
+    norm = match.norm
+    if isinstance(norm.epsilon, Node):
+        _refuse(
+            "epsilon_is_a_tensor",
+            "epsilon is a graph input, not a number",
+            "Compile with dynamic=False, or set torch._dynamo.config.specialize_float = True.",
+        )
+    if not 0 < norm.epsilon < 1:
+        _refuse("epsilon_range", f"epsilon is {norm.epsilon}, the op takes (0, 1)", "Use an epsilon in (0, 1).")
+    leaks = norm.leaks()
+    if leaks:
+        _refuse(
+            "norm_internals_used",
+            f"{leaks[0].name}, inside the norm, is also read outside it (as in a training graph)",
+            "Compile for inference, under torch.no_grad().",
+        )
+
+
+def _check_tensors(match: _Match) -> None:
+    dtype = dtype_of(match.linear.node)
+    if dtype not in _DTYPES:
+        _refuse("dtype", f"the matmul is {_name(dtype)}", "Run the model in float16 or bfloat16.")
+    tensors = {
+        "x1": match.linear.x, "x2": match.linear.weight, "bias": match.linear.bias, "residual": match.residual,
+        "sum": match.add,
+    }  # fmt: skip
+    for what, node in tensors.items():
+        if node is not None and dtype_of(node) is not dtype:
+            _refuse("mixed_dtypes", f"{what} is {_name(dtype_of(node))}, the matmul {_name(dtype)}", "Use one dtype.")
+    if dtype_of(match.norm.gamma) is not dtype:
+        _refuse(
+            "gamma_dtype",
+            f"the norm's weight {match.norm.gamma.name} is {_name(dtype_of(match.norm.gamma))}, the sum {_name(dtype)}",
+            "Store the weight in the model's dtype (fold 1 + w into it).",
+        )
+    if shape_of(match.residual) != shape_of(match.add):
+        _refuse(
+            "residual_broadcast",
+            f"the residual {list(shape_of(match.residual))} is broadcast to {list(shape_of(match.add))}",
+            "Add a residual of the full shape; a bias belongs into the linear.",
+        )
+    n = shape_of(match.linear.node)[-1]
+    if shape_of(match.add)[-1:] != (n,):
+        _refuse("last_dim_split", "the matmul's last dim is reshaped before the norm", "Keep n as the last dim.")
+    if match.linear.bias is not None and shape_of(match.linear.bias) != (n,):
+        _refuse("bias_shape", f"the bias has shape {list(shape_of(match.linear.bias))}, not ({n},)", "Use a 1-D bias.")
+    for what, node in (("x1", match.linear.x), ("residual", match.residual), ("gamma", match.norm.gamma)):
+        if not recognise.is_contiguous(node):
+            _refuse("not_contiguous", f"{what} ({node.name}) is not contiguous", "Call .contiguous() on it.")
+
+
+def _check_group(group: str) -> None:
+    size = torch.distributed.distributed_c10d._resolve_process_group(group).size()  # type: ignore[no-untyped-call]
+    if size not in _GROUP_SIZES:
+        _refuse("group_size", f"the group has {size} ranks", "The op runs on 1, 2, 4 or 8 ranks.")
+
+
+def _check_order(match: _Match, order: _Order) -> None:
+    start, end = order.of(match.reduce.node), order.of(match.add)
+    between = order.collectives_between(start, end)
+    if between:
+        _refuse(
+            "collective_in_between",
+            f"{between[0].name} runs between the all-reduce and the add; fusing would reorder them",
+            "Add the residual before the next collective.",
+        )
+    waits = [n for n in match.reduce.inner if is_call(n, recognise.WAIT)]
+    if order.heavy_between(start, order.of(waits[0])):
+        _refuse(
+            "overlapped",
+            "other matmuls run between the all-reduce and its wait, on purpose it seems",
+            "Wait for the result at once, or keep the hand-made overlap.",
+        )
+    late = [n for n in (match.residual, match.norm.gamma) if order.of(n) > end]
+    if late:
+        _refuse("gamma_computed_late", f"{late[0].name} is computed after the add", "Compute it before.")
+
+
+class _Order:
+    """Positions in the graph; new nodes take the position of what they replace."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._position = {node: i for i, node in enumerate(graph.nodes)}
+        self._collectives: list[Node] = []
+        self._heavy: list[int] = []
+        for node, i in self._position.items():
+            if node.op != "call_function":
+                continue
+            if getattr(node.target, "namespace", "") == "_c10d_functional" and not is_call(node, recognise.WAIT):
+                self._collectives.append(node)
+            elif node.target in _HEAVY:
+                self._heavy.append(i)
+        self._collective_positions = [self._position[node] for node in self._collectives]
+
+    def of(self, node: Node) -> int:
+        return self._position[node]
+
+    def replace(self, new: Node, old: Node) -> None:
+        self._position[new] = self._position[old]
+
+    def collectives_between(self, start: int, end: int) -> list[Node]:
+        first = bisect_left(self._collective_positions, start + 1)
+        return self._collectives[first : bisect_left(self._collective_positions, end)]
+
+    def heavy_between(self, start: int, end: int) -> bool:
+        return bisect_left(self._heavy, start + 1) < bisect_left(self._heavy, end)
+
+
+# -- rewriting ------------------------------------------------------------------------------------------------
+
+
+def _rewrite(graph: Graph, match: _Match, order: _Order) -> Node:
+    shape = shape_of(match.add)
+    add, norm = match.add, match.norm
+    with graph.inserting_before(add):
+        residual = _as_3d(graph, match.residual, shape, order)
+        fused = graph.call_function(
+            torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm.default,
+            (_operand(match.linear, residual), match.linear.weight, residual, norm.gamma, match.reduce.group),
+            {"epsilon": float(norm.epsilon)} | ({} if match.linear.bias is None else {"bias": match.linear.bias}),  # type: ignore[arg-type]
+        )
+        y, normalised = (graph.call_function(operator.getitem, (fused, i)) for i in (0, 1))
+        for node, old in ((y, add), (normalised, norm.output)):
+            node.meta["val"] = _shaped(recognise.value_of(old), residual)
+        fused.meta["val"] = (y.meta["val"], normalised.meta["val"])
+        results = [_back(graph, node, shape, old) for node, old in ((y, add), (normalised, norm.output))]
+    fused.meta["stack_trace"] = match.reduce.node.meta.get("stack_trace")
+    fused.meta["nn_module_stack"] = match.linear.node.meta.get("nn_module_stack")
+    for new, old in zip(results, (add, norm.output), strict=True):
+        old.replace_all_uses_with(new)
+        order.replace(new, add)
+        new.meta.setdefault("stack_trace", old.meta.get("stack_trace"))
+    _erase(graph, match)
+    return fused
+
+
+def _erase(graph: Graph, match: _Match) -> None:
+    """Remove the nodes the fused one stands for. Dead-code elimination would keep the collective."""
+    pending = [match.norm.output, match.add, *match.norm.inner, *match.reduce.inner]
+    own = {*pending, match.linear.node}
+    while pending:
+        node = pending.pop()
+        if node._erased or node.users or not (node in own or is_call(node, *recognise.VIEWS)):
+            continue
+        inputs = node.all_input_nodes
+        graph.erase_node(node)
+        pending.extend(inputs)
+
+
+def _operand(linear: Linear, residual: Node) -> Node:
+    """x1: the 3-D tensor in front of linear's own flatten where there is one, else the 2-D operand."""
+    node = linear.x
+    while is_call(node, *recognise.VIEWS):
+        source = node.args[0]
+        assert isinstance(source, Node)
+        node = source
+        if len(shape_of(node)) == 3 and shape_of(node)[-1] == shape_of(linear.x)[-1] and recognise.is_contiguous(node):
+            return node
+    return linear.x
+
+
+def _as_3d(graph: Graph, residual: Node, shape: tuple[Any, ...], order: _Order) -> Node:
+    if len(shape) == 3:
+        return residual
+    if len(shape) == 2:
+        view = graph.call_function(aten.unsqueeze.default, (residual, 0))
+    else:
+        view = graph.call_function(aten.view.default, (residual, [1, _product(shape[:-1]), shape[-1]]))
+    view.meta["val"] = view.target(recognise.value_of(residual), *view.args[1:])  # type: ignore[operator]
+    order.replace(view, residual)
+    return view
+
+
+def _back(graph: Graph, node: Node, shape: tuple[Any, ...], old: Node) -> Node:
+    if len(shape) == 3:
+        return node
+    if len(shape) == 2:
+        view = graph.call_function(aten.squeeze.dim, (node, 0))
+    else:
+        view = graph.call_function(aten.view.default, (node, list(shape)))
+    view.meta["val"] = recognise.value_of(old)
+    return view
+
+
+def _shaped(value: Any, residual: Node) -> Any:
+    return value.view(shape_of(residual)) if isinstance(value, torch.Tensor) else value
+
+
+def _rows(node: Node) -> Any:
+    return _product(shape_of(node)[:-1])
+
+
+def _product(sizes: tuple[Any, ...]) -> Any:
+    total: Any = 1
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")

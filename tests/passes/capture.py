@@ -1,0 +1,46 @@
+"""The FX graph a pass sees, captured in one process: AOTAutograd under a process group that communicates nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.fx import GraphModule
+
+from npu_fused_graph.backend import compile_with_aot
+
+
+@contextmanager
+def fake_group(size: int) -> Iterator[None]:
+    """A default process group of ``size`` ranks whose collectives return at once."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def capture(model: Callable[..., Any], *inputs: Any, dynamic: bool = False, grad: bool = False) -> GraphModule:
+    """The one forward graph of ``model(*inputs)``; needs an initialised group for collectives."""
+    found: list[GraphModule] = []
+
+    def keep(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        found.append(gm)
+        from torch._functorch.aot_autograd import make_boxed_func
+
+        return make_boxed_func(gm.forward)
+
+    def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return compile_with_aot(gm, example_inputs, keep, {})
+
+    torch._dynamo.reset()
+    with torch.set_grad_enabled(grad):
+        torch.compile(model, backend=backend, dynamic=dynamic, fullgraph=True)(*inputs)
+    torch._dynamo.reset()
+    assert found
+    return found[0]
