@@ -1,5 +1,36 @@
-"""Converters of aten ops."""
+"""Converters of aten ops TorchAir has none for that work, and of aten.gelu, whose own loses ``approximate``.
+
+One table per theme. A test fails when TorchAir gains a converter of its own, so that ours can go.
+"""
+
+from __future__ import annotations
+
+import torch
+from npu_fused_graph.converters import (
+    aten_attention,
+    aten_image,
+    aten_index,
+    aten_matmul,
+    aten_pointwise,
+    aten_random,
+    aten_reduce,
+    aten_shape,
+)
+from npu_fused_graph.converters.aten_lowering import register_converters
+
+CONVERTERS = {
+    **aten_pointwise.CONVERTERS,
+    **aten_reduce.CONVERTERS,
+    **aten_index.CONVERTERS,
+    **aten_shape.CONVERTERS,
+    **aten_image.CONVERTERS,
+    **aten_matmul.CONVERTERS,
+    **aten_attention.CONVERTERS,
+    **aten_random.CONVERTERS,
+}
 
 
 def register() -> None:
-    """to be filled"""
+    register_converters(CONVERTERS)
+    if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+        register_converters({torch.ops.transformers.grouped_mm_fallback.default: aten_matmul.grouped_mm_fallback})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -13,9 +14,15 @@ from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 
 def register() -> None:
     import torchair
+
+    overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
+    torchair.register_fx_node_ge_converter(overloads.default)(_converter(is_stored_transposed=False))
+    torchair.register_fx_node_ge_converter(overloads.transposed_x2)(_converter(is_stored_transposed=True))
+
+
+def _converter(*, is_stored_transposed: bool) -> Callable[..., Any]:
     from torchair.ge import attr, custom_op
 
-    @torchair.register_fx_node_ge_converter(torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm.default)
     def convert(
         x1: Any,
         x2: Any,
@@ -33,7 +40,7 @@ def register() -> None:
         comm_turn: int = 0,
         meta_outputs: Any = None,
     ) -> Any:
-        weight, is_trans_b = untransposed(x2)
+        weight, is_trans_b = (x2, True) if is_stored_transposed else untransposed(x2)
         return custom_op(
             SPEC.ge_type,
             inputs={
@@ -58,12 +65,15 @@ def register() -> None:
             },
         )
 
+    return convert
+
 
 def untransposed(x2: Any) -> tuple[Any, bool]:
     """(weight, is_trans_b): the operand of a 2-D Transpose node instead of its result.
 
     The kernel reads a transposed weight in place; a Transpose in front of it would copy the weight at every step.
-    The Transpose is left without a reader and GE drops it.
+    The Transpose of a direct call is left without a reader, and GE drops it; our pass calls the overload that takes
+    the stored weight, so there is none.
     """
     from torchair.ge._ge_graph import Tensor
 

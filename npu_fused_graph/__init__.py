@@ -50,12 +50,13 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(home), name)
+    module = import_module(home)
     import_module("npu_fused_graph.ops").register()
-    # A submodule of the same name (explain) is bound by the import system: the public object takes its place.
-    globals()[name] = value
-    return value
+    # The import system binds a submodule under its name, and explain is also a function: all public names of the
+    # module take their places, whichever of them was asked for.
+    globals().update({public: getattr(module, public) for public, place in _HOME.items() if place == home})
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -67,7 +67,7 @@ def enable_fusion(
     The pass runs after your own ``post_grad_custom_pre_pass`` and before TorchAir's pattern passes. Our converters
     are registered, and ``experimental_config.enable_view_optimize`` is switched off (it miscompiles, see
     docs/torchair_defects.md). Options are those of get_npu_backend. Calling it twice on one config changes only the
-    options.
+    options. Raises InvalidArgumentError for a bad option.
     """
     from npu_fused_graph import converters
 
@@ -156,7 +156,8 @@ def compile_with_aot(
 def tensors_only(compile_graph: Compile) -> Compile:
     """Compile without the placeholders that hold DeviceMesh objects: TorchAir counts Data nodes wrongly past them.
 
-    AOTAutograd flattens a DTensor into its local tensor and its mesh; the mesh is never used in the graph.
+    AOTAutograd flattens a DTensor into its local tensor and its mesh; the graph only hands the mesh through, to a
+    result that is a DTensor.
     """
 
     @functools.wraps(compile_graph)
@@ -164,24 +165,36 @@ def tensors_only(compile_graph: Compile) -> Compile:
         keep = [isinstance(x, (torch.Tensor, int, torch.SymInt)) for x in example_inputs]
         if all(keep):
             return compile_graph(gm, example_inputs)
-        placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-        for node, wanted in zip(placeholders, keep, strict=True):
-            if not wanted:
-                if node.users:
-                    raise UnsupportedModeError(
-                        f"[backend] input {node.name}: expected a tensor or a size, got an object the graph uses. "
-                        "Keep it out of the compiled region."
-                    )
-                gm.graph.erase_node(node)
-        gm.recompile()
+        handed_through = _drop_placeholders(gm, keep)
         compiled = compile_graph(gm, [x for x, wanted in zip(example_inputs, keep, strict=True) if wanted])
 
         def run(*args: Any) -> Any:
-            return compiled(*(x for x, wanted in zip(args, keep, strict=True) if wanted))
+            results = list(compiled(*(x for x, wanted in zip(args, keep, strict=True) if wanted)))
+            for result, argument in handed_through:
+                results.insert(result, args[argument])
+            return results
 
         return run
 
     return compile_tensors
+
+
+def _drop_placeholders(gm: GraphModule, keep: Sequence[bool]) -> list[tuple[int, int]]:
+    """Remove the placeholders not kept; (position of the result, of the argument) of those that are results."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    dropped = {node: i for i, (node, wanted) in enumerate(zip(placeholders, keep, strict=True)) if not wanted}
+    (output,) = gm.graph.find_nodes(op="output")
+    results = list(output.args[0])
+    output.args = (tuple(x for x in results if x not in dropped),)
+    for node in dropped:
+        if node.users:
+            raise UnsupportedModeError(
+                f"[backend] input {node.name}: expected a tensor or a size, got an object the graph uses. "
+                "Keep it out of the compiled region."
+            )
+        gm.graph.erase_node(node)
+    gm.recompile()
+    return [(i, dropped[x]) for i, x in enumerate(results) if x in dropped]
 
 
 def _is_dtensor(x: Any) -> bool:

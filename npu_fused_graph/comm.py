@@ -9,6 +9,7 @@ group's store: see :class:`_Board`.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
@@ -120,9 +121,16 @@ def _find(name: str) -> Communicator:
         group = resolve(name)
         for key in [key for key, stale in _by_name.items() if stale.group not in alive]:
             del _by_name[key]
+        _forget_at_exit()
         found = next((c for c in _by_name.values() if c.group is group), None) or Communicator(group)
         _by_name[name] = found
     return found
+
+
+@lru_cache(maxsize=1)
+def _forget_at_exit() -> None:
+    """A gloo group that is still there when the interpreter is torn down may abort the process (seen in torch 2.13)."""
+    atexit.register(_by_name.clear)
 
 
 # -- what the ranks tell each other besides data -----------------------------------------------------------

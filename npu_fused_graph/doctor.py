@@ -30,7 +30,9 @@ def diagnose() -> dict[str, Any]:
             }
         )
     if sys.version_info[:2] != (3, 11):
-        problems.append({"problem": f"Python {platform.python_version()}: only 3.11 is tested", "cure": "use Python 3.11"})
+        problems.append(
+            {"problem": f"Python {platform.python_version()}: only 3.11 is tested", "cure": "use Python 3.11"}
+        )
     if _version("protobuf") is None:
         problems.append({"problem": "protobuf is not installed, TorchAir needs it", "cure": "pip install protobuf"})
     torchair: dict[str, str] | None = None

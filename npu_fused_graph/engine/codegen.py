@@ -45,10 +45,10 @@ def generate(program: Program, *, casts: list[list[Any]], moves: set[int]) -> Co
             call = f"k{index}({arguments})"
         nested = _nested_targets(instruction, targets)
         statement = f"{nested} = {call}" if targets else call
-        for target, dtype in zip(targets, casts[index], strict=True):
+        for k, (target, dtype) in enumerate(zip(targets, casts[index], strict=True)):
             if dtype is not None:
-                names[f"d{index}"] = dtype
-                statement += f"; {target} = {target}.to(d{index})"
+                names[f"d{index}_{k}"] = dtype
+                statement += f"; {target} = {target}.to(d{index}_{k})"
         dead = [f"v{slot}" for slot in last_use.get(index, ())]
         if dead:
             statement += f"; del {', '.join(dead)}"

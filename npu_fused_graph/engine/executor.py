@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class Executable:
     def __init__(self, program: Program) -> None:
         self.program = program
         self._compiled: Compiled | None = None
+        self._overwritten: list[tuple[int, int]] = []  # (input, result) of inputs whose copy compiled code leaves out
         self._seen_shapes: set[int] = set()
         self._scalars = [i for i, spec in enumerate(program.inputs) if spec.is_scalar]
         self._dtypes = [spec.dtype for spec in program.inputs]
@@ -56,7 +58,7 @@ class Executable:
                 values = self._check_inputs(inputs)
                 if groups:
                     comm.handshake(self.program.graph, groups, values, self._seen_shapes)
-                if self._compiled is None:
+                if self._compiled is None or not self._may_overwrite(values, assigned):
                     results = self._first_run(values, assigned)
                 else:
                     results = self._compiled.fn(values)
@@ -98,6 +100,19 @@ class Executable:
                     f"[engine] {self.graph.name} input {spec.name}: expected {spec.dtype}, got {value.dtype}."
                 )
 
+    def _may_overwrite(self, inputs: list[Tensor], assigned: Sequence[Tensor | None]) -> bool:
+        """Whether the inputs that compiled code writes in place are again their results' targets, sharing no memory."""
+        if not self._overwritten:
+            return True
+        if not assigned:
+            return False
+        uses = Counter([t.untyped_storage()._cdata for t in inputs])
+        for i, k in self._overwritten:
+            value, target = inputs[i], assigned[k]
+            if target is None or not _same_tensor(target, value) or uses[value.untyped_storage()._cdata] > 1:
+                return False
+        return True
+
     # -- first run ---------------------------------------------------------------------------------------
 
     def _first_run(self, inputs: list[Tensor], assigned: Sequence[Tensor | None]) -> list[Tensor]:
@@ -126,6 +141,7 @@ class Executable:
                     storages.release(slot, values.pop(slot))
         results = [values[slot] for slot in program.results]
         moves = storages.removable_copies() if program.is_static else set()
+        self._overwritten = storages.overwritten
         self._compiled = generate(program, casts=casts, moves=moves)
         return results
 
@@ -189,12 +205,16 @@ class _StorageLog:
         for slot, value in values.items():
             self._add(slot, value)
         self.foreign = set(self.slots_of)
-        self.input_slots = {spec.slot for spec in program.inputs}
-        self.assigned: dict[int, int] = {}
-        for k, target in enumerate(assigned):
-            found = None if target is None else self.alive.get(target.untyped_storage()._cdata)
-            if found is not None:
-                self.assigned[found[0]] = program.results[k]
+        self.overwritten: list[tuple[int, int]] = []  # (input, result) of removable copies of inputs
+        self.assigned: dict[int, tuple[int, int]] = {}  # input slot -> the same pair
+        uses = Counter(self.buffer_of[spec.slot] for spec in program.inputs)
+        targets = {t.data_ptr(): k for k, t in enumerate(assigned) if t is not None}
+        for i, spec in enumerate(program.inputs):
+            k = targets.get(values[spec.slot].data_ptr())
+            target = None if k is None else assigned[k]
+            alone = uses[self.buffer_of[spec.slot]] == 1
+            if k is not None and target is not None and alone and _same_tensor(target, values[spec.slot]):
+                self.assigned[spec.slot] = (i, k)
 
     def _add(self, slot: int, value: Tensor) -> None:
         address = value.untyped_storage()._cdata
@@ -228,11 +248,10 @@ class _StorageLog:
                 continue
             if buffer in self.foreign:
                 # the caller's buffer: only if what it will receive is what this copy becomes
-                result = self.assigned.get(buffer)
-                if source not in self.input_slots or result is None:
+                pair = self.assigned.get(source)
+                if pair is None or self.buffer_of[self.program.results[pair[1]]] != self.buffer_of[target]:
                     continue
-                if self.buffer_of[result] != self.buffer_of[target]:
-                    continue
+                self.overwritten.append(pair)
             taken.add(buffer)
             found.add(index)
         return found
@@ -272,13 +291,15 @@ def _check_same_dtype(instruction: Instruction, args: list[Any]) -> None:
     wanted = instruction.kernel.same_dtype
     if not wanted:
         return
-    found = {
-        name: arg.dtype
+    found = [
+        (name, item.dtype)
         for name, arg in zip(instruction.arg_names, args, strict=True)
-        if name in wanted and isinstance(arg, Tensor)
-    }
-    if len(set(found.values())) > 1:
-        text = ", ".join(f"{name} {dtype}" for name, dtype in found.items())
+        if name in wanted
+        for item in (arg if isinstance(arg, list) else [arg])
+        if isinstance(item, Tensor)
+    ]
+    if len({dtype for _, dtype in found}) > 1:
+        text = ", ".join(f"{name} {dtype}" for name, dtype in found)
         raise GraphError(f"expected inputs of one dtype, got {text}. GE does not promote; the converter must cast.")
 
 

@@ -30,7 +30,7 @@ class Slot:
     """A value of the running graph, by number.
 
     host: what to do before the call: "int" / "ints" = hand over as int / list[int], "clone" = copy (a constant
-    that the kernel writes into).
+    that the kernel writes into, a ViewCopy target that others may read).
     """
 
     number: int
@@ -188,10 +188,16 @@ class _Builder:
         slot = self.slots[item.source]
         const = self.consts.get(slot)
         if const is None:
+            if kernel.ge_type == "ViewCopy" and param.name in kernel.mutates and not self._is_moved(item.source):
+                return Slot(slot, "clone")
             return Slot(slot, param.host)
         if param.name in kernel.mutates:
             return Slot(slot, "clone")
         return to_host(const, param.host)
+
+    def _is_moved(self, source: Source) -> bool:
+        """Behind a TensorMove a value is private; aten.as_strided_scatter becomes a ViewCopy into any other."""
+        return self.graph.nodes[source.node].type == "TensorMove"
 
     def _fold(self, instruction: Instruction) -> bool:
         if not instruction.kernel.pure or any(_has_slot(arg) for arg in instruction.args):

@@ -7,13 +7,17 @@ that environment. Unpacked are the TorchAir package, the operator schema lists, 
 from __future__ import annotations
 
 import base64
+import compileall
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import subprocess
 import sys
 import tempfile
+import warnings
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -25,7 +29,16 @@ from npu_fused_graph.host.paths import TORCH_NPU_VERSION, holds_torchair, unpack
 WHEEL_SHA256 = {"2.13.0": "0deb809cf447d3fce636ccfdc9c9f874950f1fe76f18f4aaab31e2d345f7dac0"}
 """Digest of the one wheel that is fetched (CPython 3.11, x86_64; its Python sources are the same in all of them)."""
 
-_PIP_TARGET = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311")
+_PIP_TARGET = (
+    "--platform",
+    "manylinux_2_28_x86_64",
+    "--python-version",
+    "3.11",
+    "--implementation",
+    "cp",
+    "--abi",
+    "cp311",
+)
 _EXTRA_FILES = {
     "torch_npu/csrc/aten/npu_native_functions.yaml": "npu_native_functions.yaml",
     "torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml": "npu_native_functions_by_codegen.yaml",
@@ -64,18 +77,22 @@ def _install(wheel: Path | None, scratch: Path, target: Path, log: Callable[[str
     log("unpacking TorchAir ...")
     fresh = scratch / "fresh"
     _unpack(wheel, fresh)
+    # once here instead of at each start: importing TorchAir from source costs seconds, and warns
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compileall.compile_dir(fresh / "torchair", quiet=2, stripdir=str(fresh), prependdir=str(target))
     _replace(fresh, target, scratch / "replaced")
 
 
 def _replace(fresh: Path, target: Path, replaced: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):  # nothing was there, or another process has just moved it away
-        target.rename(replaced)
     try:
+        with contextlib.suppress(FileNotFoundError):  # nothing was there, or another process has just moved it away
+            target.rename(replaced)
         fresh.rename(target)
     except BaseException as error:
-        if isinstance(error, OSError) and holds_torchair(target):
+        if getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST) and holds_torchair(target):
             return  # another process finished first
-        if replaced.exists():
+        if replaced.exists() and not target.exists():
             replaced.rename(target)
         raise
 
@@ -106,7 +123,7 @@ def _check_digest(wheel: Path) -> None:
 def _unpack(wheel: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive:
-            record = _record(archive)
+            record = _record(wheel, archive)
             for name in archive.namelist():
                 where = _destination(name)
                 if where is None:
@@ -118,9 +135,9 @@ def _unpack(wheel: Path, target: Path) -> None:
                 path = target / where
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise HostError(f"[host] {wheel.name}: expected a torch_npu wheel, got a file that is none: {error}.") from None
-    if not (target / "torchair" / "npu_fx_compiler.py").is_file():
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise HostError(f"[host] {wheel.name}: expected a torch_npu wheel, got a damaged file: {error}.") from None
+    if not holds_torchair(target):
         raise HostError(f"[host] {wheel.name}: expected {_TORCHAIR} in it, got none. Is it a torch_npu wheel?")
 
 
@@ -137,10 +154,14 @@ def _destination(name: str) -> PurePosixPath | None:
     return None
 
 
-def _record(archive: zipfile.ZipFile) -> dict[str, str]:
-    name = next((n for n in archive.namelist() if n.endswith(".dist-info/RECORD")), None)
-    if name is None:
-        return {}
+def _record(wheel: Path, archive: zipfile.ZipFile) -> dict[str, str]:
+    name = next((n for n in archive.namelist() if n.endswith(".dist-info/RECORD")), "no RECORD")
+    wanted = f"torch_npu-{TORCH_NPU_VERSION}.dist-info/RECORD"
+    if name != wanted:
+        raise HostError(
+            f"[host] {wheel.name}: expected a wheel with {wanted}, got {name}. "
+            f"Give the wheel of torch_npu {TORCH_NPU_VERSION}."
+        )
     rows = csv.reader(io.StringIO(archive.read(name).decode()))
     return {row[0]: row[1].removeprefix("sha256=") for row in rows if len(row) > 1 and row[1].startswith("sha256=")}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from npu_fused_graph.errors import HostError
-from npu_fused_graph.host.paths import find_torchair, is_cann_present
+from npu_fused_graph.host.paths import find_torchair, installed_wheel, is_cann_present
 
 Mode = Literal["device", "host"]
 
@@ -50,7 +50,9 @@ def _load_installed() -> types.ModuleType | None:
         importlib.import_module("torch_npu")
         return importlib.import_module("torchair")
     except (ImportError, OSError, RuntimeError) as error:
-        warnings.warn(f"[host] CANN's environment is set but torch_npu does not import ({error}): host mode.", stacklevel=3)
+        warnings.warn(
+            f"[host] CANN's environment is set but torch_npu does not import ({error}): host mode.", stacklevel=3
+        )
         return None
 
 
@@ -63,8 +65,8 @@ def _load_host() -> types.ModuleType:
             "[host] torchair: expected to be the first to import it, got one imported already. "
             "Call npu_fused_graph.load_torchair() before `import torchair`."
         )
-    folder, rule = find_torchair()
-    if rule == "installed torch_npu":
+    folder, _ = find_torchair()
+    if "torch_npu" not in sys.modules and installed_wheel() is not None:
         _hide_torch_npu()
     own = {spec.ge_type: spec.ir_def() for spec in specs()}
     modules = native.build_modules(native.IrRegistry(folder / "torchair", own))
@@ -78,6 +80,8 @@ def _load_host() -> types.ModuleType:
             # Converters of torch.ops.npu.* that do not exist here are skipped with a warning each, once, at the
             # first look-up. Doing it now keeps 123 of them away from the user without a filter that stays.
             importlib.import_module("torchair._ge_concrete_graph.ge_converter.custom")
+            # imported at the first compile otherwise, with a SyntaxWarning
+            importlib.import_module("torchair.patterns._recover_view_inplace_pattern")
     except BaseException:
         for name in [n for n in sys.modules if n.partition(".")[0] == "torchair"]:
             del sys.modules[name]

@@ -15,7 +15,7 @@ from npu_fused_graph.ir.reg_op import IrDef, read_ir_defs
 
 _LLM_DTYPES = (
     "BOOL UINT8 INT8 INT16 UINT16 INT32 UINT32 INT64 UINT64 BF16 FLOAT16 FLOAT32 FLOAT64 COMPLEX32 COMPLEX64 COMPLEX128"
-).split()
+)
 
 
 class TorchNpuGraphBase:
@@ -109,7 +109,7 @@ class IrRegistry:
 def build_modules(registry: IrRegistry) -> dict[str, types.ModuleType]:
     """The stand-in modules by full name, ready for ``sys.modules``."""
     torchair = types.ModuleType("torchair.core._torchair", "Host-mode stand-in for TorchAir's C++ executor.")
-    llm_dtype = type("TorchDataType", (), {name: i for i, name in enumerate(_LLM_DTYPES)})
+    llm_dtype = type("TorchDataType", (), {name: i for i, name in enumerate(_LLM_DTYPES.split())})
     entries: dict[str, Any] = {
         "TorchNpuGraphBase": TorchNpuGraphBase,
         "TorchDataType": llm_dtype,

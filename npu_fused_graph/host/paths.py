@@ -45,7 +45,7 @@ def find_torchair() -> tuple[Path, str]:
     unpacked = unpacked_dir()
     if holds_torchair(unpacked):
         return unpacked, "cache"
-    wheel = _installed_wheel()
+    wheel = installed_wheel()
     if wheel is not None and holds_torchair(wheel):
         return wheel, "installed torch_npu"
     raise HostError(
@@ -59,7 +59,8 @@ def holds_torchair(folder: Path) -> bool:
     return (folder / "torchair" / "npu_fx_compiler.py").is_file()
 
 
-def _installed_wheel() -> Path | None:
+def installed_wheel() -> Path | None:
+    """Where an installed torch_npu has its ``torchair``; None without torch_npu."""
     try:
         distribution = importlib.metadata.distribution("torch_npu")
     except importlib.metadata.PackageNotFoundError:

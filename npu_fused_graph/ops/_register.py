@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
@@ -29,14 +30,34 @@ def register_all() -> tuple[torch.library.Library, ...]:
 
 def _register(library: torch.library.Library, module: ModuleType) -> None:
     spec: OpSpec = module.SPEC
-    library.define(spec.torch_schema(), tags=(torch.Tag.needs_fixed_stride_order,))
+    _register_overload(library, module, spec, "", lambda arguments: arguments)
+    for tensor in spec.inputs:
+        if tensor.contiguous == "transposable":
+            # for passes: the weight as it is stored, so that no transpose stands in the graph
+            _register_overload(library, module, spec, f"transposed_{tensor.python_name}", _transpose(tensor.python_name))
+
+
+def _transpose(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda arguments: arguments | {name: arguments[name].transpose(-1, -2)}
+
+
+def _register_overload(
+    library: torch.library.Library,
+    module: ModuleType,
+    spec: OpSpec,
+    overload: str,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    name = f"{spec.torch_name}.{overload}" if overload else spec.torch_name
+    library.define(spec.torch_schema().replace(spec.torch_name, name, 1), tags=(torch.Tag.needs_fixed_stride_order,))
     signature = _signature(spec)
 
     def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        spec.check(facts_of(spec, bound.arguments))
-        return bound.arguments
+        arguments = prepare(bound.arguments)
+        spec.check(facts_of(spec, arguments))
+        return arguments
 
     def cpu(*args: Any, **kwargs: Any) -> Any:
         arguments = call_of(args, kwargs)
@@ -58,9 +79,9 @@ def _register(library: torch.library.Library, module: ModuleType) -> None:
         outputs = tuple(torch.empty_like(arguments[o.like], memory_format=torch.contiguous_format) for o in spec.outputs)
         return outputs if len(outputs) > 1 else outputs[0]
 
-    library.impl(spec.torch_name, cpu, "CPU")
-    library.impl(spec.torch_name, npu, "PrivateUse1")
-    torch.library.register_fake(f"{NAMESPACE}::{spec.torch_name}", fake, lib=library)
+    library.impl(name, cpu, "CPU")
+    library.impl(name, npu, "PrivateUse1")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
 
 
 def facts_of(spec: OpSpec, arguments: dict[str, Any]) -> Call:

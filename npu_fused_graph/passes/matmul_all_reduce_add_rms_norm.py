@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STEM = "matmul_all_reduce_add_rms_norm"
 _GROUP_SIZES = (1, 2, 4, 8)
 _DTYPES = (torch.float16, torch.bfloat16)
+_TRANSPOSES = (aten.t.default, aten.permute.default, aten.transpose.int)
 _HEAVY = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default}
 
 
@@ -280,6 +281,13 @@ def _check_tensors(match: _Match) -> None:
     for what, node in (("x1", match.linear.x), ("residual", match.residual), ("gamma", match.norm.gamma)):
         if not recognise.is_contiguous(node):
             _refuse("not_contiguous", f"{what} ({node.name}) is not contiguous", "Call .contiguous() on it.")
+    weight = match.linear.weight
+    if not recognise.is_contiguous(weight) and recognise.stored_transposed(weight) is None:
+        _refuse(
+            "weight_layout",
+            f"the weight ({weight.name}) is neither contiguous nor the transpose of a contiguous tensor",
+            "Store it contiguously.",
+        )
 
 
 def _check_group(group: str) -> None:
@@ -347,9 +355,11 @@ def _rewrite(graph: Graph, match: _Match, order: _Order) -> Node:
     add, norm = match.add, match.norm
     with graph.inserting_before(add):
         residual = _as_3d(graph, match.residual, shape, order)
+        overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
+        stored = recognise.stored_transposed(match.linear.weight)
         fused = graph.call_function(
-            torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm.default,
-            (_operand(match.linear, residual), match.linear.weight, residual, norm.gamma, match.reduce.group),
+            overloads.default if stored is None else overloads.transposed_x2,
+            (_operand(match.linear), stored or match.linear.weight, residual, norm.gamma, match.reduce.group),
             {"epsilon": float(norm.epsilon)} | ({} if match.linear.bias is None else {"bias": match.linear.bias}),  # type: ignore[arg-type]
         )
         y, normalised = (graph.call_function(operator.getitem, (fused, i)) for i in (0, 1))
@@ -373,14 +383,14 @@ def _erase(graph: Graph, match: _Match) -> None:
     own = {*pending, match.linear.node}
     while pending:
         node = pending.pop()
-        if node._erased or node.users or not (node in own or is_call(node, *recognise.VIEWS)):
+        if node._erased or node.users or not (node in own or is_call(node, *recognise.VIEWS, *_TRANSPOSES)):
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)
         pending.extend(inputs)
 
 
-def _operand(linear: Linear, residual: Node) -> Node:
+def _operand(linear: Linear) -> Node:
     """x1: the 3-D tensor in front of linear's own flatten where there is one, else the 2-D operand."""
     node = linear.x
     while is_call(node, *recognise.VIEWS):

@@ -265,6 +265,17 @@ class Linear:
     bias: Node | None
 
 
+def stored_transposed(weight: Node) -> Node | None:
+    """The contiguous (n, k) tensor ``weight`` is the transpose of; None if it is none."""
+    swaps = is_call(weight, aten.t.default)
+    swaps = swaps or is_call(weight, aten.permute.default) and list(weight.args[1]) in ([1, 0], [-1, -2])  # type: ignore[arg-type]
+    swaps = swaps or is_call(weight, aten.transpose.int) and {int(d) % 2 for d in weight.args[1:]} == {0, 1}  # type: ignore[arg-type]
+    if not swaps:
+        return None
+    source = weight.args[0]
+    return source if isinstance(source, Node) and len(shape_of(source)) == 2 and is_contiguous(source) else None
+
+
 def linear(node: Node) -> Linear | None:
     """The record of mm or addmm (with alpha = beta = 1)."""
     if is_call(node, aten.mm.default):

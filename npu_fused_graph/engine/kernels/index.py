@@ -45,7 +45,8 @@ def _pick_wrapping(x: Tensor, indices: Tensor, axis: int) -> Tensor:
 def _pick_batched(x: Tensor, indices: Tensor, axis: int, batch_dims: int, wraps: bool) -> Tensor:
     """The first ``batch_dims`` dims of both are the same and run along."""
     axis %= x.dim()
-    batch_dims %= indices.dim() + 1
+    if batch_dims < 0:
+        batch_dims += indices.dim()
     if x.shape[:batch_dims] != indices.shape[:batch_dims] or batch_dims > axis:
         raise ValueError(
             f"expected {batch_dims} common leading dims before axis {axis}, got shapes {list(x.shape)} and "
@@ -100,7 +101,7 @@ def _gather_on_first(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn 
 def gather(x: Tensor, indices: Tensor, *, batch_dims: int = 0, negative_index_support: bool = False) -> Tensor:
     """Along the first dim after the batch dims."""
     if batch_dims:
-        axis = batch_dims % (indices.dim() + 1)
+        axis = batch_dims if batch_dims > 0 else batch_dims + indices.dim()
         return _pick_batched(x, indices, axis, batch_dims, negative_index_support)
     return (_pick_wrapping if negative_index_support else _pick)(x, indices, 0)
 

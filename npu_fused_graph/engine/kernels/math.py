@@ -84,7 +84,7 @@ def pow_(x1: Tensor, x2: Tensor) -> Tensor:
         return in_int64(torch.pow, x1, x2)
 
 
-@kernel("AddN", ignored=("N",), same_dtype=("x",))
+@kernel("AddN", ignored=("N",))
 def add_n(x: list[Tensor]) -> Tensor:
     return functools.reduce(torch.add, x)
 
@@ -98,7 +98,9 @@ def _number(value: float) -> float | int:
 
 
 @kernel(
-    "Axpy", same_dtype=BINARY, specialise=lambda consts, attrs: functools.partial(torch.add, alpha=_number(attrs["alpha"]))
+    "Axpy",
+    same_dtype=BINARY,
+    specialise=lambda consts, attrs: functools.partial(torch.add, alpha=_number(attrs["alpha"])),
 )
 def axpy(x1: Tensor, x2: Tensor, *, alpha: float) -> Tensor:
     return torch.add(x1, x2, alpha=_number(alpha))
@@ -149,18 +151,14 @@ def _fused_by_constant(op: Op) -> Any:
     return specialise
 
 
-@kernel(
-    "Addcmul", same_dtype=("input_data", "x1", "x2", "value"), specialise=_fused_by_constant(torch.addcmul)
-)
+@kernel("Addcmul", same_dtype=("input_data", "x1", "x2", "value"), specialise=_fused_by_constant(torch.addcmul))
 def addcmul(input_data: Tensor, x1: Tensor, x2: Tensor, value: Tensor) -> Tensor:
     if value.numel() == 1:
         return torch.addcmul(input_data, x1, x2, value=value.item())
     return torch.addcmul(input_data, torch.mul(x1, value), x2)
 
 
-@kernel(
-    "Addcdiv", same_dtype=("input_data", "x1", "x2", "value"), specialise=_fused_by_constant(torch.addcdiv)
-)
+@kernel("Addcdiv", same_dtype=("input_data", "x1", "x2", "value"), specialise=_fused_by_constant(torch.addcdiv))
 def addcdiv(input_data: Tensor, x1: Tensor, x2: Tensor, value: Tensor) -> Tensor:
     if value.numel() == 1:
         return torch.addcdiv(input_data, x1, x2, value=value.item())
@@ -174,7 +172,7 @@ def _lerp_by_constant(consts: Consts, attrs: Attrs) -> KernelFn | None:
 
 @kernel("Lerp", same_dtype=("start", "end"), specialise=_lerp_by_constant)
 def lerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    # TorchAir hands a Python weight over as float32 whatever the dtype of start
+    # torch refuses a weight tensor of another dtype
     return torch.lerp(start, end, weight.to(start.dtype))
 
 
@@ -249,6 +247,10 @@ def trunc(input_x: Tensor) -> Tensor:
     return torch.trunc(input_x)
 
 
+_LOGS: dict[float, Op] = {-1: torch.log, 2: torch.log2, 10: torch.log10}
+_EXPS: dict[float, Op] = {-1: torch.exp, 2: torch.exp2}
+
+
 def _check_base(ge_type: str, base: float) -> None:
     if base != -1 and (base <= 0 or (ge_type == "Log" and base == 1)):
         raise unsupported(ge_type, "base", "-1 (natural) or a usable positive number", base)
@@ -256,7 +258,7 @@ def _check_base(ge_type: str, base: float) -> None:
 
 def _log_of(base: float, scale: float, shift: float) -> Op:
     _check_base("Log", base)
-    plain = {-1: torch.log, 2: torch.log2, 10: torch.log10}.get(base)
+    plain = _LOGS.get(base)
     if plain is not None and scale == 1 and shift == 0:
         return plain
     if plain is not None:
@@ -272,7 +274,7 @@ def log(x: Tensor, *, base: float = -1.0, scale: float = 1.0, shift: float = 0.0
 
 def _exp_of(base: float, scale: float, shift: float) -> Op:
     _check_base("Exp", base)
-    plain = {-1: torch.exp, 2: torch.exp2}.get(base)
+    plain = _EXPS.get(base)
     if plain is not None and scale == 1 and shift == 0:
         return plain
     if plain is not None:
@@ -301,7 +303,6 @@ def imag(input: Tensor, *, Tout: torch.dtype = torch.float32) -> Tensor:
 
 @kernel("Complex", same_dtype=("real", "imag"))
 def complex_(real: Tensor, imag: Tensor, *, Tout: torch.dtype = torch.complex64) -> Tensor:
-    # torch.complex does not broadcast a 0-d part of one dtype with complex32 halves; GE has float and double only
     return torch.complex(real, imag).to(Tout)
 
 
@@ -319,27 +320,23 @@ def cast(x: Tensor, *, dst_type: torch.dtype) -> Tensor:
     return x.to(dst_type)
 
 
+_SUB_BYTE = tuple(getattr(torch, name) for name in ("int4", "uint4"))
+
+
 def _check_bitcast(consts: Consts, attrs: Attrs) -> None:
     target = attrs["type"]
-    if target is None or target in (torch.int4, torch.uint4):
+    if target is None or target in _SUB_BYTE:
         raise unsupported("Bitcast", "type", "to be a dtype of whole bytes", target)
 
 
-@kernel("Bitcast", specialise=_check_bitcast)
-def bitcast(x: Tensor, *, type: torch.dtype, keep_dim: bool = False) -> Tensor:
-    """The bytes of x as another dtype.
+@kernel("Bitcast", ignored=("keep_dim",), specialise=_check_bitcast)
+def bitcast(x: Tensor, *, type: torch.dtype) -> Tensor:
+    """The bytes of x as another dtype; where the element sizes differ, the last dim is scaled.
 
-    Where the element sizes differ, keep_dim scales the last dim; otherwise narrower elements get a new last dim
-    and wider ones use the last dim up.
+    That is GE's keep_dim=True. Without it GE adds or drops a last dim, but TorchAir emits aten.view.dtype so and
+    expects the shape of torch; its other converters reshape right after.
     """
-    x = x.contiguous()
-    if x.dtype.itemsize == type.itemsize:
-        return x.view(type)
-    if keep_dim:
-        return x.view(type)
-    if x.dtype.itemsize > type.itemsize:
-        return x.unsqueeze(-1).view(type)
-    return x.view(type).squeeze(-1)
+    return x.contiguous().view(type)
 
 
 @kernel("Identity", "TensorMove", specialise=lambda consts, attrs: torch.clone)

@@ -39,7 +39,7 @@ def mm(x1: Tensor, x2: Tensor, bias: Tensor | None = None) -> Tensor:
     """x1 @ x2 + bias for matrices; a bias is added before the result is rounded."""
     dtype = x1.dtype
     if dtype is torch.int8:
-        product = torch._int_mm(x1, x2)
+        product = _int_mm(x1, x2)
         return product if bias is None else product.add_(bias)
     if bias is not None and bias.dtype is not dtype:
         return torch.addmm(bias.float(), x1.float(), x2.float()).to(dtype)
@@ -72,18 +72,38 @@ def bmm(x1: Tensor, x2: Tensor, bias: Tensor | None = None) -> Tensor:
     return product if bias is None else product + bias
 
 
+def _int_mm_is_exact() -> bool:
+    """Whether torch's int8 product is right on this CPU: without VNNI instructions oneDNN's saturates."""
+    left = torch.full((4, 64), 127, dtype=torch.int8)
+    right = torch.full((64, 32), 127, dtype=torch.int8)
+    return bool((torch._int_mm(left, right) == 127 * 127 * 64).all())
+
+
+_EXACT_INT_MM = _int_mm_is_exact()
+_EXACT_IN_FLOAT32 = (1 << 24) >> 14
+"""Number of int8 products whose sum float32 holds without rounding."""
+
+
+def _int_mm(x1: Tensor, x2: Tensor) -> Tensor:
+    """int8 @ int8 -> int32 for matrices."""
+    if _EXACT_INT_MM:
+        return torch._int_mm(x1, x2)
+    wide = torch.float32 if x1.shape[1] <= _EXACT_IN_FLOAT32 else torch.float64
+    return torch.mm(x1.to(wide), x2.to(wide)).to(torch.int32)
+
+
 def int_matmul(x1: Tensor, x2: Tensor) -> Tensor:
     """int8 @ int8 -> int32, with batch dimensions that broadcast."""
     if x1.dim() == 2 and x2.dim() == 2:
-        return torch._int_mm(x1, x2)
+        return _int_mm(x1, x2)
     if x2.dim() == 2:
-        return torch._int_mm(x1.reshape(-1, x1.shape[-1]), x2).reshape(*x1.shape[:-1], x2.shape[-1])
+        return _int_mm(x1.reshape(-1, x1.shape[-1]), x2).reshape(*x1.shape[:-1], x2.shape[-1])
     batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])  # type: ignore[no-untyped-call]
     left = x1.expand(*batch, *x1.shape[-2:]).reshape(-1, *x1.shape[-2:])
     right = x2.expand(*batch, *x2.shape[-2:]).reshape(-1, *x2.shape[-2:])
     out = torch.empty(left.shape[0], left.shape[1], right.shape[2], dtype=torch.int32)
     for i in range(left.shape[0]):
-        out[i] = torch._int_mm(left[i], right[i])
+        out[i] = _int_mm(left[i], right[i])
     return out.reshape(*batch, left.shape[1], right.shape[2])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,12 @@ from npu_fused_graph.engine.registry import Ints, kernel
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    """A scale or shift in a dtype torch takes together with x: that of x, or float32 next to a half x."""
-    if parameter is None or parameter.dtype is x.dtype:
-        return parameter
-    return parameter.float() if x.dtype.itemsize == 2 else parameter.to(x.dtype)
+def _suited(x: Tensor, *parameters: Tensor | None) -> list[Any]:
+    """Scales, shifts and statistics in the one dtype torch takes next to x: that of x, or float32 next to a half x."""
+    dtype = x.dtype
+    if dtype.itemsize == 2 and any(p is not None and p.dtype is torch.float32 for p in parameters):
+        dtype = torch.float32
+    return [p if p is None or p.dtype is dtype else p.to(dtype) for p in parameters]
 
 
 @kernel("LayerNormV4")
@@ -27,7 +30,8 @@ def layer_norm_v4(
     *,
     epsilon: float = 1e-5,
 ) -> Triple:
-    return torch.native_layer_norm(x, normalized_shape, _like(gamma, x), _like(beta, x), epsilon)
+    weight, bias = _suited(x, gamma, beta)
+    return torch.native_layer_norm(x, normalized_shape, weight, bias, epsilon)
 
 
 def _layer_norm(
@@ -39,7 +43,8 @@ def _layer_norm(
             ge_type, "begin_params_axis", f"the axis where gamma {tuple(gamma.shape)} begins", params_axis
         )
     if gamma.shape == shape:
-        return torch.native_layer_norm(x, shape, _like(gamma, x), _like(beta, x), epsilon)
+        weight, bias = _suited(x, gamma, beta)
+        return torch.native_layer_norm(x, shape, weight, bias, epsilon)
     y, mean, rstd = torch.native_layer_norm(x.float(), shape, None, None, epsilon)
     return (y * gamma + beta).to(x.dtype), mean, rstd
 
@@ -76,7 +81,8 @@ def layer_norm(
 def _group_norm(x: Tensor, gamma: Tensor, beta: Tensor, num_groups: int, eps: float) -> Triple:
     n, c = x.shape[0], x.shape[1]
     area = x[0, 0].numel() if n and c else 0
-    return torch.native_group_norm(x, _like(gamma, x), _like(beta, x), n, c, area, num_groups, eps)
+    weight, bias = _suited(x, gamma, beta)
+    return torch.native_group_norm(x, weight, bias, n, c, area, num_groups, eps)
 
 
 @kernel("GroupNormV2", ignored=("data_format",), specialise=require("GroupNormV2", is_training=(True,)))
@@ -99,9 +105,8 @@ def group_norm(
 
 @kernel("BNInfer")
 def bn_infer(x: Tensor, scale: Tensor, offset: Tensor, mean: Tensor, variance: Tensor, *, epsilon: float) -> Tensor:
-    return torch.native_batch_norm(
-        x, _like(scale, x), _like(offset, x), _like(mean, x), _like(variance, x), False, 0.0, epsilon
-    )[0]
+    scale, offset, mean, variance = _suited(x, scale, offset, mean, variance)
+    return torch.native_batch_norm(x, scale, offset, mean, variance, False, 0.0, epsilon)[0]
 
 
 @kernel("BatchNormV3", mutates=("running_mean", "running_var"))
@@ -117,8 +122,9 @@ def batch_norm_v3(
     is_training: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Training updates the running statistics in place; inference leaves them and has no batch statistics."""
+    dtype = running_mean.dtype
     y, mean, rstd = torch.native_batch_norm(
-        x, _like(weight, x), _like(bias, x), running_mean, running_var, is_training, momentum, epsilon
+        x, weight.to(dtype), bias.to(dtype), running_mean, running_var, is_training, momentum, epsilon
     )
     return y, running_mean, running_var, mean, rstd
 

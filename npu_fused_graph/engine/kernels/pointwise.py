@@ -48,9 +48,8 @@ def in_int64(op: Op, x: Tensor, *rest: Any) -> Tensor:
     if dtype is torch.uint64 and op not in _WRAPPING:
         for arg in wide:
             if isinstance(arg, Tensor) and bool((arg < 0).any()):
-                raise UnsupportedOpError(
-                    f"[engine] {getattr(op, '__name__', 'kernel')}: expected uint64 values below 2**63, got a larger one."
-                )
+                name = getattr(op, "__name__", "kernel")
+                raise UnsupportedOpError(f"[engine] {name}: expected uint64 values below 2**63, got a larger one.")
     result = op(*wide)
     return result.to(dtype) if result.dtype is torch.int64 else result
 

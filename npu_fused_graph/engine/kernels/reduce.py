@@ -12,6 +12,8 @@ from torch import Tensor
 from npu_fused_graph.engine.kernels.pointwise import Op, in_int64, unsupported
 from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel
 
+Axes = list[int] | tuple[int, ...]
+
 # -- over axes -------------------------------------------------------------------------------------------
 
 
@@ -64,7 +66,8 @@ def _log_sum(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 def _euclidean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     if x.is_floating_point() or x.is_complex():
-        return torch.linalg.vector_norm(x, 2, axes, keep)
+        norm: Tensor = torch.linalg.vector_norm(x, 2, axes, keep)
+        return norm
     return torch.sqrt(torch.sum(torch.square(x.double()), axes, keepdim=keep)).to(x.dtype)
 
 
@@ -117,9 +120,7 @@ def reduce_mean(x: Tensor, axes: Ints, *, keep_dims: bool = False, noop_with_emp
 
 
 @kernel("ReduceMeanD")
-def reduce_mean_d(
-    x: Tensor, *, axes: list[int], keep_dims: bool = False, noop_with_empty_axes: bool = False
-) -> Tensor:
+def reduce_mean_d(x: Tensor, *, axes: list[int], keep_dims: bool = False, noop_with_empty_axes: bool = False) -> Tensor:
     return _over(_mean, x, _all_axes(x, axes, noop_with_empty_axes), keep_dims)
 
 
@@ -143,7 +144,12 @@ def reduce_mean_with_cast(
 
 @kernel("ReduceStdV2")
 def reduce_std_v2(
-    x: Tensor, *, dim: list[int] = [], correction: int = 1, keepdim: bool = False, is_mean_out: bool = True  # noqa: B006
+    x: Tensor,
+    *,
+    dim: Axes = (),
+    correction: int = 1,
+    keepdim: bool = False,
+    is_mean_out: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Deviation and mean over dim (none = all); without is_mean_out the second result is empty."""
     dims = dim or None
@@ -154,7 +160,11 @@ def reduce_std_v2(
 
 @kernel("ReduceStd")
 def reduce_std(
-    x: Tensor, *, dim: list[int] = [], unbiased: bool = True, keepdim: bool = False  # noqa: B006
+    x: Tensor,
+    *,
+    dim: Axes = (),
+    unbiased: bool = True,
+    keepdim: bool = False,
 ) -> tuple[Tensor, Tensor]:
     return torch.std_mean(x, dim or None, correction=int(unbiased), keepdim=keepdim)
 
@@ -164,7 +174,7 @@ def reduce_std_with_mean(
     x: Tensor,
     mean: Tensor,
     *,
-    dim: list[int] = [],  # noqa: B006
+    dim: Axes = (),
     unbiased: bool = True,
     keepdim: bool = False,
     invert: bool = False,
@@ -186,7 +196,7 @@ def reduce_std_with_mean(
 _INFINITE = 2**31 - 1  # how TorchAir writes an infinite order; float32 rounds it up
 
 
-def _norm_of(p: float, axes: list[int], keepdim: bool, epsilon: float) -> KernelFn:
+def _norm_of(p: float, axes: Axes, keepdim: bool, epsilon: float) -> KernelFn:
     order = math.copysign(math.inf, p) if abs(p) >= _INFINITE else float(p)
     dims = list(axes) or None
 
@@ -203,7 +213,12 @@ def _norm_of_attrs(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn:
 
 @kernel("LpNormV2", specialise=_norm_of_attrs)
 def lp_norm_v2(
-    x: Tensor, *, p: float = 2.0, axes: list[int] = [], keepdim: bool = False, epsilon: float = 1e-12  # noqa: B006
+    x: Tensor,
+    *,
+    p: float = 2.0,
+    axes: Axes = (),
+    keepdim: bool = False,
+    epsilon: float = 1e-12,
 ) -> Tensor:
     """p-norm over axes (none = all), at least epsilon."""
     result: Tensor = _norm_of(p, axes, keepdim, epsilon)(x)
@@ -212,7 +227,12 @@ def lp_norm_v2(
 
 @kernel("LpNorm", specialise=_norm_of_attrs)
 def lp_norm(
-    x: Tensor, *, p: int = 2, axes: list[int] = [], keepdim: bool = False, epsilon: float = 1e-12  # noqa: B006
+    x: Tensor,
+    *,
+    p: int = 2,
+    axes: Axes = (),
+    keepdim: bool = False,
+    epsilon: float = 1e-12,
 ) -> Tensor:
     result: Tensor = _norm_of(p, axes, keepdim, epsilon)(x)
     return result
@@ -260,10 +280,8 @@ def arg_min_with_value(x: Tensor, *, dimension: int, keep_dims: bool = False) ->
     return indices.to(torch.int32), values
 
 
-@kernel("TopKV2")
-def top_k_v2(
-    x: Tensor, k: Int, *, sorted: bool = True, dim: int = -1, largest: bool = True
-) -> tuple[Tensor, Tensor]:
+@kernel("TopKV2", ignored=("sort_policy",))  # not in the IR, but TorchAir always writes it
+def top_k_v2(x: Tensor, k: Int, *, sorted: bool = True, dim: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
     values, indices = torch.topk(x, k, dim, largest, sorted)
     return values, indices.to(torch.int32)
 

@@ -52,7 +52,9 @@ def _quantised(m: Make, *, bias: torch.dtype | None, per_token: bool) -> dict[st
     return inputs
 
 
-def _dequantised(x: Any, weight: Any, scale: Any, group_list: Any, bias: Any = None, per_token_scale: Any = None) -> Any:
+def _dequantised(
+    x: Any, weight: Any, scale: Any, group_list: Any, bias: Any = None, per_token_scale: Any = None
+) -> Any:
     product = _rows(x[0].double(), list(weight[0].double()), group_list.tolist())
     group = torch.tensor([0, 0, 2, 2, 2, 2])
     y = product
@@ -78,9 +80,7 @@ CASES = [
     OpCase(
         "GroupedMatmul",
         lambda m: {"x": [m(3, 4), m(2, 5)], "weight": [m(4, 6), m(5, 7)], "bias": [m(6), m(7)]} | UNUSED,
-        lambda x, weight, bias, **rest: [
-            _rows(x[i], [weight[i]], [x[i].shape[0]], [bias[i]]) for i in range(2)
-        ],
+        lambda x, weight, bias, **rest: [_rows(x[i], [weight[i]], [x[i].shape[0]], [bias[i]]) for i in range(2)],
         {"split_item": 0, "group_type": -1, "tuning_config": [3], "dtype": -1},
         outputs=TWO,
         name="no_groups",

@@ -96,7 +96,13 @@ CASES = [
         lambda x1, x2, bias: _dot(_swap(x1), x2, bias),
         {"adj_x1": True, "offset_x": 0},
     ),
-    OpCase("BatchMatMulV2", lambda m: {"x1": m(2, 3, 5), "x2": m(5, 7)}, _dot, name="no_bias"),
+    OpCase(
+        "BatchMatMulV2",
+        lambda m: {"x1": m(2, 3, 5), "x2": m(7, 5)},
+        lambda x1, x2: _dot(x1, _swap(x2)),
+        {"adj_x2": True},
+        name="no_bias",
+    ),
     OpCase(
         "BatchMatMulV2",
         lambda m: {
@@ -117,8 +123,8 @@ CASES = [
     ),
     OpCase(
         "BatchMatMulV3",
-        lambda m: {"x1": m(2, 3, 5), "x2": m(2, 7, 5), "bias": m(2, 1, 7)},
-        lambda x1, x2, bias: _dot(x1, _swap(x2), bias),
-        {"adj_x2": True, "enable_hf32": True},
+        lambda m: {"x1": m(2, 5, 3), "x2": m(2, 7, 5), "bias": m(2, 1, 7)},
+        lambda x1, x2, bias: _dot(_swap(x1), _swap(x2), bias),
+        {"adj_x1": True, "adj_x2": True, "enable_hf32": True},
     ),
 ]

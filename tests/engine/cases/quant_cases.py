@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,7 +160,10 @@ CASES = [
     ),
     OpCase(
         "AscendQuantV2",
-        lambda m: {"x": torch.tensor([[-300.0, 0.5, 1.5, 300.0]], dtype=m.dtype), "scale": torch.ones(1, dtype=m.dtype)},
+        lambda m: {
+            "x": torch.tensor([[-300.0, 0.5, 1.5, 300.0]], dtype=m.dtype),
+            "scale": torch.ones(1, dtype=m.dtype),
+        },
         lambda x, scale: torch.tensor([[-128, 0, 2, 127]], dtype=torch.int8),
         name="saturation_and_ties",
     ),
@@ -181,7 +183,10 @@ CASES = [
     ),
     OpCase(
         "AscendDequant",
-        lambda m: {"x": m.ints(3, 5, low=-999, high=999, dtype=torch.int32), "deq_scale": m(5, low=0.1, high=0.2).half()},
+        lambda m: {
+            "x": m.ints(3, 5, low=-999, high=999, dtype=torch.int32),
+            "deq_scale": m(5, low=0.1, high=0.2).half(),
+        },
         lambda x, deq_scale: (x * deq_scale * deq_scale).clamp(min=0),
         {"sqrt_mode": True, "relu_flag": True, "dtype": 1},
         dtypes=ONE,

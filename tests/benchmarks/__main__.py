@@ -1,0 +1,168 @@
+"""``make bench``: engine against eager, passes against TorchAir alone, import time. One JSON line per measurement.
+
+Every figure is a ratio to a baseline taken in the same run, alternating, after both results were compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from npu_fused_graph import get_npu_backend
+from npu_fused_graph.engine import Executable
+from npu_fused_graph.host import native
+from npu_fused_graph.testing import assert_close
+from tests.benchmarks.models import decode_step, prefill
+
+GOALS = {"call": 1.0, "peak_memory": 1.10, "compile": 1.05, "import_seconds": 0.05}
+
+
+def main() -> int:
+    for layers in (1, 4, 16):
+        _measure_model(f"prefill H=256 2x16 float16 layers={layers}", *prefill(layers))
+    _measure_model("decode H=1024 one token with cache float32 layers=4", *decode_step(4))
+    _measure_compile(4)
+    _measure_import()
+    return 0
+
+
+def _measure_model(name: str, model: Callable[..., Any], make_inputs: Callable[[], tuple[Any, ...]]) -> None:
+    torch._dynamo.reset()
+    graphs: list[Executable] = []
+    native.graph_listeners.append(graphs.append)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend=get_npu_backend(), dynamic=False, fullgraph=True)
+        inputs = make_inputs()
+        _compare(compiled(*inputs), model(*make_inputs()))
+        _compare(compiled(*make_inputs()), model(*make_inputs()))
+        rounds = _rounds(lambda: model(*inputs))
+        pair = _alternate([lambda: model(*inputs), lambda: compiled(*inputs)], rounds)
+        _report(name, "call", pair[1], pair[0], "eager")
+        run, arguments = _last_run(graphs[-1], lambda: compiled(*inputs))
+        _report(name, "peak_memory", [_peak(run, model, arguments)], [_peak(model, model, inputs)], "eager")
+    native.graph_listeners.remove(graphs.append)
+
+
+def _compare(got: Any, wanted: Any) -> None:
+    # float16 logits of up to 16 layers: each adds a few roundings
+    assert_close(_tensor(got), _tensor(wanted).double(), scale=20)
+
+
+def _tensor(result: Any) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]
+
+
+def _rounds(call: Callable[[], Any]) -> int:
+    begin = time.perf_counter()
+    call()
+    return max(20, min(400, int(2.0 / max(time.perf_counter() - begin, 1e-4))))
+
+
+def _alternate(calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    for call in calls:
+        call()
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for taken, call in zip(times, calls, strict=True):
+            begin = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - begin)
+    return times
+
+
+def _last_run(graph: Executable, call: Callable[[], Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The engine's run and its arguments in ``call()``: Dynamo does not enter a compiled frame under a tracker."""
+    seen: list[tuple[Any, ...]] = []
+    run = graph.run
+    graph.run = lambda *arguments: (seen.append(arguments), run(*arguments))[1]  # type: ignore[method-assign]
+    call()
+    del graph.run
+    return run, seen[-1]
+
+
+def _peak(call: Callable[..., Any], model: Any, inputs: tuple[Any, ...]) -> float:
+    """Bytes of live tensors at the worst moment of one call, weights and inputs included."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    tracker = MemTracker()
+    tracker.track_external(model, *[x for x in tree_leaves(inputs) if isinstance(x, Tensor)])
+    with tracker:
+        call(*inputs)
+    return float(sum(entry["Total"] for entry in tracker.get_tracker_snapshot("peak").values()))
+
+
+def _measure_compile(layers: int) -> None:
+    """First call, from Dynamo to the result, with our passes and with none; a fresh process each."""
+    script = (
+        "import sys, time, torch, torch.distributed as dist\n"
+        "from torch.testing._internal.distributed.fake_pg import FakeStore\n"
+        "from npu_fused_graph import get_npu_backend\n"
+        "from npu_fused_graph.demo_model import Decoder\n"
+        "from npu_fused_graph.passes import DEFAULT_PASSES\n"
+        "dist.init_process_group('fake', store=FakeStore(), rank=0, world_size=2)\n"
+        "tokens = torch.zeros(2, 16, dtype=torch.int64)\n"
+        "def once(layers):\n"
+        "    backend = get_npu_backend(passes=DEFAULT_PASSES if sys.argv[1] == 'ours' else ())\n"
+        "    model = Decoder(layers).half()\n"
+        "    begin = time.perf_counter()\n"
+        "    with torch.no_grad():\n"
+        "        torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(tokens)\n"
+        "    return time.perf_counter() - begin\n"
+        "once(1)\n"
+        "torch._dynamo.reset()\n"
+        f"print(once({layers}))\n"
+    )
+    times: dict[str, list[float]] = {"ours": [], "none": []}
+    for _ in range(5):
+        for which, taken in times.items():
+            result = subprocess.run([sys.executable, "-c", script, which], capture_output=True, text=True, check=True)
+            taken.append(float(result.stdout.split()[-1]))
+    _report(f"compile decoder layers={layers}", "compile", times["ours"], times["none"], "TorchAir without our passes")
+
+
+def _measure_import() -> None:
+    script = "import time; t = time.perf_counter(); import npu_fused_graph; print(time.perf_counter() - t)"
+    times = [
+        float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+        for _ in range(9)
+    ]
+    median = statistics.median(times)
+    _print({"name": "import npu_fused_graph", "measure": "import_seconds", "median": median, "within": median <= GOALS["import_seconds"]})
+
+
+def _report(name: str, measure: str, ours: list[float], baseline: list[float], what: str) -> None:
+    ratio = statistics.median(ours) / statistics.median(baseline)
+    record = {"name": name, "measure": measure, "baseline": what, "ratio": round(ratio, 3), "goal": GOALS[measure]}
+    record["within"] = ratio <= GOALS[measure]
+    for label, values in (("ours", ours), ("theirs", baseline)):
+        record[label] = {"median": statistics.median(values), "n": len(values)}
+        if len(values) > 3:
+            quartiles = statistics.quantiles(values, n=4)
+            record[label] |= {"q1": quartiles[0], "q3": quartiles[2]}
+    _print(record)
+
+
+def _print(record: dict[str, Any]) -> None:
+    record["environment"] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+    }
+    print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,447 @@
+"""What a rank's fault does to the others: every survivor ends in time, with an error that names rank, node and group.
+
+Real processes, NFG_TIMEOUT=5. ``prompt`` cases must not even need the time-out: the peers are told or see the
+connection break.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from npu_fused_graph import comm
+from npu_fused_graph.engine import compile_graph, register_kernel
+from npu_fused_graph.engine.executor import Executable
+from npu_fused_graph.errors import CommunicationError
+from npu_fused_graph.ir.graph import DTypeValue
+from tests.engine.graphs import graph_of, node
+from tests.ranks import NFG_TIMEOUT, Outcome, run_ranks, values
+
+PROMPT = 4.0
+"""Seconds an error may take that does not wait for the time-out (a linger of 3 s for the store included)."""
+LATE = NFG_TIMEOUT + 4.0
+"""Seconds an error may take that does."""
+EXIT = 4.0
+"""Seconds a process may take to end after its error, on a busy machine."""
+
+
+def _assert_failed(outcome: Outcome, *texts: str, within: float) -> None:
+    """The rank ended by itself, in time, with an error that has all ``texts``."""
+    assert outcome.exit_code == 1, (outcome.exit_code, outcome.error)
+    for text in texts:
+        assert text in outcome.error, outcome.error
+    assert outcome.seconds < within, outcome.error
+    assert outcome.exit_seconds < EXIT
+
+
+def _reduce_graph(x: Tensor, group: str = "0", *, dynamic: bool = False) -> Executable:
+    item = node("reduce", "HcomAllReduce", {"x": "x"}, group=group, reduction="sum")
+    return compile_graph(graph_of({"x": x}, [item], ["reduce"], dynamic=dynamic))
+
+
+def _faulty_graph(x: Tensor) -> Executable:
+    """all-reduce, a kernel of our own, all-reduce."""
+    nodes = [
+        node("first", "HcomAllReduce", {"x": "x"}, group="0", reduction="sum"),
+        node("fault", "Fault", {"x": "first"}),
+        node("second", "HcomAllReduce", {"x": "fault"}, group="0", reduction="sum"),
+    ]
+    return compile_graph(graph_of({"x": x}, nodes, ["second"]))
+
+
+# -- a rank dies ------------------------------------------------------------------------------------------------
+
+
+def _killed(rank: int, victim: int, healthy_runs: int) -> None:
+    runs = 0
+
+    def fault(x: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        if rank == victim and runs > healthy_runs:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x.clone()
+
+    register_kernel("Fault", fault)
+    x = torch.ones(4)
+    executable = _faulty_graph(x)
+    for _ in range(healthy_runs + 1):
+        executable.run([x])
+
+
+@pytest.mark.parametrize(
+    ("size", "victim", "healthy_runs"),
+    [
+        pytest.param(2, 1, 0, id="rank 1, interpreted"),
+        pytest.param(2, 1, 2, id="rank 1, compiled"),
+        pytest.param(2, 0, 1, id="rank 0 with the store"),
+        pytest.param(3, 1, 0, id="one of three"),
+    ],
+)
+def test_killed_inside_a_graph(size: int, victim: int, healthy_runs: int) -> None:
+    outcomes = run_ranks(_killed, size, victim, healthy_runs)
+    assert outcomes[victim].exit_code == -signal.SIGKILL
+    for rank, outcome in enumerate(outcomes):
+        if rank != victim:
+            told = f"rank {victim} ended without a word"
+            where = f"second (HcomAllReduce on group '0') on rank {rank} of {size}"
+            _assert_failed(outcome, "CommunicationError", told, where, "group '0' (ranks [0, 1", within=LATE)
+
+
+def _killed_before(rank: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    _reduce_graph(torch.ones(4)).run([torch.ones(4)])
+
+
+def test_killed_before_the_first_run() -> None:
+    outcomes = run_ranks(_killed_before, 2)
+    assert outcomes[1].exit_code == -signal.SIGKILL
+    _assert_failed(
+        outcomes[0],
+        "rank 1 never used this group",
+        "reduce (HcomAllReduce on group '0') on rank 0 of 2",
+        within=LATE,
+    )
+
+
+# -- a rank raises ----------------------------------------------------------------------------------------------
+
+
+def _raises(rank: int, culprit: int, healthy_runs: int) -> None:
+    runs = 0
+
+    def fault(x: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        if rank == culprit and runs > healthy_runs:
+            raise ValueError("the disk is on fire")
+        return x.clone()
+
+    register_kernel("Fault", fault)
+    x = torch.ones(4)
+    executable = _faulty_graph(x)
+    for _ in range(healthy_runs + 1):
+        executable.run([x])
+
+
+@pytest.mark.parametrize(
+    ("size", "culprit", "healthy_runs"),
+    [
+        pytest.param(2, 1, 0, id="rank 1, interpreted"),
+        pytest.param(2, 0, 2, id="rank 0 with the store, compiled"),
+        pytest.param(4, 2, 1, id="one of four"),
+    ],
+)
+def test_raised_in_a_kernel(size: int, culprit: int, healthy_runs: int) -> None:
+    outcomes = run_ranks(_raises, size, culprit, healthy_runs)
+    for rank, outcome in enumerate(outcomes):
+        if rank == culprit:
+            where = f"fault (Fault) on rank {rank} of {size}"
+            _assert_failed(outcome, "ExecutionError", where, "the disk is on fire", within=PROMPT)
+        else:
+            told = f"rank {culprit} failed: [engine] fault (Fault) on rank {culprit} of {size}: the disk is on fire"
+            where = f"second (HcomAllReduce on group '0') on rank {rank} of {size}"
+            _assert_failed(outcome, "CommunicationError", told, where, within=PROMPT)
+            assert outcome.error.count("the disk is on fire") == 1
+
+
+def _wrong_input(rank: int) -> None:
+    x = torch.ones(4)
+    _reduce_graph(x).run([torch.ones(4 + rank)])
+
+
+def test_input_refused_on_one_rank() -> None:
+    outcomes = run_ranks(_wrong_input, 2)
+    _assert_failed(outcomes[1], "ExecutionError", "input x: expected shape [4], got [5]", within=PROMPT)
+    _assert_failed(
+        outcomes[0],
+        "rank 1 failed: [engine] case input x: expected shape [4], got [5]",
+        "reduce (HcomAllReduce on group '0') on rank 0 of 2",
+        within=PROMPT,
+    )
+
+
+def _other_group(rank: int) -> None:
+    """Rank 1 fails in a group with rank 0; rank 2 shares only another group with rank 1."""
+    left, right = dist.new_group([0, 1]), dist.new_group([1, 2])
+    x = torch.ones(2)
+    nodes = []
+    if rank < 2:
+        nodes.append(node("left", "HcomAllReduce", {"x": "x"}, group=left.group_name, reduction="sum"))
+    if rank > 0:
+        nodes.append(node("fault", "Fault", {"x": nodes[-1].name if nodes else "x"}))
+        nodes.append(node("right", "HcomAllReduce", {"x": "fault"}, group=right.group_name, reduction="sum"))
+
+    def fault(x: Tensor) -> Tensor:
+        if rank == 1:
+            raise ValueError("the disk is on fire")
+        return x.clone()
+
+    register_kernel("Fault", fault)
+    result = compile_graph(graph_of({"x": x}, nodes, [nodes[-1].name])).run([x])
+    assert result[0].tolist() == [2.0, 2.0]
+
+
+def test_other_groups_of_a_failing_rank_are_told() -> None:
+    outcomes = run_ranks(_other_group, 3)
+    assert outcomes[0].exit_code == 0, outcomes[0].error  # its only collective was over before
+    _assert_failed(outcomes[1], "fault (Fault) on rank 1 of 3", "the disk is on fire", within=PROMPT)
+    _assert_failed(outcomes[2], "rank 1 failed: ", "right (HcomAllReduce", "(ranks [1, 2]) on rank 2 of 3", within=PROMPT)
+
+
+def test_broken_group_refuses_further_use() -> None:
+    for errors in values(run_ranks(_use_after_failure, 2)):
+        assert len(errors) == 2
+        assert "expected a working group, got one that failed" in errors[1]
+        assert "destroy_process_group" in errors[1]
+
+
+def _use_after_failure(rank: int) -> list[str]:
+    errors = []
+    for shape in (3 + rank, 3):
+        x = torch.ones(shape)
+        try:
+            _reduce_graph(x).run([x])
+        except CommunicationError as error:
+            errors.append(str(error))
+    return errors
+
+
+# -- ranks that disagree ----------------------------------------------------------------------------------------
+
+
+def _shapes(rank: int) -> None:
+    x = torch.ones(2, 3 + rank)
+    _reduce_graph(x).run([x])
+
+
+def test_different_shapes() -> None:
+    told = "rank 0: all_reduce sum float32[2, 3] | rank 1: all_reduce sum float32[2, 4]"
+    for rank, outcome in enumerate(run_ranks(_shapes, 2)):
+        where = f"reduce (HcomAllReduce on group '0') on rank {rank} of 2"
+        _assert_failed(outcome, "CommunicationError", told, where, "group '0' (ranks [0, 1])", within=PROMPT)
+
+
+def _dtypes(rank: int) -> None:
+    x = torch.ones(2, dtype=torch.float32 if rank else torch.int32)
+    _reduce_graph(x).run([x])
+
+
+def test_different_dtypes() -> None:
+    told = "rank 0: all_reduce sum int32[2] | rank 1: all_reduce sum float32[2]"
+    for rank, outcome in enumerate(run_ranks(_dtypes, 2)):
+        _assert_failed(outcome, told, f"reduce (HcomAllReduce on group '0') on rank {rank} of 2", within=PROMPT)
+
+
+def _later_shapes(rank: int) -> list[list[float]]:
+    executable = _reduce_graph(torch.ones(1), dynamic=True)
+    done = [executable.run([torch.ones(n)])[0].tolist() for n in (2, 3, 2, 2)]
+    assert done == [[2.0] * n for n in (2, 3, 2, 2)]
+    executable.run([torch.ones(3 if rank else 2)])  # each rank has run its shape before, but not with the other
+    return done
+
+
+def _new_later_shapes(rank: int) -> None:
+    executable = _reduce_graph(torch.ones(1), dynamic=True)
+    for n in (2, 2):
+        executable.run([torch.ones(n)])
+    executable.run([torch.ones(5 if rank else 2)])  # new to rank 1 only
+
+
+@pytest.mark.parametrize(("function", "theirs"), [(_later_shapes, 3), (_new_later_shapes, 5)])
+def test_shapes_that_differ_later(function: Any, theirs: int) -> None:
+    told = f"rank 0: all_reduce sum float32[2] | rank 1: all_reduce sum float32[{theirs}]"
+    for rank, outcome in enumerate(run_ranks(function, 2)):
+        where = f"reduce (HcomAllReduce on group '0') on rank {rank} of 2"
+        _assert_failed(outcome, "CommunicationError", told, where, within=PROMPT)
+
+
+def _order(rank: int) -> None:
+    x = torch.ones(2)
+    nodes = [
+        node("same", "HcomAllReduce", {"x": "x"}, group="0", reduction="sum"),
+        node("sum", "HcomAllReduce", {"x": "x"}, group="0", reduction="sum"),
+        node("all", "HcomAllGather", {"x": "x"}, group="0", rank_size=2),
+    ]
+    order = nodes if rank == 0 else [nodes[0], nodes[2], nodes[1]]
+    compile_graph(graph_of({"x": x}, order, ["same", "sum", "all"])).run([x])
+
+
+def test_different_order() -> None:
+    for rank, outcome in enumerate(run_ranks(_order, 2)):
+        _assert_failed(
+            outcome,
+            "at collective 2 of 3: rank 0: sum = HcomAllReduce {reduction='sum'} | rank 1: all = HcomAllGather {rank_size=2}",
+            f"same (HcomAllReduce on group '0') on rank {rank} of 2",
+            within=PROMPT,
+        )
+
+
+def _more(rank: int) -> None:
+    x = torch.ones(2)
+    names = ["a", "b"] if rank else ["a"]
+    nodes = [node(name, "HcomAllReduce", {"x": "x"}, group="0", reduction="sum") for name in names]
+    compile_graph(graph_of({"x": x}, nodes, names)).run([x])
+
+
+def test_one_rank_runs_more() -> None:
+    for rank, outcome in enumerate(run_ranks(_more, 2)):
+        told = "at collective 2 of 2: rank 0: nothing more | rank 1: b = HcomAllReduce {reduction='sum'}"
+        _assert_failed(outcome, told, f"a (HcomAllReduce on group '0') on rank {rank} of 2", within=PROMPT)
+
+
+def _roots(rank: int) -> None:
+    x = torch.ones(2)
+    item = node("root", "HcomBroadcast", {"x0": "x"}, ("y0",), group="0", root_rank=rank)
+    compile_graph(graph_of({"x": x}, [item], ["root"])).run([x])
+
+
+def test_different_attributes() -> None:
+    told = "rank 0: root = HcomBroadcast {root_rank=0} | rank 1: root = HcomBroadcast {root_rank=1}"
+    for rank, outcome in enumerate(run_ranks(_roots, 2)):
+        _assert_failed(outcome, told, f"root (HcomBroadcast on group '0') on rank {rank} of 2", within=PROMPT)
+
+
+def _counts(rank: int, changed_run: int) -> None:
+    inputs = {"send_data": "x", "send_counts": "s", "recv_counts": "r", "send_displacements": "none"}
+    item = node("swap", "HcomAllToAllV", {**inputs, "recv_displacements": "none"}, ("recv_data",), group="0")
+    data = {"x": torch.ones(8), "s": torch.tensor([2, 2]), "r": torch.tensor([2, 2])}
+    graph = graph_of(data, [item], ["swap"], const={"none": torch.zeros(0, dtype=torch.int64)})
+    executable = compile_graph(graph)
+    for run in range(changed_run + 1):
+        if run == changed_run and rank == 1:
+            data["s"] = torch.tensor([3, 2])
+        executable.run(list(data.values()))
+
+
+@pytest.mark.parametrize("changed_run", [0, 2])
+def test_counts_that_do_not_match(changed_run: int) -> None:
+    for rank, outcome in enumerate(run_ranks(_counts, 2, changed_run)):
+        told = "rank 1 sends 3 elements to rank 0, which expects 2"
+        _assert_failed(outcome, told, f"swap (HcomAllToAllV on group '0') on rank {rank} of 2", within=PROMPT)
+
+
+def _point_to_point(rank: int) -> None:
+    x = torch.ones(3)
+    if rank == 0:
+        item = node("send", "HcomSend", {"x": "x"}, (), group="0", sr_tag=4, dest_rank=1)
+        compile_graph(graph_of({"x": x}, [item], [])).run([x])
+    else:
+        attrs = {"shape": [2], "dtype": DTypeValue("float32")}
+        item = node("get", "HcomReceive", {}, group="0", sr_tag=4, src_rank=0, **attrs)
+        compile_graph(graph_of({}, [item], ["get"])).run([])
+
+
+def test_sender_and_receiver_disagree() -> None:
+    told = [f"rank {r}: rank 0 sends to rank 1, tag 4: float32[{n}]" for r, n in ((0, 3), (1, 2))]
+    names = ["send (HcomSend", "get (HcomReceive"]
+    for rank, outcome in enumerate(run_ranks(_point_to_point, 2)):
+        where = f"{names[rank]} on group '0') on rank {rank} of 2"
+        _assert_failed(outcome, *told, where, within=PROMPT)
+
+
+# -- ranks that never meet --------------------------------------------------------------------------------------
+
+
+def _names(rank: int) -> None:
+    groups = [dist.new_group([0, 1]), dist.new_group([0, 1])]
+    x = torch.ones(2)
+    _reduce_graph(x, groups[rank].group_name).run([x])
+
+
+def test_different_group_names() -> None:
+    outcomes = run_ranks(_names, 2)
+    for rank, outcome in enumerate(outcomes):
+        group = f"group '{1 + rank}'"
+        where = f"reduce (HcomAllReduce on {group}) on rank {rank} of 2"
+        told = f"{group} (ranks [0, 1]) on rank {rank} of 2: not all ranks arrived within 5 s; "
+        _assert_failed(outcome, where, told + f"rank {1 - rank} never used this group", within=LATE)
+
+
+def _sizes(rank: int) -> None:
+    small = dist.new_group([0, 1])
+    x = torch.ones(2)
+    _reduce_graph(x, small.group_name if rank == 1 else "0").run([x])
+
+
+def test_different_group_sizes() -> None:
+    outcomes = run_ranks(_sizes, 3)
+    for rank in (0, 2):
+        where = f"reduce (HcomAllReduce on group '0') on rank {rank} of 3"
+        _assert_failed(outcomes[rank], where, "rank 1 never used this group", "(ranks [0, 1, 2])", within=LATE)
+    where = "reduce (HcomAllReduce on group '1') on rank 1 of 3"
+    _assert_failed(outcomes[1], where, "rank 0 never used this group", "(ranks [0, 1])", within=LATE)
+
+
+def _idle(rank: int, runs: int) -> None:
+    """Rank 1 runs the graph ``runs`` times, then waits for rank 0 to have seen its time-out."""
+    store = dist.distributed_c10d._get_default_store()
+    x = torch.ones(2)
+    executable = _reduce_graph(x)
+    for _ in range(runs):
+        executable.run([x])
+    if rank == 1:
+        store.wait(["rank 0 is done"])
+        return
+    try:
+        executable.run([x])
+    finally:
+        store.set("rank 0 is done", "")
+
+
+@pytest.mark.parametrize(
+    ("runs", "told"), [(0, "rank 1 never used this group"), (1, "rank 1 is running but did not arrive")]
+)
+def test_one_rank_does_not_run_the_graph(runs: int, told: str) -> None:
+    outcomes = run_ranks(_idle, 2, runs)
+    where = "reduce (HcomAllReduce on group '0') on rank 0 of 2"
+    _assert_failed(outcomes[0], where, "not all ranks arrived within 5 s", told, within=LATE)
+    assert outcomes[1].exit_code == 0
+
+
+def _early_exit(rank: int) -> None:
+    """Rank 0, which hosts the store, has nothing more to do and leaves."""
+    x = torch.ones(2)
+    executable = _reduce_graph(x)
+    for _ in range(1 + rank):
+        executable.run([x])
+
+
+def test_one_rank_leaves_early() -> None:
+    outcomes = run_ranks(_early_exit, 2)
+    assert outcomes[0].exit_code == 0
+    where = "reduce (HcomAllReduce on group '0') on rank 1 of 2"
+    _assert_failed(outcomes[1], where, "rank 0 ended without a word (killed, or left early)", within=PROMPT)
+
+
+def _no_receiver(rank: int) -> None:
+    store = dist.distributed_c10d._get_default_store()
+    x = torch.ones(3)
+    if rank == 1:
+        store.wait(["rank 0 is done"])
+        return
+    item = node("send", "HcomSend", {"x": "x"}, (), group="0", sr_tag=4, dest_rank=1)
+    try:
+        compile_graph(graph_of({"x": x}, [item], [])).run([x])
+    finally:
+        store.set("rank 0 is done", "")
+
+
+def test_send_without_receiver() -> None:
+    outcomes = run_ranks(_no_receiver, 2)
+    where = "send (HcomSend on group '0') on rank 0 of 2"
+    _assert_failed(outcomes[0], where, "rank 1 never used this group", within=LATE)
+    assert outcomes[1].exit_code == 0
+
+
+def test_bad_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NFG_TIMEOUT", "soon")
+    with pytest.raises(ValueError, match=r"NFG_TIMEOUT: expected a positive number of seconds, got 'soon'"):
+        comm.timeout()

@@ -1,0 +1,462 @@
+"""Buffers: what is written in place, what is copied, and that the copies left out on later runs are never missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from npu_fused_graph.engine import Executable, compile_graph, registry
+from npu_fused_graph.engine.program import FOLD_LIMIT
+from npu_fused_graph.ir.graph import Graph, Node
+from tests.engine.graphs import graph_of, node
+
+ROWS, ROW = 4, 6
+RUNS = 3
+
+INDICES = torch.tensor([[2], [0]])
+SHAPES = {
+    "window": torch.tensor([2, 3]),
+    "steps": torch.tensor([6, 1]),
+    "dense": torch.tensor([3, 1]),
+    "offset": torch.tensor(7),
+    "zero": torch.tensor(0),
+    "rows": torch.tensor([1, 0]),
+}
+"""Constants of the AsStrided tests: x[1:3, 1:4] of a 4 x 6 tensor."""
+
+
+def fresh(run: int, *names: str) -> dict[str, Tensor]:
+    """x [4, 6], u [2, 6], others [4, 6]; new values for each run."""
+    generator = torch.Generator().manual_seed(run)
+    return {n: torch.randn(2 if n == "u" else ROWS, ROW, generator=generator) for n in names}
+
+
+def updated(x: Tensor, u: Tensor) -> Tensor:
+    y = x.clone()
+    y[2], y[0] = u[0], u[1]
+    return y
+
+
+def put(name: str, var: str) -> Node:
+    return node(name, "ScatterNdUpdate", {"var": var, "indices": "i", "updates": "u"}, ["var"])
+
+
+def move(name: str, x: str) -> Node:
+    return node(name, "TensorMove", {"x": x})
+
+
+def add(name: str, x1: str, x2: str) -> Node:
+    return node(name, "Add", {"x1": x1, "x2": x2})
+
+
+def check(
+    names: Sequence[str],
+    nodes: Sequence[Node],
+    results: Sequence[str],
+    expected: Callable[..., Sequence[Tensor]],
+    *,
+    const: Mapping[str, Tensor] | None = None,
+    changed: Callable[..., Mapping[str, Tensor]] | None = None,
+    dynamic: bool = False,
+) -> Executable:
+    """Run with fresh inputs several times; compare results, and inputs after the run (changed: those written)."""
+    graph = graph_of(fresh(0, *names), nodes, results, const={"i": INDICES, **(const or {})}, dynamic=dynamic)
+    executable = compile_graph(graph)
+    for run in range(RUNS):
+        inputs = fresh(run, *names)
+        before = {name: value.clone() for name, value in inputs.items()}
+        outputs = executable.run(list(inputs.values()))
+        for output, wanted in zip(outputs, expected(**before), strict=True):
+            assert torch.equal(output, wanted), run
+        after = {**before, **(changed(**before) if changed else {})}
+        for name, value in inputs.items():
+            assert torch.equal(value, after[name]), (run, name)
+        storages = [t.untyped_storage().data_ptr() for t in [*outputs, *inputs.values()]]
+        assert len(set(storages)) == len(storages)
+    return executable
+
+
+def calls(executable: Executable) -> list[str]:
+    """Types of the nodes that later runs call a kernel for."""
+    compiled = executable._compiled
+    assert compiled is not None
+    return [item.node.type for i, item in enumerate(executable.program.instructions) if f"k{i}(" in compiled.source]
+
+
+# -- by reference ----------------------------------------------------------------------------------------
+
+
+def test_an_in_place_op_on_data_writes_the_callers_tensor() -> None:
+    check("xu", [put("s", "x")], ["s"], lambda x, u: [updated(x, u)], changed=lambda x, u: {"x": updated(x, u)})
+
+
+def test_an_in_place_op_writes_through_a_reshape_of_data() -> None:
+    nodes = [node("r", "Reshape", {"x": "x", "shape": "same"}), put("s", "r")]
+    check(
+        "xu",
+        nodes,
+        ["s"],
+        lambda x, u: [updated(x, u)],
+        const={"same": torch.tensor([ROWS, ROW])},
+        changed=lambda x, u: {"x": updated(x, u)},
+    )
+
+
+def test_reads_before_and_after_an_in_place_op_follow_emission_order() -> None:
+    nodes = [add("before", "x", "x"), put("s", "x"), add("after", "s", "s")]
+    check(
+        "xu",
+        nodes,
+        ["before", "after"],
+        lambda x, u: [x + x, updated(x, u) * 2],
+        changed=lambda x, u: {"x": updated(x, u)},
+    )
+
+
+def test_assign_that_stays_a_node_writes_its_target() -> None:
+    graph_nodes = [add("sum", "x", "x"), node("a", "Assign", {"ref": "y", "value": "sum"}, ["ref"])]
+    check("xy", graph_nodes, ["a"], lambda x, y: [x + x], changed=lambda x, y: {"y": x + x})
+
+
+def test_assign_of_a_view_of_its_own_target() -> None:
+    x = torch.arange(9.0).reshape(3, 3)
+    nodes = [node("t", "Transpose", {"x": "x", "perm": "p"}), node("a", "Assign", {"ref": "x", "value": "t"}, ["ref"])]
+    executable = compile_graph(graph_of({"x": x}, nodes, ["a"], const={"p": torch.tensor([1, 0])}))
+    for _ in range(RUNS):
+        wanted = x.t().clone()
+        executable.run([x])
+        assert torch.equal(x, wanted)
+
+
+# -- isolation -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_tensor_move_isolates_data(dynamic: bool) -> None:
+    executable = check("xu", [move("m", "x"), put("s", "m")], ["s"], lambda x, u: [updated(x, u)], dynamic=dynamic)
+    assert calls(executable) == ["TensorMove", "ScatterNdUpdate"]
+
+
+def test_tensor_move_isolates_a_broadcast_view() -> None:
+    nodes = [
+        node("r", "Slice", {"x": "x", "offsets": "first", "size": "one"}),
+        node("b", "BroadcastTo", {"x": "r", "shape": "full"}),
+        move("m", "b"),
+        put("s", "m"),
+    ]
+    const = {"first": torch.tensor([0, 0]), "one": torch.tensor([1, -1]), "full": torch.tensor([ROWS, ROW])}
+    check("xu", nodes, ["s"], lambda x, u: [updated(x[:1].expand(ROWS, ROW), u)], const=const)
+
+
+def test_fill_is_a_buffer_of_its_own() -> None:
+    for const in ({"d": torch.tensor([ROWS, ROW]), "v": torch.tensor(3.0)},):
+        nodes = [node("f", "Fill", {"dims": "d", "value": "v"}), put("s", "f"), add("y", "s", "x")]
+        check("xu", nodes, ["y"], lambda x, u: [updated(torch.full((ROWS, ROW), 3.0), u) + x], const=const)
+
+
+def strided_nodes(dst: str) -> list[Node]:
+    """AsStrided of ``m`` -> in-place op on its buffer -> ViewCopy of that buffer into ``dst``."""
+    nodes = [
+        node("a", "AsStrided", {"x": dst, "size": "window", "stride": "steps", "storage_offset": "offset"}),
+        node("w", "ScatterUpdate", {"var": "a", "indices": "rows", "updates": "new"}, ["var"]),
+        node(
+            "v",
+            "ViewCopy",
+            {
+                "dst": dst,
+                "dst_size": "window",
+                "dst_stride": "steps",
+                "dst_storage_offset": "offset",
+                "src": "a",
+                "src_size": "window",
+                "src_stride": "dense",
+                "src_storage_offset": "zero",
+            },
+            ["dst"],
+        ),
+    ]
+    nodes[2].controls.append("w")
+    return nodes
+
+
+def strided_result(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[1:3, 1:4] = torch.arange(6.0).reshape(2, 3).flip(0)
+    return y
+
+
+STRIDED = {**SHAPES, "new": torch.arange(6.0).reshape(2, 3)}
+
+
+def test_view_copy_takes_what_the_in_place_op_left_in_the_strided_buffer() -> None:
+    check("x", [move("m", "x"), *strided_nodes("m")], ["v"], lambda x: [strided_result(x)], const=STRIDED)
+
+
+def test_view_copy_order_comes_from_the_control_edge() -> None:
+    nodes = [move("m", "x"), *strided_nodes("m")]
+    nodes[2], nodes[3] = nodes[3], nodes[2]
+    check("x", nodes, ["v"], lambda x: [strided_result(x)], const=STRIDED)
+
+
+def test_two_view_copies_into_one_buffer_both_land() -> None:
+    nodes = [move("m", "x"), *strided_nodes("m")]
+    second = {item.desc.name: str(item.source) for item in nodes[-1].inputs}
+    second |= {"dst_storage_offset": "zero", "src": "new"}
+    last = node("v2", "ViewCopy", second, ["dst"])
+    last.controls.append("v")
+
+    def expected(x: Tensor) -> list[Tensor]:
+        y = strided_result(x)
+        y[0:2, 0:3] = STRIDED["new"]
+        return [y]
+
+    check("x", [*nodes, last], ["v2"], expected, const=STRIDED)
+
+
+def test_view_copy_without_a_tensor_move_leaves_its_target_alone() -> None:
+    """aten.as_strided_scatter becomes a bare ViewCopy of a tensor that others read."""
+    nodes = [*strided_nodes("x"), add("y", "x", "v")]
+    check("x", nodes, ["v", "y"], lambda x: [strided_result(x), x + strided_result(x)], const=STRIDED)
+
+
+def test_view_copy_into_a_transposed_value() -> None:
+    nodes = [node("t", "Transpose", {"x": "x", "perm": "p"}), move("m", "t"), *strided_nodes("m")]
+    const = {**STRIDED, "p": torch.tensor([1, 0]), "steps": torch.tensor([4, 1]), "offset": torch.tensor(5)}
+
+    def expected(x: Tensor) -> list[Tensor]:
+        y = x.t().clone()
+        y[1:3, 1:4] = const["new"].flip(0)
+        return [y]
+
+    check("x", nodes, ["v"], expected, const=const)
+
+
+# -- constants -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [ROWS, FOLD_LIMIT // (4 * ROW) + 1])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_constant_written_in_place_stays_intact(rows: int, moved: bool) -> None:
+    table = torch.arange(rows * ROW).reshape(rows, ROW).float()
+    nodes = [move("m", "c"), put("s", "m")] if moved else [put("s", "c")]
+    executable = check("u", nodes, ["s", "c"], lambda u: [updated(table, u), table], const={"c": table})
+    assert any(torch.equal(value, table) for value in executable.program.consts.values())
+
+
+def test_a_returned_constant_is_not_the_engines() -> None:
+    table = torch.ones(2, 2)
+    executable = compile_graph(graph_of({}, [], ["c", "c"], const={"c": table}))
+    for _ in range(RUNS):
+        first, second = executable.run([])
+        assert torch.equal(first, table)
+        assert torch.equal(second, table)
+        first.zero_()
+        second.fill_(7)
+
+
+# -- results ---------------------------------------------------------------------------------------------
+
+
+def test_aliasing_results_are_separate() -> None:
+    nodes = [
+        node("r", "Reshape", {"x": "x", "shape": "flat"}),
+        node("t", "Transpose", {"x": "x", "perm": "p"}),
+        add("y", "x", "x"),
+        node("h", "SplitD", {"x": "y"}, ["y0", "y1"], split_dim=0, num_split=2),
+    ]
+    const = {"flat": torch.tensor([-1]), "p": torch.tensor([1, 0])}
+    check(
+        "x",
+        nodes,
+        ["x", "x", "r", "t", "y", "y", "h:0", "h:1", "flat"],
+        lambda x: [x, x, x.flatten(), x.t(), 2 * x, 2 * x, 2 * x[:2], 2 * x[2:], const["flat"]],
+        const=const,
+    )
+
+
+def run_assigned(executable: Executable, inputs: dict[str, Tensor], targets: Sequence[str | None]) -> list[Tensor]:
+    """Run with inputs assigned to results; each such result must be the very object."""
+    assigned = [None if name is None else inputs[name] for name in targets]
+    outputs = executable.run(list(inputs.values()), assigned)
+    for output, target in zip(outputs, assigned, strict=True):
+        assert target is None or output is target
+    return outputs
+
+
+def test_an_assigned_result_is_the_very_object() -> None:
+    executable = compile_graph(graph_of(fresh(0, "x", "y"), [add("s", "x", "y")], ["s", "s"]))
+    for run in range(RUNS):
+        inputs = fresh(run, "x", "y")
+        wanted = inputs["x"] + inputs["y"]
+        first, second = run_assigned(executable, inputs, ["x", None])
+        assert torch.equal(first, wanted)
+        assert torch.equal(second, wanted)
+        assert second.data_ptr() != first.data_ptr()
+
+
+def test_swapped_inputs() -> None:
+    executable = compile_graph(graph_of(fresh(0, "x", "y"), [], ["x", "y"]))
+    for run in range(RUNS):
+        inputs = fresh(run, "x", "y")
+        x, y = inputs["x"].clone(), inputs["y"].clone()
+        run_assigned(executable, inputs, ["y", "x"])
+        assert torch.equal(inputs["x"], y)
+        assert torch.equal(inputs["y"], x)
+
+
+def test_a_transposed_view_assigned_to_its_own_input() -> None:
+    x = torch.arange(9.0).reshape(3, 3)
+    nodes = [node("t", "Transpose", {"x": "x", "perm": "p"})]
+    executable = compile_graph(graph_of({"x": x}, nodes, ["t"], const={"p": torch.tensor([1, 0])}))
+    for _ in range(RUNS):
+        wanted = x.t().clone()
+        run_assigned(executable, {"x": x}, ["x"])
+        assert torch.equal(x, wanted)
+
+
+def test_an_in_place_op_on_assigned_data_needs_no_copy() -> None:
+    executable = compile_graph(graph_of(fresh(0, "x", "u"), [put("s", "x")], ["s"], const={"i": INDICES}))
+    for run in range(RUNS):
+        inputs = fresh(run, "x", "u")
+        wanted = updated(**inputs)
+        run_assigned(executable, inputs, ["x"])
+        assert torch.equal(inputs["x"], wanted)
+
+
+# -- copies left out -------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_dying_value_is_left_out() -> None:
+    nodes = [add("y", "x", "x"), move("m", "y"), put("s", "m")]
+    executable = check("xu", nodes, ["s"], lambda x, u: [updated(2 * x, u)])
+    assert calls(executable) == ["Add", "ScatterNdUpdate"]
+
+
+@pytest.mark.parametrize("reader", ["value", "view", "result", "second copy"])
+def test_a_copy_of_a_value_read_later_is_kept(reader: str) -> None:
+    nodes = [add("y", "x", "x"), node("r", "Reshape", {"x": "y", "shape": "flat"}), move("m", "y"), put("s", "m")]
+    const = {"flat": torch.tensor([-1])}
+    if reader == "value":
+        nodes.append(add("z", "y", "s"))
+    elif reader == "view":
+        nodes += [node("b", "Reshape", {"x": "r", "shape": "back"}), add("z", "b", "s")]
+        const["back"] = torch.tensor([ROWS, ROW])
+    elif reader == "second copy":
+        nodes += [move("m2", "y"), add("z", "m2", "s")]
+    else:
+        executable = check("xu", nodes, ["s", "r"], lambda x, u: [updated(2 * x, u), 2 * x.flatten()], const=const)
+        assert "TensorMove" in calls(executable)
+        return
+    executable = check("xu", nodes, ["s", "z"], lambda x, u: [s := updated(2 * x, u), 2 * x + s], const=const)
+    assert calls(executable).count("TensorMove") == 1
+
+
+def test_a_chain_of_copies() -> None:
+    nodes = [add("y", "x", "x"), move("m", "y"), put("s", "m"), move("m2", "s"), put("s2", "m2"), add("z", "s", "s2")]
+    check("xu", nodes, ["z"], lambda x, u: [2 * updated(2 * x, u)])
+
+
+def test_an_update_of_assigned_data_is_done_in_place() -> None:
+    nodes = [move("m", "x"), put("s", "m"), add("z", "s", "s")]
+    executable = compile_graph(graph_of(fresh(0, "x", "u"), nodes, ["s", "z"], const={"i": INDICES}))
+    for run in range(RUNS):
+        inputs = fresh(run, "x", "u")
+        wanted = updated(**inputs)
+        _, double = run_assigned(executable, inputs, ["x", None])
+        assert torch.equal(inputs["x"], wanted)
+        assert torch.equal(double, 2 * wanted)
+    assert "TensorMove" not in calls(executable)
+
+
+def test_assigned_data_that_is_read_later_is_copied() -> None:
+    nodes = [move("m", "x"), put("s", "m"), add("z", "s", "x")]
+    executable = compile_graph(graph_of(fresh(0, "x", "u"), nodes, ["s", "z"], const={"i": INDICES}))
+    for run in range(RUNS):
+        inputs = fresh(run, "x", "u")
+        wanted, before = updated(**inputs), inputs["x"].clone()
+        _, both = run_assigned(executable, inputs, ["x", None])
+        assert torch.equal(inputs["x"], wanted)
+        assert torch.equal(both, wanted + before)
+    assert "TensorMove" in calls(executable)
+
+
+def test_assignment_may_change_from_run_to_run() -> None:
+    """What a run leaves out because x is to be overwritten must not hit a caller that keeps x."""
+    nodes = [move("m", "x"), put("s", "m")]
+    executable = compile_graph(graph_of(fresh(0, "x", "u"), nodes, ["s"], const={"i": INDICES}))
+    for run, assigned in enumerate([True, True, False, True, False]):
+        inputs = fresh(run, "x", "u")
+        before, wanted = inputs["x"].clone(), updated(**inputs)
+        outputs = run_assigned(executable, inputs, ["x" if assigned else None])
+        assert torch.equal(outputs[0], wanted)
+        assert torch.equal(inputs["x"], wanted if assigned else before)
+
+
+def test_inputs_that_are_slices_of_one_buffer() -> None:
+    nodes = [move("m", "x"), put("s", "m"), move("m2", "y"), put("s2", "m2"), add("z", "s", "s2")]
+    executable = compile_graph(graph_of(fresh(0, "x", "u", "y"), nodes, ["s", "s2", "z"], const={"i": INDICES}))
+    for run in range(RUNS):
+        inputs = fresh(run, "x", "u", "y")
+        whole = torch.cat([inputs["x"], inputs["y"]])
+        inputs["x"], inputs["y"] = whole[:ROWS], whole[ROWS:]
+        x, y = (updated(inputs[name], inputs["u"]) for name in "xy")
+        outputs = run_assigned(executable, inputs, ["x", "y", None])
+        for output, wanted in zip(outputs, [x, y, x + y], strict=True):
+            assert torch.equal(output, wanted)
+
+
+def test_inputs_that_share_memory_on_a_later_run() -> None:
+    nodes = [move("m", "x"), put("s", "m"), add("z", "s", "y")]
+    executable = compile_graph(graph_of(fresh(0, "x", "u", "y"), nodes, ["s", "z"], const={"i": INDICES}))
+    for run in range(RUNS):
+        inputs = fresh(run, "x", "u", "y")
+        if run:
+            inputs["y"] = inputs["x"]
+        wanted, y = updated(inputs["x"], inputs["u"]), inputs["y"].clone()
+        _, both = run_assigned(executable, inputs, ["x", None])
+        assert torch.equal(inputs["x"], wanted)
+        assert torch.equal(both, wanted + y)
+
+
+# -- generated code --------------------------------------------------------------------------------------
+
+
+def test_outputs_of_one_node_may_need_different_casts() -> None:
+    graph: Graph = graph_of(
+        {"w": torch.randn(4, 2), "ids": torch.tensor([[0, 1], [2, 3]])},
+        [node("e", "EmbeddingBag", {"weight": "w", "indices": "ids"}, ["y", "offset2bag", "bag_size", "max_indices"])],
+        ["e:0", "e:1", "e:2"],
+    )
+    for desc, dtype in zip(graph.nodes["e"].outputs, ("float16", "int32", "int16"), strict=False):
+        desc.dtype, desc.dtype_trusted = dtype, True
+    executable = compile_graph(graph)
+    for _ in range(RUNS):
+        outputs = executable.run([torch.ones(4, 2), torch.tensor([[0, 1], [2, 3]])])
+        assert [out.dtype for out in outputs] == [torch.float16, torch.int32, torch.int16]
+        assert torch.equal(outputs[1], torch.tensor([0, 0, 1, 1], dtype=torch.int32))
+
+
+def test_a_node_without_outputs_runs_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def note(x: Tensor) -> None:
+        seen.append(float(x.sum()))
+
+    described = registry._describe("NoteForTest", note, frozenset(), (), (), False, None)
+    registry.registered_types()
+    monkeypatch.setitem(registry._KERNELS, "NoteForTest", described)
+    x = torch.ones(2)
+    executable = compile_graph(graph_of({"x": x}, [node("n", "NoteForTest", {"x": "x"}, [])], ["x"]))
+    for run in range(RUNS):
+        assert torch.equal(executable.run([x * run])[0], x * run)
+    assert seen == [0.0, 2.0, 4.0]
+
+
+def test_dynamic_inputs_of_two_dtypes_are_refused() -> None:
+    data = {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int32)}
+    executable = compile_graph(graph_of(data, [node("p", "Pack", {"x0": "a", "x1": "b"}, N=2)], ["p"]))
+    with pytest.raises(RuntimeError, match="expected inputs of one dtype"):
+        executable.run(list(data.values()))

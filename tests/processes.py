@@ -1,0 +1,29 @@
+"""Runs pieces of Python in a fresh interpreter: for what can be seen only once per process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+TIMEOUT = 120
+
+
+def run_python(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """``python arguments...`` with ``env`` on top of this process's environment."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+
+
+def run_code(code: str, *, env: Mapping[str, str] | None = None) -> str:
+    """Standard output of ``code``, which must succeed."""
+    result = run_python("-c", code, env=env)
+    assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result.stdout

@@ -1,0 +1,95 @@
+"""Every example runs, is short, and shows what it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+
+from npu_fused_graph.ir import schema
+from npu_fused_graph.ir.graph import Graph
+from npu_fused_graph.ir.modeldef import read_graph
+from npu_fused_graph.ir.order import live_nodes
+from npu_fused_graph.ir.text import to_text
+from npu_fused_graph.testing import assert_same_graph
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def run(*command: str) -> str:
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def dumped_graph(folder: Path) -> Graph:
+    """The optimized graph an example dumped in TorchAir's txt form."""
+    (path,) = folder.glob("dynamo_optimized_*.txt")
+    return read_graph(text_format.Parse(path.read_text(), schema.messages().GraphDef(), allow_unknown_field=True))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 60
+
+
+def test_01_eager() -> None:
+    out = run("examples/01_eager.py")
+    assert "y        (2, 8, 32) torch.bfloat16" in out
+    assert "residual: expected shape (b, s, n), got shape [8, 32]" in out
+
+
+def test_02_one_line_fuses_and_nothing_else_stops_working(tmp_path: Path) -> None:
+    out = run("examples/02_existing_pipeline.py", str(tmp_path / "with"))
+    assert "my pass saw" in out, "its own pass still acts"
+    graph = dumped_graph(tmp_path / "with")  # its own config still dumps
+    types = Counter(graph.nodes[name].type for name in live_nodes(graph))
+    assert types["MatmulAllReduceAddRmsNorm"] == 1
+    assert types["Swish"] == 1, "its own pattern and converter still act"
+    assert types["HcomAllReduce"] == 0
+    assert_same_graph(to_text(graph), ROOT / "tests" / "golden" / "example_02_with.txt")
+
+
+def test_02_without_the_line_the_graph_is_untouched(tmp_path: Path) -> None:
+    run("examples/02_existing_pipeline.py", str(tmp_path), "--without")
+    text = to_text(dumped_graph(tmp_path))
+    assert_same_graph(text, ROOT / "tests" / "golden" / "example_02_without.txt")
+    assert "MatmulAllReduceAddRmsNorm" not in text
+
+
+def test_03_two_ranks() -> None:
+    out = run("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-endpoint", "127.0.0.1:0",
+              "--rdzv-backend", "c10d", "examples/03_two_ranks.py")  # fmt: skip
+    lines = sorted(line for line in out.splitlines() if line.startswith("rank"))
+    assert len(lines) == 2
+    assert all("fused into matmul_all_reduce_add_rms_norm (same_rounding): proj" in line for line in lines)
+
+
+def test_demo(tmp_path: Path) -> None:
+    facts = json.loads(run("-m", "npu_fused_graph.cli", "demo", "--json", "--output", str(tmp_path)))
+    assert (facts["fused"], facts["legal"], facts["ranks"]) == (8, 8, 2)
+    assert Path(facts["dump"]).is_file()
+    refused = [site for site in facts["sites"] if not site["fused"]]
+    assert [site["reason"] for site in refused] == ["scaled_before_add"]
+    assert refused[0]["cure"]
+    fused = [site for site in facts["sites"] if site["fused"]]
+    assert len({site["ge_node"] for site in fused}) == 8
+    assert all(site["layer"] and ":" in site["source"] and site["numerics"] == "same_rounding" for site in fused)
+    before, after = facts["ge_nodes"]["before"], facts["ge_nodes"]["after"]
+    assert after["MatmulAllReduceAddRmsNorm"] == 8
+    assert before["HcomAllReduce"] - after["HcomAllReduce"] == 8
+    assert facts["error"]["fused_vs_float64"] < 3e-2  # float16, four layers, values up to 4
+    assert facts["error"]["fused_vs_eager"] < 3e-2
+
+
+def test_demo_model_is_plain_torch() -> None:
+    source = (ROOT / "npu_fused_graph" / "demo_model.py").read_text()
+    assert len(source.splitlines()) < 80
+    imports = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
+    assert all("npu_fused_graph" not in line and "torch" in line for line in imports)
