@@ -19,6 +19,7 @@ TESTED = {"python": "3.11", "torch": "2.13", "torch_npu": TORCH_NPU_VERSION}
 def diagnose() -> dict[str, Any]:
     """Versions, mode, where TorchAir comes from, problems with their cures. Imports no torch."""
     problems: list[dict[str, str]] = []
+    is_device = is_cann_present() and _version("torch_npu") is not None
     torch_version = _version("torch")
     if torch_version is None:
         problems.append({"problem": "torch is not installed", "cure": "pip install torch==2.13.0"})
@@ -40,11 +41,11 @@ def diagnose() -> dict[str, Any]:
         folder, rule = find_torchair()
         torchair = {"folder": str(folder), "found_by": rule}
     except HostError as error:
-        if not is_cann_present():
+        if not is_device:
             explicit = os.environ.get("NFG_TORCHAIR")
             cure = "unset NFG_TORCHAIR, or point it at an unpacked torch_npu wheel" if explicit else INSTALL
             problems.append({"problem": str(error), "cure": cure})
-    if _version("torch_npu") and not is_cann_present():
+    if _version("torch_npu") and not is_device:
         problems.append(
             {
                 "problem": "torch_npu is installed but CANN is not: `import torch` and `import transformers` break",
@@ -59,7 +60,7 @@ def diagnose() -> dict[str, Any]:
         "torch_npu": _version("torch_npu"),
         "transformers": _version("transformers"),
         "protobuf": _version("protobuf"),
-        "mode": "device" if is_cann_present() else "host",
+        "mode": "device" if is_device else "host",
         "torchair": torchair,
         "tested_with": TESTED,
         "problems": problems,

@@ -103,6 +103,11 @@ def test_doctor_without_torchair(
     facts = json.loads(capsys.readouterr().out)
     assert (facts["ok"], facts["torchair"]) == (False, None)
     assert [p["cure"] for p in facts["problems"]] == ["npu-fused-graph host install"]
+    # CANN alone is not enough
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    assert main(["doctor", "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["mode"], facts["problems"][0]["cure"]) == ("host", "npu-fused-graph host install")
     # installing cannot cure a wrong NFG_TORCHAIR
     monkeypatch.setenv("NFG_TORCHAIR", str(tmp_path))
     assert main(["doctor", "--json"]) == 1

@@ -19,7 +19,7 @@ def _llama(layers: int, hidden: int, dtype: torch.dtype) -> Any:
         num_hidden_layers=layers,
         num_attention_heads=hidden // 64,
         num_key_value_heads=hidden // 128,
-        max_position_embeddings=256, attn_implementation="eager",
+        max_position_embeddings=256,
     )
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval().to(dtype)

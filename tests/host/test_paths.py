@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from npu_fused_graph.errors import HostError
+from npu_fused_graph.host.load import _load_installed
 from npu_fused_graph.host.paths import cache_dir, find_torchair, is_cann_present
 
 CANN = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
@@ -102,3 +103,9 @@ def test_cann_is_recognised_by_its_environment(monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as patch:
             patch.setenv(name, "somewhere")
             assert is_cann_present()
+
+
+def test_cann_without_torch_npu_is_host_mode_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CANN[0], str(tmp_path))
+    with pytest.warns(UserWarning, match=r"torch_npu does not import \(No module named 'torch_npu'\): host mode\."):
+        assert _load_installed() is None

@@ -1,0 +1,378 @@
+"""TorchAir's defects (docs/torchair_defects.md): each is still there in stock TorchAir, none is left in our backend.
+
+The tests named ``*_stock_*`` fail when upstream repairs a defect: the guard, and its tests here, can then go.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import npu_fused_graph as nfg
+from npu_fused_graph.testing import assert_close
+from tests.processes import run_code
+from tests.ranks import run_ranks, values
+
+Model = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """Our converters, and two operators of a user: one keeps strides, one is a GroupedMatmul with nothing optional."""
+    from npu_fused_graph import converters
+
+    converters.register_all()
+    import torchair
+    from torchair._ge_concrete_graph import ge_apis as ge
+
+    library = torch.library.Library("defects", "FRAGMENT")
+    library.define("rectify(Tensor x) -> Tensor")
+    library.impl("rectify", torch.relu, "CPU")
+    torch.library.register_fake("defects::rectify", torch.relu, lib=library)
+    library.define("grouped(Tensor x, Tensor w, Tensor ends) -> Tensor")
+    library.impl("grouped", lambda x, w, ends: x @ w[0], "CPU")
+    torch.library.register_fake("defects::grouped", lambda x, w, ends: x.new_empty(x.shape[0], w.shape[2]), lib=library)
+
+    @torchair.register_fx_node_ge_converter(torch.ops.defects.rectify.default)
+    def rectify(x: Any, meta_outputs: Any = None) -> Any:
+        return ge.Relu(x)
+
+    @torchair.register_fx_node_ge_converter(torch.ops.defects.grouped.default)
+    def grouped(x: Any, w: Any, ends: Any, meta_outputs: Any = None) -> Any:
+        lists: list[list[Any]] = [[], [], [], [], []]
+        return ge.GroupedMatmul([x], [w], *lists, ends, None, split_item=3, group_type=0, dtype=-1)[0]
+
+    yield
+    library._destroy()
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_code() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def stock(model: Model, *inputs: Any) -> Any:
+    """``model(*inputs)`` compiled by TorchAir alone, on our engine."""
+    torchair = nfg.load_torchair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchAir's own deprecations
+        with torch.no_grad():
+            return torch.compile(model, backend=torchair.get_npu_backend(), dynamic=False, fullgraph=True)(*inputs)
+
+
+def ours(model: Model, *inputs: Any) -> Any:
+    """The same through our backend, where no warning may escape."""
+    with torch.no_grad():
+        return torch.compile(model, backend=nfg.get_npu_backend(), dynamic=False, fullgraph=True)(*inputs)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5)).to(dtype)
+
+
+# -- T1: view optimisation ---------------------------------------------------------------------------------
+
+
+def _tail(y: Tensor) -> Tensor:
+    return y.transpose(1, 2).reshape(2, 3, -1) * 2
+
+
+def _sdpa(x: Tensor) -> Tensor:
+    q = x.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, q, q).transpose(1, 2).reshape(2, 3, -1)
+
+
+def _where(x: Tensor) -> Tensor:
+    y = x.transpose(1, 2)
+    return _tail(torch.where(y > 0, y, -y))
+
+
+MISCOMPILED: dict[str, Model] = {
+    "add": lambda x: _tail(x.transpose(1, 2) + 1),
+    "relu": lambda x: _tail(x.transpose(1, 2).relu()),
+    "relu, permute": lambda x: x.permute(0, 2, 1, 3).relu().permute(0, 2, 1, 3).reshape(2, 3, -1) * 2,
+    "where": _where,
+    "zeros_like, add": lambda x: _tail(torch.zeros_like(x.transpose(1, 2)) + x.transpose(1, 2)),
+    "sort": lambda x: _tail(x.transpose(1, 2).sort(-1).values),
+    "custom op that keeps strides": lambda x: _tail(torch.ops.defects.rectify(x.transpose(1, 2))),
+    "scaled_dot_product_attention": _sdpa,
+}
+"""Producers whose result torch leaves non-contiguous."""
+
+COMPILED_RIGHT: dict[str, Model] = {
+    "softmax": lambda x: _tail(x.transpose(1, 2).softmax(-1)),
+    "layer_norm": lambda x: _tail(F.layer_norm(x.transpose(1, 2), (4,))),
+    "clone": lambda x: _tail(x.transpose(1, 2).clone(memory_format=torch.contiguous_format)),
+    "matmul": lambda x: _tail(x.transpose(1, 2) @ torch.ones(4, 4)),
+    "topk": lambda x: _tail(x.transpose(1, 2).topk(4, -1).values),
+    "index": lambda x: _tail(x.transpose(1, 2)[:, torch.tensor([4, 1, 0, 2, 3])]),
+}
+"""Producers whose result is contiguous: nothing to forget."""
+
+
+@pytest.mark.parametrize("name", MISCOMPILED)
+def test_t1_stock_torchair_forgets_the_permutation(name: str) -> None:
+    x = random(2, 3, 5, 4)
+    wanted = MISCOMPILED[name](x)
+    result = stock(MISCOMPILED[name], x)
+    assert result.shape == wanted.shape
+    assert (result - wanted).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", COMPILED_RIGHT)
+def test_t1_stock_torchair_is_right_behind_contiguous_results(name: str) -> None:
+    x = random(2, 3, 5, 4)
+    assert_close(stock(COMPILED_RIGHT[name], x), COMPILED_RIGHT[name](x))
+
+
+@pytest.mark.parametrize("name", [*MISCOMPILED, *COMPILED_RIGHT])
+def test_t1_our_backend_is_right(name: str) -> None:
+    model = {**MISCOMPILED, **COMPILED_RIGHT}[name]
+    x = random(2, 3, 5, 4)
+    assert_close(ours(model, x), model(x))
+
+
+def test_t1_enable_fusion_guards_an_existing_pipeline() -> None:
+    torchair = nfg.load_torchair()
+    x = random(2, 3, 5, 4)
+    model = MISCOMPILED["add"]
+    config = nfg.enable_fusion(torchair.CompilerConfig())
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        backend = torchair.get_npu_backend(compiler_config=config)
+        result = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(x)
+    assert_close(result, model(x))
+
+
+# -- T2, T3: DTensor ---------------------------------------------------------------------------------------
+
+
+def _dtensor_rank(rank: int) -> dict[str, Any]:
+    """What each backend makes of DTensor parameters and of DTensor inputs and results, on one of two ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (2,))
+    mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).eval().requires_grad_(False)
+    for index, parameter in enumerate(mlp.parameters()):
+        parameter.copy_(random(*parameter.shape) + index / 10)
+    x = random(4, 8)
+    whole = mlp(x)
+    parallel = parallelize_module(mlp, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    a, b = (distribute_tensor(random(4, 8) + i, mesh, [Shard(0)]) for i in range(2))
+
+    def add(a: DTensor, b: DTensor) -> tuple[DTensor, DTensor]:
+        return a + b * 2, b - a
+
+    cases: dict[str, tuple[Model, tuple[Any, ...], list[Tensor]]] = {
+        "parameters": (lambda x: [parallel(x)], (x,), [whole]),
+        "inputs and results": (add, (a, b), [t.full_tensor() for t in add(a, b)]),
+    }
+    found: dict[str, Any] = {"eager": float((parallel(x) - whole).abs().max())}
+    for name, (model, inputs, wanted) in cases.items():
+        for backend in (stock, ours):
+            torch._dynamo.reset()
+            try:
+                results = [t.full_tensor() if isinstance(t, DTensor) else t for t in backend(model, *inputs)]
+            except Exception as error:
+                found[f"{backend.__name__}, {name}"] = str(error)
+            else:
+                error = max(float((r - w).abs().max()) for r, w in zip(results, wanted, strict=True))
+                found[f"{backend.__name__}, {name}"] = error
+    return found
+
+
+@pytest.fixture(scope="module")
+def dtensor_ranks() -> list[dict[str, Any]]:
+    return values(run_ranks(_dtensor_rank, 2, limit=100))
+
+
+def test_t2_stock_torchair_puts_attributes_on_a_device_mesh(dtensor_ranks: list[dict[str, Any]]) -> None:
+    for rank in dtensor_ranks:
+        assert "with attr '_dynamo_static_input_type' on a FakeScriptObject" in rank["stock, parameters"]
+
+
+def test_t3_stock_torchair_counts_inputs_wrongly_past_a_device_mesh(dtensor_ranks: list[dict[str, Any]]) -> None:
+    for rank in dtensor_ranks:
+        assert "element 1 is not a Tensor, got DeviceMesh" in rank["stock, inputs and results"]
+
+
+def test_t2_t3_our_backend_compiles_dtensors(dtensor_ranks: list[dict[str, Any]]) -> None:
+    for rank in dtensor_ranks:
+        # the ranks' partial sums meet in another order than in one matrix product
+        assert [rank[k] < 1e-5 for k in ("eager", "ours, parameters", "ours, inputs and results")] == [True] * 3, rank
+
+
+# -- T4: GroupedMatmul -------------------------------------------------------------------------------------
+
+
+def test_t4_stock_torchair_fails_on_a_grouped_matmul_without_optional_inputs() -> None:
+    x, w = random(6, 8), random(1, 8, 4)
+    with pytest.raises(Exception, match="IndexError: list index out of range"):
+        stock(torch.ops.defects.grouped, x, w, torch.tensor([6]))
+
+
+def test_t4_our_converter_feeds_every_list() -> None:
+    x, w = random(6, 16, dtype=torch.bfloat16), random(3, 16, 8, dtype=torch.bfloat16)
+    ends = torch.tensor([2, 2, 6], dtype=torch.int32)
+    result = ours(lambda x, w, ends: torch._grouped_mm(x, w, offs=ends), x, w, ends)
+    wanted = torch.cat([x[:2].double() @ w[0].double(), x[2:].double() @ w[2].double()])
+    assert_close(result, wanted)
+
+
+# -- T5: gelu ----------------------------------------------------------------------------------------------
+
+
+def test_t5_stock_torchair_drops_approximate() -> None:
+    from torchair._ge_concrete_graph.ge_converter.aten import gelu
+
+    x = torch.linspace(-4, 4, 101)
+    op = torch.ops.aten.gelu.default
+    converter = op._ge_converter
+    importlib.reload(gelu)  # registers TorchAir's own converter again
+    try:
+        assert op._ge_converter is not converter
+        exact, tanh = stock(lambda x: (F.gelu(x), F.gelu(x, approximate="tanh")), x)
+    finally:
+        op._ge_converter = converter
+    assert torch.equal(exact, tanh)
+    assert (F.gelu(x) - F.gelu(x, approximate="tanh")).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_t5_our_converter_keeps_approximate(approximate: str) -> None:
+    x = torch.linspace(-4, 4, 101)
+    wide = x.double()
+    inner = wide / 2**0.5 if approximate == "none" else (2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)
+    wanted = wide / 2 * (1 + (inner.erf() if approximate == "none" else inner.tanh()))
+    assert_close(ours(lambda x: F.gelu(x, approximate=approximate), x), wanted)
+
+
+# -- T6: warning filters -----------------------------------------------------------------------------------
+
+
+def test_t6_stock_torchair_puts_its_filter_before_the_users() -> None:
+    torchair = nfg.load_torchair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torchair.get_npu_backend()
+        assert warnings.filters[0] == ("once", None, UserWarning, None, 0)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.warn("an error by the user's filter", UserWarning, stacklevel=1)
+        assert len(seen) == 1
+
+
+def test_t6_our_backend_leaves_the_filters() -> None:
+    before = list(warnings.filters)
+    config = nfg.load_torchair().CompilerConfig()
+    nfg.enable_fusion(config)
+    assert warnings.filters == before
+    backend = nfg.get_npu_backend(compiler_config=config)
+    assert warnings.filters == before
+    compiled = torch.compile(lambda x: x + 1, backend=backend, dynamic=False, fullgraph=True)
+    assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
+    assert warnings.filters == before
+    assert len(nfg.explain(torch.relu, torch.ones(2)).sites) == 0
+    assert warnings.filters == before
+    with pytest.raises(UserWarning, match="still an error"):
+        warnings.warn("still an error", UserWarning, stacklevel=1)
+
+
+# -- signal handlers ---------------------------------------------------------------------------------------
+
+SWALLOWED = """
+import os, signal
+import npu_fused_graph.host.load as load
+load._restore_handlers = lambda handlers: None
+load.load_torchair()
+for number in (signal.SIGINT, signal.SIGTERM):
+    os.kill(os.getpid(), number)
+    print("survived", signal.Signals(number).name, signal.getsignal(number) == signal.SIG_IGN)
+"""
+
+
+def test_signals_stock_torchair_swallows_interrupt_and_termination() -> None:
+    assert run_code(SWALLOWED).splitlines() == ["survived SIGINT True", "survived SIGTERM True"]
+
+
+def test_signals_are_the_users_after_loading() -> None:
+    # that SIGINT then raises KeyboardInterrupt: tests/host/test_processes.py
+    nfg.load_torchair()
+    from torchair.core import _backend
+
+    assert signal.getsignal(signal.SIGTERM) is not _backend._signal_handler
+    assert signal.getsignal(signal.SIGINT) is not _backend._signal_handler
+
+
+# -- the user's config -------------------------------------------------------------------------------------
+
+
+def _options(config: Any, path: str = "") -> dict[str, Any]:
+    """Every leaf of a CompilerConfig by path: value, and the identity of the object that holds it."""
+    found: dict[str, Any] = {}
+    for name, option in vars(config).items():
+        if hasattr(option, "_fixed_attrs"):
+            found |= _options(option, f"{path}{name}.")
+        elif name != "_fixed_attrs":
+            found[path + name] = (id(option), getattr(option, "value", option))
+    return found
+
+
+def test_config_of_the_user_is_not_modified() -> None:
+    config = nfg.load_torchair().CompilerConfig()
+    calls: list[int] = []
+    config.post_grad_custom_pre_pass = lambda gm, inputs, config: calls.append(len(gm.graph.nodes))
+    config.experimental_config.enable_view_optimize = True
+    before = _options(config)
+    assert before["experimental_config.enable_view_optimize"][1] == "1"
+    backend = nfg.get_npu_backend(compiler_config=config)
+    compiled = torch.compile(MISCOMPILED["add"], backend=backend, dynamic=False, fullgraph=True)
+    x = random(2, 3, 5, 4)
+    assert_close(compiled(x), MISCOMPILED["add"](x))
+    assert _options(config) == before
+    assert len(calls) == 1
+
+
+def test_config_must_be_one() -> None:
+    nfg.load_torchair()
+    with pytest.raises(ValueError, match=r"\[backend\] compiler_config: expected a torchair.CompilerConfig, got dict"):
+        nfg.get_npu_backend(compiler_config={})
+
+
+def test_enable_fusion_composes_with_a_hook_and_is_idempotent() -> None:
+    torchair = nfg.load_torchair()
+    config = torchair.CompilerConfig()
+    order: list[str] = []
+    config.post_grad_custom_pre_pass = lambda gm, inputs, config: order.append("user's")
+    assert nfg.enable_fusion(config, on_sites=lambda sites: order.append("first")) is config
+    hook = config.post_grad_custom_pre_pass.value
+    assert nfg.enable_fusion(config, on_sites=lambda sites: order.append("ours"), min_rows=7) is config
+    again = config.post_grad_custom_pre_pass.value
+    assert (again.user_pass, again.options.min_rows) == (hook.user_pass, 7)
+    assert config.experimental_config.enable_view_optimize.value == "0"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        backend = torchair.get_npu_backend(compiler_config=config)
+        torch.compile(lambda x: x + 1, backend=backend, dynamic=False, fullgraph=True)(torch.ones(2))
+    assert order == ["user's", "ours"]
+
+
+def test_backend_takes_a_config_that_was_enabled_before() -> None:
+    config = nfg.load_torchair().CompilerConfig()
+    order: list[str] = []
+    config.post_grad_custom_pre_pass = lambda gm, inputs, config: order.append("user's")
+    nfg.enable_fusion(config)
+    backend = nfg.get_npu_backend(compiler_config=config, on_sites=lambda sites: order.append("ours"))
+    torch.compile(lambda x: x + 1, backend=backend, dynamic=False, fullgraph=True)(torch.ones(2))
+    assert order == ["user's", "ours"]
