@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from npu_fused_graph.converters.aten_lowering import (
-    by_decomposition,
     by_torch,
     computed_in,
     ge,
@@ -114,7 +113,7 @@ def _put_where(x: Any, indices: Sequence[Any], mask: Any, values: Any) -> Any:
 
 def index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
     if x.rank == 0:
-        return ge.Identity(reshape(source, []))
+        return reshape(source, [])
     axis = dim % x.rank
     if index.rank == 0:
         index = _as_vector(index)
@@ -155,16 +154,6 @@ def masked_scatter(x: Any, mask: Any, source: Any, *, _shape: Sequence[Any] | No
     if x.rank != len(dims) or any(isinstance(s, int) and s == 1 for s in x.symsize):
         target = ge.BroadcastTo(target, ints(dims))
     return to(typed(ge.MaskedScatter(target, whole, to(source, work)), work), dtype)
-
-
-def masked_select(x: Any, mask: Any) -> Any:
-    """A result whose size only the run knows; needs capture_dynamic_output_shape_ops."""
-    return ge.MaskedSelect(x, mask)
-
-
-def nonzero(x: Any) -> Any:
-    """A result whose size only the run knows; needs capture_dynamic_output_shape_ops."""
-    return ge.NonZero(x, transpose=False, dtype=ge_dtype(torch.int64))
 
 
 _NEUTRAL = {"sum": 0, "mean": 0, "prod": 1}
@@ -260,7 +249,7 @@ def _search(op: str, sequence: Any, values: Any, sorter: Any, right: bool, meta_
 def sort_stable(x: Any, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
     """GE sorts the last dim."""
     if x.rank == 0:
-        return ge.Identity(x), to(0, torch.int64)
+        return x, to(0, torch.int64)
     dtype = torch_dtype(x)
     work = computed_in(dtype, _SORTED, "sort")
     axis, last = dim % x.rank, x.rank - 1
@@ -294,8 +283,6 @@ CONVERTERS = {
     aten.put.default: by_torch(put),
     aten.take.default: by_torch(take),
     aten.masked_scatter.default: masked_scatter,
-    aten.masked_select.default: masked_select,
-    aten.nonzero.default: nonzero,
     aten.scatter_reduce.two: by_torch(scatter_reduce),
     aten.scatter.reduce: scatter_src_reduce,
     aten.scatter.value_reduce: scatter_value_reduce,
@@ -304,5 +291,4 @@ CONVERTERS = {
     aten.searchsorted.Scalar: searchsorted_scalar,
     aten.sort.stable: sort_stable,
     aten.repeat_interleave.Tensor: by_torch(repeat_interleave),
-    aten._unsafe_masked_index.default: by_decomposition(aten._unsafe_masked_index.default),
 }

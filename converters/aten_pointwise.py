@@ -12,7 +12,6 @@ from npu_fused_graph.converters.aten_lowering import (
     by_torch,
     computed_in,
     ge,
-    is_tensor,
     to,
     torch_dtype,
     typed,
@@ -50,7 +49,7 @@ def _binary(op: str, ge_type: str, legal: tuple[torch.dtype, ...]) -> Converter:
 def trunc(x: Any) -> Any:
     dtype = torch_dtype(x)
     if not dtype.is_floating_point:
-        return ge.Identity(x)
+        return x
     return _unary("trunc", "Trunc", _TRUNC)(x, meta_outputs=x)
 
 
@@ -251,14 +250,6 @@ def celu(x: Any, alpha: float = 1.0, meta_outputs: Any = None) -> Any:
     return _unary("celu", "CeluV2", HALF_AND_FLOAT, alpha=float(alpha))(x, meta_outputs=meta_outputs)
 
 
-def hardshrink(x: Any, lambd: float = 0.5, meta_outputs: Any = None) -> Any:
-    return _unary("hardshrink", "HardShrink", HALF_AND_FLOAT, lambd=float(lambd))(x, meta_outputs=meta_outputs)
-
-
-def softshrink(x: Any, lambd: float = 0.5, meta_outputs: Any = None) -> Any:
-    return _unary("softshrink", "SoftShrink", HALF_AND_FLOAT, lambd=float(lambd))(x, meta_outputs=meta_outputs)
-
-
 def lerp_tensor(x: Any, end: Any, weight: Any) -> Any:
     return ge.Lerp(x, end, weight)
 
@@ -279,15 +270,13 @@ def no_op(*_args: Any, **_kwargs: Any) -> None:
 
 def dependency_token(_value: Any, _message: str, dep_token: Any) -> Any:
     """The functional form of an assertion hands its token on."""
-    return ge.Identity(dep_token) if is_tensor(dep_token) else dep_token
+    return dep_token
 
 
 CONVERTERS = {
     aten.gelu.default: gelu,
     aten.softplus.default: softplus,
     aten.celu.default: celu,
-    aten.hardshrink.default: hardshrink,
-    aten.softshrink.default: softshrink,
     aten.trunc.default: trunc,
     aten.frac.default: by_torch(frac),
     aten.round.decimals: by_torch(round_decimals),

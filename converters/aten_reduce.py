@@ -29,7 +29,7 @@ def _reduced(op: str, x: Any, dim: Any, keepdim: bool, dtype: torch.dtype | None
     """GE reduction ``op`` over ``dim``, in ``dtype`` or x's own; bool is reduced as uint8."""
     own = dtype or torch_dtype(x)
     if x.rank == 0:
-        return ge.Identity(to(x, own))
+        return to(x, own)
     work = torch.uint8 if own is torch.bool else own
     result = getattr(ge, op)(to(x, work), ints(axes_of(dim, x.rank)), keep_dims=keepdim)
     return to(typed(result, work), own)
@@ -51,7 +51,7 @@ def min_dim(x: Any, dim: int, keepdim: bool = False) -> Any:
     """ArgMinWithValue where it takes the dtype; whole numbers go through ArgMin, they do not fit in a float."""
     dtype = torch_dtype(x)
     if x.rank == 0:
-        return ge.Identity(x), to(0, torch.int64)
+        return x, to(0, torch.int64)
     axis = dim % x.rank
     if dtype.is_floating_point:
         work = computed_in(dtype, HALF_AND_FLOAT, "min.dim")
@@ -82,7 +82,7 @@ def _truth(op: str, x: Any, dim: Any, keepdim: bool, meta_outputs: Any) -> Any:
     if x.rank:
         truth = typed(getattr(ge, op)(truth, ints(axes_of(dim, x.rank)), keep_dims=keepdim), torch.bool)
     else:
-        truth = ge.Identity(truth)
+        truth = truth
     return to(truth, torch_dtype(meta_outputs))
 
 
@@ -104,7 +104,7 @@ def _variance(x: Any, dim: Any, correction: Any, keepdim: bool) -> tuple[Any, An
     work = opmath(torch_dtype(x))
     wide = to(x, work)
     if x.rank == 0:
-        mean, axes = ge.Identity(wide), []
+        mean, axes = wide, []
         total = ge.Mul(wide, to(0, work))
     else:
         axes = axes_of(dim, x.rank)
@@ -171,13 +171,13 @@ def is_any_true(x: torch.Tensor) -> torch.Tensor:
 def cumprod(x: Any, dim: int, *, dtype: torch.dtype | None = None, meta_outputs: Any = None) -> Any:
     wanted = torch_dtype(meta_outputs)
     if x.rank == 0:
-        return ge.Identity(to(x, wanted))
+        return to(x, wanted)
     return ge.Cumprod(to(x, wanted), to(dim % x.rank, torch.int64))
 
 
 def logcumsumexp(x: Any, dim: int) -> Any:
     if x.rank == 0:
-        return ge.Identity(x)
+        return x
     work = computed_in(torch_dtype(x), (*HALF_AND_FLOAT, torch.float64), "logcumsumexp")
     result = ge.CumulativeLogsumexp(to(x, work), to(dim % x.rank, torch.int32))
     return to(typed(result, work), torch_dtype(x))

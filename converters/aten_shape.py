@@ -71,7 +71,7 @@ def empty(size: Any, *_layout: Any, dtype: torch.dtype | None = None, **_options
 def squeeze_dims(x: Any, dim: Sequence[int]) -> Any:
     axes = [d % max(x.rank, 1) for d in dim]
     ones = [a for a in axes if x.rank and isinstance(x.symsize[a], int) and x.symsize[a] == 1]
-    return ge.Squeeze(x, axis=ones) if ones else ge.Identity(x)
+    return ge.Squeeze(x, axis=ones) if ones else x
 
 
 def split(x: torch.Tensor, split_size: Any, dim: int = 0) -> tuple[torch.Tensor, ...]:

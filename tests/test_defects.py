@@ -184,7 +184,9 @@ def _dtensor_rank(rank: int) -> dict[str, Any]:
         for backend in (stock, ours):
             torch._dynamo.reset()
             try:
-                results = [t.full_tensor() if isinstance(t, DTensor) else t for t in backend(model, *inputs)]
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    results = [t.full_tensor() if isinstance(t, DTensor) else t for t in backend(model, *inputs)]
             except Exception as error:
                 found[f"{backend.__name__}, {name}"] = str(error)
             else:

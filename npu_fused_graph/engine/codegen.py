@@ -21,10 +21,10 @@ class Compiled:
     lines: dict[int, Instruction]
 
 
-def generate(program: Program, *, casts: list[list[Any]], moves: set[int]) -> Compiled:
+def generate(program: Program, *, casts: list[list[Any]], moves: dict[int, int]) -> Compiled:
     """casts: per instruction, per output, the dtype to convert to (None = it already is).
 
-    moves: indices of copying instructions whose source dies there, so that the buffer is handed on.
+    moves: instructions that hand one argument on as their result: a no-op, or a copy whose source dies there.
     """
     last_use = _last_uses(program)
     names: dict[str, Any] = {f"c{slot}": value for slot, value in program.consts.items()}
@@ -39,11 +39,12 @@ def generate(program: Program, *, casts: list[list[Any]], moves: set[int]) -> Co
         arguments = ", ".join(_argument(arg, program, names, f"{index}_{i}") for i, arg in enumerate(instruction.args))
         targets = [f"v{slot}" for slot in instruction.outputs]
         if index in moves:
-            call = arguments
+            position = moves[index]
+            call = _argument(instruction.args[position], program, names, f"{index}_{position}")
         else:
             names[f"k{index}"] = instruction.call
             call = f"k{index}({arguments})"
-        nested = _nested_targets(instruction, targets)
+        nested = targets[0] if index in moves else _nested_targets(instruction, targets)
         statement = f"{nested} = {call}" if targets else call
         for k, (target, dtype) in enumerate(zip(targets, casts[index], strict=True)):
             if dtype is not None:

@@ -36,7 +36,7 @@ class Executable:
         self.program = program
         self._compiled: Compiled | None = None
         self._overwritten: list[tuple[int, int]] = []  # (input, result) of inputs whose copy compiled code leaves out
-        self._seen_shapes: set[int] = set()
+        self._seen_shapes: dict[Any, int] = {}
         self._scalars = [i for i, spec in enumerate(program.inputs) if spec.is_scalar]
         self._dtypes = [spec.dtype for spec in program.inputs]
 
@@ -120,6 +120,7 @@ class Executable:
         values: dict[int, Tensor] = dict(program.consts)
         values.update((spec.slot, value) for spec, value in zip(program.inputs, inputs, strict=True))
         casts: list[list[torch.dtype | None]] = []
+        passed_on: dict[int, int] = {}  # instruction -> argument it hands back untouched
         storages = _StorageLog(program, values, assigned)
         free_after = _free_after(program)
         for index, instruction in enumerate(program.instructions):
@@ -130,6 +131,8 @@ class Executable:
                 _check_mutation(instruction, args, outputs)
             except BaseException as error:
                 raise _at(instruction, error, values) from error
+            if len(outputs) == 1 and instruction.kernel.pure and not instruction.kernel.mutates:
+                passed_on.update((index, i) for i, arg in enumerate(args) if arg is outputs[0])
             casts.append(
                 [d if d is not None and v.dtype is not d else None for v, d in zip(outputs, instruction.casts, strict=True)]
             )
@@ -140,7 +143,8 @@ class Executable:
                 if slot in values:
                     storages.release(slot, values.pop(slot))
         results = [values[slot] for slot in program.results]
-        moves = storages.removable_copies() if program.is_static else set()
+        # with unknown sizes the next run may alias differently
+        moves = passed_on | dict.fromkeys(storages.removable_copies(), 0) if program.is_static else {}
         self._overwritten = storages.overwritten
         self._compiled = generate(program, casts=casts, moves=moves)
         return results

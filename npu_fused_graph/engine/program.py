@@ -165,7 +165,10 @@ class _Builder:
                 for param, arg in zip(kernel.inputs, arguments, strict=True)
                 if not _has_slot(arg) and arg is not None
             }
-            call = kernel.specialise(known, attrs)
+            try:
+                call = kernel.specialise(known, attrs)
+            except UnsupportedOpError as error:
+                raise UnsupportedOpError(f"{error} Node: {node.name}.") from None
         if call is None:
             if kernel.wants_node:
                 attrs["node"] = node

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable

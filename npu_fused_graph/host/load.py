@@ -58,6 +58,7 @@ def _load_installed() -> types.ModuleType | None:
 
 def _load_host() -> types.ModuleType:
     from npu_fused_graph.host import native
+    from npu_fused_graph.host.random import rng_state_class
     from npu_fused_graph.ops import specs
 
     if "torchair" in sys.modules:
@@ -90,6 +91,8 @@ def _load_host() -> types.ModuleType:
     finally:
         # TorchAir installs handlers that swallow Ctrl-C (it re-sends the signal after ignoring it)
         _restore_handlers(handlers)
+    graphs = importlib.import_module("torchair.ge._ge_graph")
+    graphs.map_graph_rng_state = rng_state_class(graphs._GraphRngState)  # type: ignore[attr-defined]
     core = importlib.import_module("torchair.core")
     for name, module in modules.items():
         setattr(core, name.rpartition(".")[2], module)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -41,27 +42,45 @@ def prefill(layers: int) -> tuple[nn.Module, Callable[[], tuple[Any, ...]]]:
     return _Logits(_llama(layers, 256, torch.float16)), lambda: (tokens,)
 
 
-class _Decode(nn.Module):
-    """One token against a static cache of 128 positions that is updated in place."""
+class _DecodeLayer(nn.Module):
+    """Pre-norm attention and SwiGLU for one token, against a cache of 128 positions that is updated in place."""
 
-    def __init__(self, model: Any, layers: int) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
-        from transformers import StaticCache
+        self.heads = hidden // 64
+        self.attention_norm, self.mlp_norm = nn.RMSNorm(hidden, eps=1e-5), nn.RMSNorm(hidden, eps=1e-5)
+        self.qkv, self.out = nn.Linear(hidden, 3 * hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
+        self.gate_up, self.down = nn.Linear(hidden, 5 * hidden, bias=False), nn.Linear(5 * hidden // 2, hidden, bias=False)
+        self.register_buffer("keys", torch.randn(1, self.heads, 128, 64))
+        self.register_buffer("values", torch.randn(1, self.heads, 128, 64))
 
-        self.model = model
-        self.cache = StaticCache(config=model.config, max_cache_len=128)
-        with torch.no_grad():
-            model(input_ids=torch.arange(64).reshape(1, 64), past_key_values=self.cache, use_cache=True)
+    def forward(self, x: Tensor, position: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.attention_norm(x)).view(1, 1, 3, self.heads, 64).permute(2, 0, 3, 1, 4)
+        self.keys.index_copy_(2, position, k)
+        self.values.index_copy_(2, position, v)
+        attended = F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=mask)
+        x = x + self.out(attended.transpose(1, 2).reshape(1, 1, -1))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class _Decode(nn.Module):
+    def __init__(self, layers: int, hidden: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(1024, hidden)
+        self.layers = nn.ModuleList(_DecodeLayer(hidden) for _ in range(layers))
 
     def forward(self, token: Tensor, position: Tensor) -> Tensor:
-        logits: Tensor = self.model(
-            input_ids=token, past_key_values=self.cache, position_ids=position, use_cache=True
-        ).logits
-        return logits
+        x = self.embed(token)
+        mask = (torch.arange(128) <= position)[None, None, None]
+        for layer in self.layers:
+            x = layer(x, position, mask)
+        return x @ self.embed.weight.t()
 
 
 def decode_step(layers: int) -> tuple[nn.Module, Callable[[], tuple[Any, ...]]]:
     """H=1024, one token at a time, float32."""
-    model = _Decode(_llama(layers, 1024, torch.float32), layers)
-    token, position = torch.tensor([[5]]), torch.tensor([[64]])
+    torch.manual_seed(0)
+    model = _Decode(layers, 1024).eval()
+    token, position = torch.tensor([[5]]), torch.tensor([64])
     return model, lambda: (token, position)

@@ -44,25 +44,26 @@ class Case:
 
 A = [[1, 2, 3], [4, 5, 6]]
 B = [[10, 20, 30], [7, 0, 1]]
-SIZED = {"rank_size": 2}
+AB = ({"x": A}, {"x": B})
+SUM, SIZED = {"reduction": "sum"}, {"rank_size": 2}
 TALL = ([[1, 2], [3, 4], [5, 6], [7, 8]], [[10, 20], [30, 40], [50, 60], [70, 80]])
 CASES = [
-    Case("sum", "HcomAllReduce", [{"x": A}, {"x": B}], [[[[11, 22, 33], [11, 5, 7]]]] * 2, {"reduction": "sum"}, dtypes=ALL),
-    Case("max", "HcomAllReduce", [{"x": A}, {"x": B}], [[[[10, 20, 30], [7, 5, 6]]]] * 2, {"reduction": "max"}, dtypes=ALL),
-    Case("min", "HcomAllReduce", [{"x": A}, {"x": B}], [[[[1, 2, 3], [4, 0, 1]]]] * 2, {"reduction": "min"}, dtypes=ALL),
-    Case("prod", "HcomAllReduce", [{"x": A}, {"x": B}], [[[[10, 40, 90], [28, 0, 6]]]] * 2, {"reduction": "prod"}, dtypes=ALL),
-    Case("attributes", "HcomAllReduce", [{"x": A}, {"x": B}], [[[[11, 22, 33], [11, 5, 7]]]] * 2,
+    Case("sum", "HcomAllReduce", AB, [[[[11, 22, 33], [11, 5, 7]]]] * 2, SUM, dtypes=ALL),
+    Case("max", "HcomAllReduce", AB, [[[[10, 20, 30], [7, 5, 6]]]] * 2, {"reduction": "max"}, dtypes=ALL),
+    Case("min", "HcomAllReduce", AB, [[[[1, 2, 3], [4, 0, 1]]]] * 2, {"reduction": "min"}, dtypes=ALL),
+    Case("prod", "HcomAllReduce", AB, [[[[10, 40, 90], [28, 0, 6]]]] * 2, {"reduction": "prod"}, dtypes=ALL),
+    Case("attributes", "HcomAllReduce", AB, [[[[11, 22, 33], [11, 5, 7]]]] * 2,
          {"reduction": "sum", "fusion": 0, "fusion_id": -1}),
-    Case("scalar", "HcomAllReduce", [{"x": 3}, {"x": 4}], [[7]] * 2, {"reduction": "sum"}),
-    Case("bool", "HcomAllReduce", [{"x": [True, False, True]}, {"x": [True, False, False]}], [[[True, False, True]]] * 2,
-         {"reduction": "sum"}, dtypes=("bool",)),
-    Case("empty", "HcomAllReduce", [{"x": []}] * 2, [[[]]] * 2, {"reduction": "sum"}, shape=(0, 3)),
-    Case("rows", "HcomAllGather", [{"x": A}, {"x": B}], [[[*A, *B]]] * 2, SIZED, dtypes=(*ALL, "uint16")),
+    Case("scalar", "HcomAllReduce", [{"x": 3}, {"x": 4}], [[7]] * 2, SUM),
+    Case("bool", "HcomAllReduce", [{"x": [True, False, True]}, {"x": [True, False, False]}],
+         [[[True, False, True]]] * 2, SUM, dtypes=("bool",)),
+    Case("empty", "HcomAllReduce", [{"x": []}] * 2, [[[]]] * 2, SUM, shape=(0, 3)),
+    Case("rows", "HcomAllGather", AB, [[[*A, *B]]] * 2, SIZED, dtypes=(*ALL, "uint16")),
     Case("bool", "HcomAllGather", [{"x": [True, False]}, {"x": [False, False]}], [[[True, False, False, False]]] * 2,
          SIZED, dtypes=("bool",)),
     Case("empty", "HcomAllGather", [{"x": []}] * 2, [[[]]] * 2, SIZED, shape=(0, 3)),
     Case("sum", "HcomReduceScatter", [{"x": TALL[0]}, {"x": TALL[1]}], [[[[11, 22], [33, 44]]], [[[55, 66], [77, 88]]]],
-         {"reduction": "sum", **SIZED}),
+         SUM | SIZED),
     Case("max", "HcomReduceScatter", [{"x": TALL[0]}, {"x": TALL[1]}], [[[[10, 20], [30, 40]]], [[[50, 60], [70, 80]]]],
          {"reduction": "max", "fusion": 0, **SIZED}),
     Case("two", "HcomBroadcast", [{"x0": A, "x1": [1]}, {"x0": B, "x1": [2]}], [[B, [2]]] * 2, {"root_rank": 1},
@@ -100,12 +101,12 @@ CASES = [
     Case("rows", "HcomReduceScatterV",
          [{"x": TALL[0], "recv_count": 1, "send_counts": [1, 3], "send_displacements": []},
           {"x": TALL[1], "recv_count": 3, "send_counts": [1, 3]}],
-         [[[[11, 22]]], [[[33, 44], [55, 66], [77, 88]]]], {"reduction": "sum"}),
+         [[[[11, 22]]], [[[33, 44], [55, 66], [77, 88]]]], SUM),
     Case("displacements", "HcomReduceScatterV",
          [{"x": TALL[0], "recv_count": 1, "send_counts": [1, 2], "send_displacements": [3, 0]},
           {"x": TALL[1], "recv_count": 2, "send_counts": [1, 2], "send_displacements": [3, 0]}],
-         [[[[77, 88]]], [[[11, 22], [33, 44]]]], {"reduction": "sum"}),
-    Case("four", "HcomAllReduce", [{"x": [r, 10 * r]} for r in range(4)], [[[6, 60]]] * 4, {"reduction": "sum"}),
+         [[[[77, 88]]], [[[11, 22], [33, 44]]]], SUM),
+    Case("four", "HcomAllReduce", [{"x": [r, 10 * r]} for r in range(4)], [[[6, 60]]] * 4, SUM),
     Case("four", "HcomAllGather", [{"x": [r]} for r in range(4)], [[[0, 1, 2, 3]]] * 4, {"rank_size": 4}),
     Case("four", "HcomReduceScatter", [{"x": [r, r + 1, 2 * r, 5]} for r in range(4)], [[[6]], [[10]], [[12]], [[20]]],
          {"reduction": "sum", "rank_size": 4}),
@@ -195,7 +196,9 @@ def _send_and_receive(rank: int) -> Any:
     nodes = [
         node("send_a", "HcomSend", {"x": "a"}, (), group="0", sr_tag=7, dest_rank=other),
         node("send_b", "HcomSend", {"x": "b"}, (), group="0", sr_tag=8, dest_rank=other),
-        node("get_a", "HcomReceive", {}, group="0", sr_tag=7, src_rank=other, shape=[1, 2], dtype=DTypeValue("float32")),
+        node(
+            "get_a", "HcomReceive", {}, group="0", sr_tag=7, src_rank=other, shape=[1, 2], dtype=DTypeValue("float32")
+        ),
         node("get_b", "HcomReceive", {}, group="0", sr_tag=8, src_rank=other, shape=[3], dtype=DTypeValue("int64")),
     ]
     order = [nodes[0], nodes[2], nodes[1], nodes[3]] if rank == 0 else [nodes[2], nodes[0], nodes[3], nodes[1]]
@@ -250,7 +253,13 @@ def _group_strings(rank: int) -> Any:
     twin = dist.new_group([0, 1])
     world_tag = dist.distributed_c10d._get_group_tag(dist.group.WORLD)
     twin_tag = dist.distributed_c10d._get_group_tag(twin)
-    names = ["0", "hccl_world_group", f"tag={world_tag};rank_list=0,1", f"tag={twin_tag};rank_list=0,1", twin.group_name]
+    names = [
+        "0",
+        "hccl_world_group",
+        f"tag={world_tag};rank_list=0,1",
+        f"tag={twin_tag};rank_list=0,1",
+        twin.group_name,
+    ]
     found = [comm.resolve(name) for name in names]
     same = [group is (dist.group.WORLD if i < 3 else twin) for i, group in enumerate(found)]
     shared = comm.communicator(names[0]) is comm.communicator(names[2])
@@ -378,7 +387,7 @@ def test_shapes_and_counts_may_change_together() -> None:
     ("ge_type", "feeds", "attrs", "text"),
     [
         ("HcomAllReduce", {"x": torch.ones(2)}, {"reduction": "avg"}, "reduction: expected one of"),
-        ("HcomAllReduce", {"x": torch.ones(2, dtype=torch.complex64)}, {"reduction": "sum"}, "a real number type"),
+        ("HcomAllReduce", {"x": torch.ones(2, dtype=torch.complex64)}, SUM, "a real number type"),
         ("HcomAllGather", {"x": torch.ones(2)}, {"rank_size": 2}, "rank_size: expected the size of group"),
         ("HcomAllGather", {"x": torch.ones(())}, {"rank_size": 4}, "x: expected at least one dim"),
         ("HcomReduceScatter", {"x": torch.ones(3)}, {"rank_size": 4, "reduction": "sum"}, "divisible by 4 ranks"),
@@ -394,7 +403,7 @@ def test_shapes_and_counts_may_change_together() -> None:
         (
             "HcomReduceScatterV",
             {"x": torch.ones(3), "recv_count": torch.tensor(1), "send_counts": torch.tensor([1, 1, 1, 1])},
-            {"reduction": "sum"},
+            SUM,
             "send_counts: expected parts inside 3 rows",
         ),
     ],

@@ -24,11 +24,11 @@ from tests.engine.graphs import graph_of, node
 from tests.ranks import NFG_TIMEOUT, Outcome, run_ranks, values
 
 PROMPT = 4.0
-"""Seconds an error may take that does not wait for the time-out (a linger of 3 s for the store included)."""
+"""Seconds an error may take that does not wait for the time-out, on a busy machine."""
 LATE = NFG_TIMEOUT + 4.0
 """Seconds an error may take that does."""
-EXIT = 4.0
-"""Seconds a process may take to end after its error, on a busy machine."""
+EXIT = 6.0
+"""Seconds a process may take to end after its error; the one with the store stays up to 2 s for the others."""
 
 
 def _assert_failed(outcome: Outcome, *texts: str, within: float) -> None:
@@ -89,7 +89,7 @@ def test_killed_inside_a_graph(size: int, victim: int, healthy_runs: int) -> Non
     assert outcomes[victim].exit_code == -signal.SIGKILL
     for rank, outcome in enumerate(outcomes):
         if rank != victim:
-            told = f"rank {victim} ended without a word"
+            told = f"rank {victim} has ended"
             where = f"second (HcomAllReduce on group '0') on rank {rank} of {size}"
             _assert_failed(outcome, "CommunicationError", told, where, "group '0' (ranks [0, 1", within=LATE)
 
@@ -193,7 +193,9 @@ def test_other_groups_of_a_failing_rank_are_told() -> None:
     outcomes = run_ranks(_other_group, 3)
     assert outcomes[0].exit_code == 0, outcomes[0].error  # its only collective was over before
     _assert_failed(outcomes[1], "fault (Fault) on rank 1 of 3", "the disk is on fire", within=PROMPT)
-    _assert_failed(outcomes[2], "rank 1 failed: ", "right (HcomAllReduce", "(ranks [1, 2]) on rank 2 of 3", within=PROMPT)
+    _assert_failed(
+        outcomes[2], "rank 1 failed: ", "right (HcomAllReduce", "(ranks [1, 2]) on rank 2 of 3", within=PROMPT
+    )
 
 
 def test_broken_group_refuses_further_use() -> None:
@@ -275,13 +277,10 @@ def _order(rank: int) -> None:
 
 
 def test_different_order() -> None:
+    rows = ["sum = HcomAllReduce {reduction='sum'}", "all = HcomAllGather {rank_size=2}"]
+    told = f"at collective 2 of 3: rank 0: {rows[0]} | rank 1: {rows[1]}"
     for rank, outcome in enumerate(run_ranks(_order, 2)):
-        _assert_failed(
-            outcome,
-            "at collective 2 of 3: rank 0: sum = HcomAllReduce {reduction='sum'} | rank 1: all = HcomAllGather {rank_size=2}",
-            f"same (HcomAllReduce on group '0') on rank {rank} of 2",
-            within=PROMPT,
-        )
+        _assert_failed(outcome, told, f"same (HcomAllReduce on group '0') on rank {rank} of 2", within=PROMPT)
 
 
 def _more(rank: int) -> None:
@@ -418,7 +417,7 @@ def test_one_rank_leaves_early() -> None:
     outcomes = run_ranks(_early_exit, 2)
     assert outcomes[0].exit_code == 0
     where = "reduce (HcomAllReduce on group '0') on rank 1 of 2"
-    _assert_failed(outcomes[1], where, "rank 0 ended without a word (killed, or left early)", within=PROMPT)
+    _assert_failed(outcomes[1], where, "rank 0 has ended (killed, or finished early)", within=PROMPT)
 
 
 def _no_receiver(rank: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import marshal
 import os
 import re
 import subprocess
@@ -41,6 +43,13 @@ def test_unpacks_torchair_and_nothing_native(cache: Path, wheel: Path) -> None:
     assert tree(folder) == UNPACKED
     assert os.listdir(cache) == [folder.name]
     assert str(folder) in lines[-1]
+
+
+def test_bytecode_is_compiled_for_the_final_place(cache: Path, wheel: Path) -> None:
+    source = install(wheel, log=str) / "torchair" / "npu_fx_compiler.py"
+    bytecode = Path(importlib.util.cache_from_source(str(source))).read_bytes()
+    assert marshal.loads(bytecode[16:]).co_filename == str(source)
+    assert int.from_bytes(bytecode[8:12], "little") == int(source.stat().st_mtime), "or Python compiles it again"
 
 
 def test_second_install_does_nothing(cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

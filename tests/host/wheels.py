@@ -52,5 +52,6 @@ def write_wheel(path: Path, files: Mapping[str, bytes] = FILES, *, record: bytes
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below ``folder`` by relative path."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Every file below ``folder`` by relative path, without the bytecode that is compiled from them."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}

@@ -1,0 +1,338 @@
+"""What :mod:`npu_fused_graph.comm` stands on: connections that fail with a reason instead of hanging.
+
+Data travels over a private gloo group. What cannot travel there (who is here, why somebody gave up) is pinned to the
+process group's store. Every failure becomes one CommunicationError that names the rank at fault as far as it can be
+told: from what that rank pinned, from its beacon (a socket that is open as long as its process lives), or from never
+having joined.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
+
+from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
+
+REDUCE_OPS = {
+    "sum": dist.ReduceOp.SUM,
+    "prod": dist.ReduceOp.PRODUCT,
+    "max": dist.ReduceOp.MAX,
+    "min": dist.ReduceOp.MIN,
+}
+_PROBE = 0.2  # seconds without an answer after which a process counts as running
+_POLL = 0.005
+
+
+def timeout() -> timedelta:
+    """How long a collective may take: ``NFG_TIMEOUT`` seconds, 60 by default."""
+    text = os.environ.get("NFG_TIMEOUT", "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise InvalidArgumentError(
+            f"[comm] NFG_TIMEOUT: expected a positive number of seconds, got {text!r}. Unset it or fix it."
+        )
+    return timedelta(seconds=seconds)
+
+
+def rank_text() -> str:
+    """`` on rank 1 of 4`` when a default process group exists, else nothing."""
+    return f" on rank {dist.get_rank()} of {dist.get_world_size()}" if dist.is_initialized() else ""
+
+
+class Board:
+    """Where the ranks of a process group pin who they are and why they gave up: a part of the group's store.
+
+    ``at/<rank>``: it has joined, and its beacon's address. ``end/<rank>``: its last word, one of ``failed <reason>``
+    (the fault is there), ``waited <what>`` (it timed out), ``heard`` (it ended because others did). ``left/<rank>``:
+    it reads no more. Ranks are ranks of the group here; texts name global ones.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.rank: int = group.rank()
+        self.ranks: list[int] = dist.get_process_group_ranks(group)
+        self.name = f"group {group.group_name!r} (ranks {self.ranks})"
+        self.broken: str | None = None
+        self._root = c10d._world.pg_map[group][1]  # kept, for this process may be its host
+        self._is_host = _is_host(self._root)
+        self._addresses: dict[int, str] = {}
+        self._spoke = False
+        self._gone = False
+        place = f"nfg/{group.group_name}/{'-'.join(map(str, self.ranks))}"
+        try:
+            # a connection of our own, with our own time-out
+            client: Any = self._root.clone()  # type: ignore[attr-defined]
+            client.set_timeout(timeout())
+            # a store may outlive destroy_process_group: what earlier groups of that name left in it is not for us
+            life = c10d.PrefixStore(place, client).add(f"life/{self.rank}", 1)
+        except RuntimeError as error:
+            raise CommunicationError(
+                f"[comm] {self.name}{rank_text()}: expected the group's store to answer, got: {first_line(error)}."
+            ) from None
+        self.store: Any = c10d.PrefixStore(f"{place}/{life}", client)
+
+    def others(self) -> list[int]:
+        return [r for r in range(len(self.ranks)) if r != self.rank]
+
+    def join(self, place: str, members: Sequence[int]) -> None:
+        """Say that this rank is at ``place`` and wait for the other members. Raises RuntimeError."""
+        self._ask("set", f"{place}/at/{self.rank}", _beacon_address())
+        texts = self._meet(f"{place}/at", members)
+        self._addresses.update(texts)
+
+    def exchange_texts(self, key: str, text: str, members: Sequence[int]) -> dict[int, str]:
+        """Every member's text under ``key``. Raises RuntimeError."""
+        self._ask("set", f"{key}/{self.rank}", text)
+        return self._meet(key, members)
+
+    def speak(self, word: str) -> None:
+        """Pin this rank's last word; later ones are ignored."""
+        if not self._spoke:
+            self._spoke = True
+            self._pin(f"end/{self.rank}", word)
+
+    def leave(self, reason: str) -> None:
+        """This rank stops using the group: say why, unless the others are the reason."""
+        self.speak("heard" if self.broken else f"failed {reason[:2000]}")
+        self.broken = self.broken or reason
+        self._pin(f"left/{self.rank}", "")
+
+    def linger(self, seconds: float) -> None:
+        """If the store lives in this process, keep it until the others have read what they need."""
+        if self.broken and self._is_host and seconds > 0:
+            running = [r for r in self.others() if r in self._addresses and self._is_running(r)]
+            self._await([f"left/{r}" for r in running], seconds)
+
+    def causes(self, place: str, members: Sequence[int], *, timed_out: bool) -> list[str]:
+        """Why an operation of ``members`` failed here, as far as it can be told."""
+        others = [r for r in members if r != self.rank]
+        if timed_out:
+            self._await([f"end/{r}" for r in others], 1.0)  # the others' time-outs end about now
+        is_known = self._learn_addresses(place, others)
+        words = self._words(self.others())
+        failed = [f"rank {self.ranks[r]} failed: {w[7:]}" for r, w in words.items() if w.startswith("failed ")]
+        if failed:
+            return failed
+        silent = [r for r in others if r not in words]
+        absent = [r for r in silent if is_known and r not in self._addresses]
+        ended = [r for r in silent if r not in absent and not self._is_running(r)]
+        found = [f"rank {self.ranks[r]} never used this group" for r in absent]
+        found += [f"rank {self.ranks[r]} has ended (killed, or finished early)" for r in ended]
+        if not found and timed_out:
+            found = [f"rank {self.ranks[r]} is running but did not arrive" for r in silent]
+        return found or [f"rank {self.ranks[r]} gave up: {w[7:]}" for r, w in words.items() if w.startswith("waited ")]
+
+    def _meet(self, key: str, members: Sequence[int]) -> dict[int, str]:
+        """Wait until every member has pinned ``key``, and read it."""
+        keys = [f"{key}/{r}" for r in members]
+        others = [r for r in members if r != self.rank]
+        deadline = time.monotonic() + timeout().total_seconds()
+        while not self._ask("check", keys):
+            if self._words(others):
+                raise RuntimeError("a rank gave up before it came")
+            if time.monotonic() > deadline:
+                raise RuntimeError("timed out")
+            time.sleep(_POLL)
+        return {r: self._ask("get", f"{key}/{r}").decode() for r in members}
+
+    def _words(self, ranks: Sequence[int]) -> dict[int, str]:
+        found = {}
+        try:
+            for r in ranks:
+                if self._ask("check", [f"end/{r}"]):
+                    found[r] = self._ask("get", f"end/{r}").decode()
+        except RuntimeError:
+            pass  # no store, no words
+        return found
+
+    def _await(self, keys: list[str], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        try:
+            while keys and not self._ask("check", keys) and time.monotonic() < deadline:
+                time.sleep(_POLL)
+        except RuntimeError:
+            pass  # the store is gone: nothing to wait for
+
+    def _pin(self, key: str, text: str) -> None:
+        try:
+            self._ask("set", key, text)
+            self._ask("check", [key])  # the answer proves that it has arrived
+        except RuntimeError:
+            pass  # the store is gone: nobody can read it either
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        """Use the store; once it has failed it is left alone, for c10d prints a stack trace each time."""
+        if self._gone:
+            raise RuntimeError("the process group's store is gone, its host must have ended")
+        try:
+            return getattr(self.store, method)(*args)
+        except RuntimeError:
+            self._gone = True
+            raise
+
+    def _learn_addresses(self, place: str, ranks: Sequence[int]) -> bool:
+        """Read the addresses of those who have joined; False if the store cannot tell."""
+        try:
+            for r in ranks:
+                if r not in self._addresses and self._ask("check", [f"{place}/at/{r}"]):
+                    self._addresses[r] = self._ask("get", f"{place}/at/{r}").decode()
+        except RuntimeError:
+            return False
+        return True
+
+    def _is_running(self, rank: int) -> bool:
+        """False if the rank's process, on this host, has ended for certain."""
+        host, _, port = self._addresses.get(rank, "").rpartition(" ")
+        if host != socket.gethostname():
+            return True
+        try:
+            with socket.create_connection(("127.0.0.1", int(port)), _PROBE) as probe:
+                probe.settimeout(_PROBE)
+                return bool(probe.recv(1))  # nobody sends: ends by time-out, or at once when the process ends
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+
+
+class Mesh:
+    """Gloo connections among ``members`` (ranks of the group), made on first use by all of them.
+
+    Every failure ends the whole board for good and becomes a CommunicationError that names the rank at fault.
+    """
+
+    def __init__(self, board: Board, place: str, members: Sequence[int]) -> None:
+        self._board = board
+        self._place = place
+        self._members = members
+        self._me = members.index(board.rank)
+        self._gloo: Any = None
+
+    def exchange(self, what: str, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> None:
+        """Send contiguous tensors to members and fill those expected from them. Empty ones do not travel."""
+        works: list[Any] = []
+        try:
+            gloo = self._connect()
+            works += [gloo.send([x], self._members.index(r), 0) for r, x in sends.items() if x.numel()]
+            works += [gloo.recv([x], self._members.index(r), 0) for r, x in receives.items() if x.numel()]
+            for work in works:
+                work.wait()
+        except RuntimeError as error:
+            raise self._failure(what, error) from None
+        finally:
+            works.clear()  # a traceback must not keep the connections open
+
+    def all_reduce(self, what: str, x: Tensor, op: str) -> None:
+        """Reduce ``x`` in place over the members."""
+        options: Any = dist.AllreduceOptions()
+        options.reduceOp = REDUCE_OPS[op]
+        try:
+            self._connect().allreduce([x], options).wait()
+        except RuntimeError as error:
+            raise self._failure(what, error) from None
+
+    def gather(self, what: str, row: Tensor) -> Tensor:
+        """Every member's ``row``, stacked in member order."""
+        rows = row.new_empty((len(self._members), *row.shape))
+        rows[self._me] = row
+        others = [r for r in self._members if r != self._board.rank]
+        self.exchange(what, dict.fromkeys(others, row), {r: rows[self._members.index(r)] for r in others})
+        return rows
+
+    def agree(self, lines: Sequence[str], digest: int, *notes: int) -> list[list[int]]:
+        """Every member's two ``notes``. CommunicationError unless all digests (of ``lines``) are the same.
+
+        Always the same few bytes, whatever the members are about to do: two ranks that meet here by mistake notice.
+        """
+        first, second = notes or (0, 0)
+        rows: list[list[int]] = self.gather("agreement", torch.tensor([digest, first, second])).tolist()
+        if any(row[0] != digest for row in rows):
+            self._disagree(lines)
+        return [row[1:] for row in rows]
+
+    def refuse(self, text: str) -> CommunicationError:
+        """The error of a disagreement that every member has noticed: nobody needs to be told."""
+        self._board.broken = text
+        return CommunicationError(f"[comm] {self._board.name}{rank_text()}: {text}.")
+
+    def close(self) -> None:
+        """Break the connections: members that wait for this rank stop at once."""
+        if self._gloo is not None:
+            self._gloo.abort()
+            self._gloo = None
+
+    def _connect(self) -> Any:
+        if self._gloo is None:
+            self._board.join(self._place, self._members)
+            store = c10d.PrefixStore(f"{self._place}/gloo", self._board.store)
+            self._gloo = dist.ProcessGroupGloo(store, self._me, len(self._members), timeout())
+        return self._gloo
+
+    def _disagree(self, lines: Sequence[str]) -> None:
+        try:
+            texts = self._board.exchange_texts(f"{self._place}/differ", "\n".join(lines), self._members)
+        except RuntimeError as error:
+            raise self._failure("comparison", error) from None
+        columns = {self._board.ranks[r]: text.split("\n") for r, text in texts.items()}
+        longest = max(map(len, columns.values()))
+        rows = [{r: c[i] if i < len(c) else "nothing more" for r, c in columns.items()} for i in range(longest)]
+        # a node's name, in front, may differ from rank to rank; it is there for the reader
+        differ = [len({text.partition(" = ")[2] or text for text in row.values()}) > 1 for row in rows]
+        i = differ.index(True)
+        place = f" at collective {i + 1} of {longest}" if longest > 1 else ""
+        told = " | ".join(f"rank {r}: {text}" for r, text in rows[i].items())
+        raise self.refuse(f"expected all ranks to run the same, got{place}: {told}")
+
+    def _failure(self, what: str, error: RuntimeError) -> CommunicationError:
+        board, text = self._board, first_line(error)
+        timed_out = "timed out" in text.lower() or "timeout" in text.lower()
+        if timed_out:
+            text = f"not all ranks arrived within {timeout().total_seconds():g} s"
+            board.speak(f"waited {what}, {text}")
+        causes = board.causes(self._place, self._members, timed_out=timed_out)
+        board.broken = "; ".join(([text] if timed_out else []) + causes) or f"a connection broke ({text})"
+        return CommunicationError(f"[comm] {what} in {board.name}{rank_text()}: {board.broken}.")
+
+
+def pair_place(a: int, b: int) -> str:
+    return f"pair/{min(a, b)}-{max(a, b)}"
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@lru_cache(maxsize=1)
+def beacon() -> socket.socket:
+    """A socket that listens as long as this process lives: how others tell that it has ended, however it ended."""
+    made = socket.create_server(("127.0.0.1", 0))
+
+    def forget() -> None:  # a forked child must not answer for this process
+        made.close()
+        beacon.cache_clear()
+
+    os.register_at_fork(after_in_child=forget)
+    return made
+
+
+def _beacon_address() -> str:
+    return f"{socket.gethostname()} {beacon().getsockname()[1]}"
+
+
+def _is_host(store: Any) -> bool:
+    while isinstance(store, c10d.PrefixStore):
+        store = store.underlying_store
+    is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return isinstance(store, torch._C._distributed_c10d.TCPStore) and dist.get_rank() == 0 and not is_agents
