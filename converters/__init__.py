@@ -17,13 +17,19 @@ if __name__ != "npu_fused_graph.converters":
 _MODULES = ("matmul_all_reduce_add_rms_norm", "aten")
 
 
-@lru_cache(maxsize=1)
 def register_all() -> None:
-    """Register every converter of this package with TorchAir; calling it again does nothing.
+    """Register every converter of this package with TorchAir; call it as often as you like.
 
     Covered: our operators; the aten ops TorchAir has no working converter for; aten.gelu, whose own converter
-    loses ``approximate``. Loads TorchAir (host or device mode) if nobody did. Raises HostError without a TorchAir.
+    loses ``approximate``; transformers' grouped_mm_fallback, from the first call after transformers defined it.
+    Loads TorchAir (host or device mode) if nobody did. Raises HostError without a TorchAir.
     """
+    _register_modules()
+    import_module(f"{__name__}.aten").register_late()
+
+
+@lru_cache(maxsize=1)
+def _register_modules() -> None:
     from npu_fused_graph import ops
     from npu_fused_graph.host import load_torchair
 

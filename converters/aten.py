@@ -32,5 +32,10 @@ CONVERTERS = {
 
 def register() -> None:
     register_converters(CONVERTERS)
-    if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
-        register_converters({torch.ops.transformers.grouped_mm_fallback.default: aten_matmul.grouped_mm_fallback})
+
+
+def register_late() -> None:
+    """Converters of ops another package defines when it is imported, which may be after us."""
+    op = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
+    if op is not None and not hasattr(op.default, "_ge_converter"):
+        register_converters({op.default: aten_matmul.grouped_mm_fallback})

@@ -97,6 +97,9 @@ class FusionHook:
         self.__name__ = "npu_fused_graph"
 
     def __call__(self, gm: GraphModule, example_inputs: Any = None, config: Any = None) -> None:
+        from npu_fused_graph import converters
+
+        converters.register_all()  # a model's package may have defined operators since the backend was made
         if self.user_pass is not None:
             self.user_pass(gm, example_inputs, config)
         sites = fuse_all(gm, self.options)

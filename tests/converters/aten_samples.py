@@ -31,8 +31,9 @@ class Call:
 class Sample:
     """One call of ``op``. build(make) gives its arguments in the dtype under test.
 
-    wide: also compare with the same call on float64 inputs. exact: eager must be met bit for bit. scale: multiplies
-    the tolerance; the table says why. expected: replaces eager where the dtype does not run there.
+    wide: also compare with the same call on float64 inputs; off where a rounding changes the answer, or where float64
+    is not supported. exact: eager must be met bit for bit. scale: multiplies the tolerance: about the number of
+    roundings in the chain, or the growth of the sums in it.
     """
 
     op: Any
@@ -85,8 +86,6 @@ POINTWISE = [
     Sample(aten.softplus.default, xa(4, 5, args=(2.0, 1.5)), name="beta"),
     Sample(aten.celu.default, x(4, 5)),
     Sample(aten.celu.default, xa(4, 5, args=(0.7,)), name="alpha"),
-    Sample(aten.hardshrink.default, x(4, 5)),
-    Sample(aten.softshrink.default, xa(4, 5, args=(0.3,))),
     Sample(aten.trunc.default, x(4, 5), FI),
     Sample(aten.frac.default, x(4, 5), scale=2),
     Sample(aten.round.decimals, x(4, 5, decimals=1), wide=False),
@@ -311,11 +310,6 @@ INDEX = [
         aten.sort.stable, lambda m: Call(m(4, 5).round(), stable=True, dim=0, descending=True), FI, name="descending"
     ),
     Sample(aten.repeat_interleave.Tensor, lambda m: Call(torch.tensor([2, 0, 3]).to(m.dtype), output_size=5), I),
-    Sample(
-        aten._unsafe_masked_index.default,
-        lambda m: Call(m(5, 4), mask(m, 3), [torch.tensor([0, 2, 4])], 7),
-        ("float32",),
-    ),
 ]
 
 SHAPE = [
@@ -351,17 +345,8 @@ SHAPE = [
 ]
 
 IMAGE = [
-    Sample(aten.upsample_bilinear2d.default, xa(1, 2, 4, 5, args=([8, 7], False)), scale=2),
-    Sample(aten.upsample_bilinear2d.default, xa(1, 2, 4, 5, args=([7, 9], True)), name="corners", scale=2),
-    Sample(aten.upsample_bilinear2d.default, xa(1, 2, 5, 5, args=([7, 7], False, 1.5, 1.5)), name="scale", scale=2),
-    Sample(aten.upsample_nearest1d.default, xa(1, 2, 5, args=([8],)), exact=True),
-    Sample(aten.upsample_nearest3d.default, xa(1, 2, 2, 3, 4, args=([4, 5, 6],)), exact=True),
-    Sample(aten._upsample_nearest_exact1d.default, xa(1, 2, 5, args=([8],)), exact=True),
-    Sample(aten._upsample_nearest_exact2d.default, xa(1, 2, 4, 5, args=([8, 7],)), exact=True),
-    Sample(aten._upsample_nearest_exact3d.default, xa(1, 2, 2, 3, 4, args=([4, 5, 6],)), exact=True),
     Sample(aten.upsample_linear1d.default, xa(1, 2, 5, args=([8], False)), scale=2),
     Sample(aten.upsample_trilinear3d.default, xa(1, 2, 2, 3, 4, args=([4, 5, 6], False)), scale=3),
-    Sample(aten.upsample_bicubic2d.default, xa(1, 2, 4, 5, args=([8, 7], False)), scale=6),
     Sample(aten.reflection_pad1d.default, xa(2, 5, args=([2, 1],)), exact=True),
     Sample(aten.reflection_pad3d.default, xa(1, 3, 4, 5, args=([1, 2, 1, 1, 0, 2],)), exact=True),
     Sample(aten.replication_pad2d.default, xa(1, 2, 4, 5, args=([1, 2, 3, 0],)), exact=True),
@@ -402,10 +387,18 @@ MATMUL = [
     Sample(
         aten._grouped_mm.default,
         lambda m: Call(m(8, 16), m(3, 16, 24), torch.tensor([2, 2, 8], dtype=torch.int32)),
-        ("bfloat16",),
+        F,
+        wide=False,
         scale=6,
     ),
-    Sample(aten._grouped_mm.default, lambda m: Call(m(3, 8, 16), m(3, 16, 24)), ("bfloat16",), name="batches", scale=6),
+    Sample(
+        aten._grouped_mm.default,
+        lambda m: Call(m(3, 8, 16), m(3, 16, 24)),
+        ("bfloat16",),
+        name="batches",
+        wide=False,
+        scale=6,
+    ),
 ]
 
 SDPA = aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -434,5 +427,20 @@ ATTENTION = [
     Sample(SDPA, lambda m: Call(*qkv(m, groups=2), attn_mask=additive(m, 2, 1, 6, 6)), name="shared heads, mask"),
     Sample(SDPA, lambda m: Call(*qkv(m, rows=1, columns=37)), name="decode"),
 ]
+
+TAKEN_APART = [
+    Sample(aten.hardshrink.default, x(4, 5)),
+    Sample(aten.softshrink.default, xa(4, 5, args=(0.3,))),
+    Sample(aten.upsample_bilinear2d.default, xa(1, 2, 4, 5, args=([8, 7], False)), scale=2),
+    Sample(aten.upsample_bilinear2d.default, xa(1, 2, 4, 5, args=([7, 9], True)), name="corners", scale=2),
+    Sample(aten.upsample_bilinear2d.default, xa(1, 2, 5, 5, args=([7, 7], False, 1.5, 1.5)), name="scale", scale=2),
+    Sample(aten.upsample_nearest1d.default, xa(1, 2, 5, args=([8],)), exact=True),
+    Sample(aten.upsample_nearest3d.default, xa(1, 2, 2, 3, 4, args=([4, 5, 6],)), exact=True),
+    Sample(aten._upsample_nearest_exact1d.default, xa(1, 2, 5, args=([8],)), exact=True),
+    Sample(aten._upsample_nearest_exact2d.default, xa(1, 2, 4, 5, args=([8, 7],)), exact=True),
+    Sample(aten._upsample_nearest_exact3d.default, xa(1, 2, 2, 3, 4, args=([4, 5, 6],)), exact=True),
+    Sample(aten.upsample_bicubic2d.default, xa(1, 2, 4, 5, args=([8, 7], False)), scale=6),
+]
+"""Ops without a converter anywhere that torch itself takes apart before a backend sees them."""
 
 SAMPLES = [*POINTWISE, *REDUCE, *INDEX, *SHAPE, *IMAGE, *MATMUL, *ATTENTION]
