@@ -209,7 +209,9 @@ def lower(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
         metas = [m.contiguous() if isinstance(m, torch.Tensor) else m for m in (x.meta for x in inputs)]
         graph = make_fx(closed)(*metas).graph
     graph.eliminate_dead_code()
-    values: dict[Any, Any] = dict(zip((n for n in graph.nodes if n.op == "placeholder"), inputs, strict=True))
+    placeholders = (node for node in graph.nodes if node.op == "placeholder")
+    unpacked = [item for x in inputs for item in _unpacked(x)]
+    values: dict[Any, Any] = dict(zip(placeholders, unpacked, strict=True))
     for node in graph.nodes:
         if node.op == "call_function":
             values[node] = _lower_node(node, values)
@@ -218,6 +220,20 @@ def lower(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
         elif node.op != "placeholder":
             raise unsupported("by_torch", node.op, "torch ops only", node.format_node(), "Write the constant as an op.")
     raise AssertionError("a traced graph ends in an output")
+
+
+def _unpacked(x: Any) -> list[Any]:
+    """``x``, or the sizes in it: TorchAir packs a list of symbolic sizes into a tensor, a trace takes it apart."""
+    if not isinstance(x.meta, list):
+        return [x]
+    items: list[Any] = []
+    for i, meta in enumerate(x.meta):
+        item = meta
+        if not isinstance(meta, int):
+            item = ge.Gather(x, i)
+            item.set_meta(meta)
+        items.append(item)
+    return items
 
 
 def _lower_node(node: torch.fx.Node, values: dict[Any, Any]) -> Any:

@@ -265,7 +265,6 @@ CONVERTERS = {
     aten.trace.default: by_torch(trace),
     aten.cumprod.default: cumprod,
     aten.logcumsumexp.default: logcumsumexp,
-    aten._logcumsumexp.default: logcumsumexp,
     aten.cummax.default: cummax,
     aten.cummin.default: cummin,
     aten.kthvalue.default: by_torch(kthvalue),

@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 _HOME = {
-    "FusionReport": "npu_fused_graph.explain",
+    "FusionReport": "npu_fused_graph.fusion_report",
     "FusionSite": "npu_fused_graph.passes.records",
     "enable_fusion": "npu_fused_graph.backend",
-    "explain": "npu_fused_graph.explain",
+    "explain": "npu_fused_graph.fusion_report",
     "get_npu_backend": "npu_fused_graph.backend",
     "load_torchair": "npu_fused_graph.host",
     "npu_mm_all_reduce_add_rms_norm": "npu_fused_graph.ops.matmul_all_reduce_add_rms_norm",
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from npu_fused_graph.backend import enable_fusion as enable_fusion
     from npu_fused_graph.backend import get_npu_backend as get_npu_backend
     from npu_fused_graph.engine import register_kernel as register_kernel
-    from npu_fused_graph.explain import FusionReport as FusionReport
-    from npu_fused_graph.explain import explain as explain
+    from npu_fused_graph.fusion_report import FusionReport as FusionReport
+    from npu_fused_graph.fusion_report import explain as explain
     from npu_fused_graph.host import load_torchair as load_torchair
     from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import (
         npu_mm_all_reduce_add_rms_norm as npu_mm_all_reduce_add_rms_norm,

@@ -143,12 +143,13 @@ def compile_with_aot(
     from torch._functorch.aot_autograd import aot_module_simplified
     from torch._functorch.partitioners import default_partition
 
+    compiler: Any = compile_graph  # AOTAutograd's own type for it is a private protocol
     compiled: Callable[..., Any] = aot_module_simplified(
         gm,
         list(example_inputs),
-        fw_compiler=compile_graph,
-        bw_compiler=compile_graph,
-        inference_compiler=compile_graph,
+        fw_compiler=compiler,
+        bw_compiler=compiler,
+        inference_compiler=compiler,
         partition_fn=default_partition,
         keep_inference_input_mutations=True,
         decompositions=dict(decompositions),

@@ -69,6 +69,7 @@ class Board:
         self._is_host = _is_host(self._root)
         self._addresses: dict[int, str] = {}
         self._spoke = False
+        self._left = False
         self._gone = False
         place = f"nfg/{group.group_name}/{'-'.join(map(str, self.ranks))}"
         try:
@@ -104,10 +105,12 @@ class Board:
             self._pin(f"end/{self.rank}", word)
 
     def leave(self, reason: str) -> None:
-        """This rank stops using the group: say why, unless the others are the reason."""
-        self.speak("heard" if self.broken else f"failed {reason[:2000]}")
-        self.broken = self.broken or reason
-        self._pin(f"left/{self.rank}", "")
+        """This rank stops using the group: say why, unless the others know or are the reason."""
+        if not self._left:
+            self._left = True
+            self.speak("heard" if self.broken else f"failed {reason[:2000]}")
+            self.broken = self.broken or reason
+            self._pin(f"left/{self.rank}", "")
 
     def linger(self, seconds: float) -> None:
         """If the store lives in this process, keep it until the others have read what they need."""
@@ -138,13 +141,15 @@ class Board:
         """Wait until every member has pinned ``key``, and read it."""
         keys = [f"{key}/{r}" for r in members]
         others = [r for r in members if r != self.rank]
-        deadline = time.monotonic() + timeout().total_seconds()
+        waited, limit = 0.0, timeout().total_seconds()
+        begin = time.monotonic()
         while not self._ask("check", keys):
             if self._words(others):
                 raise RuntimeError("a rank gave up before it came")
-            if time.monotonic() > deadline:
+            if waited > limit:
                 raise RuntimeError("timed out")
-            time.sleep(_POLL)
+            time.sleep(_POLL + min(waited / 20, 0.1))  # a peer that compiles needs the cores more than we do
+            waited = time.monotonic() - begin
         return {r: self._ask("get", f"{key}/{r}").decode() for r in members}
 
     def _words(self, ranks: Sequence[int]) -> dict[int, str]:
@@ -265,6 +270,7 @@ class Mesh:
     def refuse(self, text: str) -> CommunicationError:
         """The error of a disagreement that every member has noticed: nobody needs to be told."""
         self._board.broken = text
+        self._board.leave(text)
         return CommunicationError(f"[comm] {self._board.name}{rank_text()}: {text}.")
 
     def close(self) -> None:
@@ -303,6 +309,8 @@ class Mesh:
             board.speak(f"waited {what}, {text}")
         causes = board.causes(self._place, self._members, timed_out=timed_out)
         board.broken = "; ".join(([text] if timed_out else []) + causes) or f"a connection broke ({text})"
+        board.leave(board.broken)
+        self.close()
         return CommunicationError(f"[comm] {what} in {board.name}{rank_text()}: {board.broken}.")
 
 

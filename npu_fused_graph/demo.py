@@ -158,8 +158,8 @@ def format_facts(facts: dict[str, Any]) -> str:
     lines += [f"  {t:<28}{before.get(t, 0):>6} -> {after.get(t, 0)}" for t in changed]
     error = facts["error"]
     lines += [
-        f"largest error: fused vs eager {error['fused_vs_eager']:.2e}, fused vs float64 {error['fused_vs_float64']:.2e} "
-        f"(eager vs float64 {error['eager_vs_float64']:.2e})",
+        f"largest error: fused vs eager {error['fused_vs_eager']:.2e}, "
+        f"fused vs float64 {error['fused_vs_float64']:.2e} (eager vs float64 {error['eager_vs_float64']:.2e})",
         f"GE graph dump: {facts['dump']}",
         f"{facts['seconds']} s",
     ]

@@ -145,7 +145,10 @@ class OpSpec:
         return IrDef(
             self.ge_type,
             tuple(IrParam(t.name, t.kind, self._dtypes(t.name)) for t in self.inputs),
-            tuple(IrParam(t.name, "dynamic" if t.kind == "dynamic" else "required", self._dtypes(t.name)) for t in self.outputs),
+            tuple(
+                IrParam(t.name, "dynamic" if t.kind == "dynamic" else "required", self._dtypes(t.name))
+                for t in self.outputs
+            ),
             tuple(IrAttr(a.name, _VT[a.type], None if a.default is None else str(a.default)) for a in self.attrs),
         )
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from npu_fused_graph.engine import registered_types
+
 NFG_TIMEOUT = 5
 START = 120.0
 """Seconds the processes may take to import torch on a busy machine and find each other."""
@@ -126,6 +128,7 @@ def _main(
     os.environ.update(NFG_TIMEOUT=str(timeout), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
     store = _meet(rank, size, Path(folder))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=START))
+    registered_types()  # the kernels, which the first graph would import
     dist.barrier()
     pipe.send("connected")
     begin = time.monotonic()

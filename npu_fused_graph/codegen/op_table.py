@@ -23,7 +23,8 @@ def _operator(spec: OpSpec) -> list[str]:
     lines = [
         f"## {spec.ge_type}",
         "",
-        f"{spec.doc} Python: `npu_fused_graph.{spec.torch_name}`. Prototype: `{spec.stem}_proto.h`. Source: {spec.source}.",
+        f"{spec.doc} Python: `npu_fused_graph.{spec.torch_name}`. Prototype: `{spec.stem}_proto.h`. "
+        f"Source: {spec.source}.",
         "",
         "```",
         f"npu_fused_graph::{spec.torch_schema()}",

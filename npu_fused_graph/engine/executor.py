@@ -134,7 +134,10 @@ class Executable:
             if len(outputs) == 1 and instruction.kernel.pure and not instruction.kernel.mutates:
                 passed_on.update((index, i) for i, arg in enumerate(args) if arg is outputs[0])
             casts.append(
-                [d if d is not None and v.dtype is not d else None for v, d in zip(outputs, instruction.casts, strict=True)]
+                [
+                    d if d is not None and v.dtype is not d else None
+                    for v, d in zip(outputs, instruction.casts, strict=True)
+                ]
             )
             for slot, value, dtype in zip(instruction.outputs, outputs, instruction.casts, strict=True):
                 values[slot] = cast(value, dtype)
@@ -313,7 +316,9 @@ def _check_mutation(instruction: Instruction, args: list[Any], outputs: list[Ten
             if desc.name == name:
                 buffer = args[instruction.arg_names.index(name)]
                 if value.untyped_storage()._cdata != buffer.untyped_storage()._cdata:
-                    raise GraphError(f"the kernel must write {name} in place and return it, it returned another buffer.")
+                    raise GraphError(
+                        f"the kernel must write {name} in place and return it, it returned another buffer."
+                    )
 
 
 def _at(instruction: Instruction, error: BaseException, values: dict[int, Tensor]) -> BaseException:

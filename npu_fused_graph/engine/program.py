@@ -318,7 +318,9 @@ def _index(node: Node) -> int:
 def _const_tensor(node: Node) -> Tensor:
     value = node.attrs.get("value")
     if not isinstance(value, TensorValue):
-        raise GraphError(f"[engine] {node.name} (Const): expected a tensor attribute 'value', got {type(value).__name__}.")
+        raise GraphError(
+            f"[engine] {node.name} (Const): expected a tensor attribute 'value', got {type(value).__name__}."
+        )
     dtype = to_torch(value.dtype)
     if not value.data:
         return torch.empty(value.shape, dtype=dtype)

@@ -226,9 +226,7 @@ def _describe(
                 f"[engine] {ge_type}: expected a kernel with named parameters, got *{param.name} in {fn.__name__}. "
                 "Inputs are positional parameters, attributes keyword-only ones."
             )
-    return Kernel(
-        ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, specialise
-    )
+    return Kernel(ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, specialise)
 
 
 def _mentions(hint: Any, wanted: Any) -> bool:

@@ -25,9 +25,7 @@ _lock = threading.RLock()
 
 def mode() -> Mode:
     """``device`` where CANN and torch_npu import, else ``host``; decided once per process."""
-    load_torchair()
-    assert _loaded is not None
-    return _loaded[0]
+    return _load()[0]
 
 
 def load_torchair() -> types.ModuleType:
@@ -35,12 +33,18 @@ def load_torchair() -> types.ModuleType:
 
     Raises HostError when there is none; its text names the command that installs it.
     """
+    return _load()[1]
+
+
+def _load() -> tuple[Mode, types.ModuleType]:
     global _loaded
     with _lock:
-        if _loaded is None:
-            device = _load_installed()
-            _loaded = ("device", device) if device is not None else ("host", _load_host())
-        return _loaded[1]
+        if _loaded is not None:
+            return _loaded
+        device = _load_installed()
+        found: tuple[Mode, types.ModuleType] = ("host", _load_host()) if device is None else ("device", device)
+        _loaded = found
+        return found
 
 
 def _load_installed() -> types.ModuleType | None:

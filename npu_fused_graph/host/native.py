@@ -38,7 +38,7 @@ class TorchNpuGraphBase:
     def compile(self) -> None:
         self._loaded()
 
-    @torch._dynamo.disable
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def run(self, arguments: tuple[Any, Any, Any]) -> list[Tensor]:
         inputs, assigned, _stream = arguments
         _check_tensors("inputs", inputs, allow_none=False)

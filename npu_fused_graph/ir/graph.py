@@ -38,9 +38,7 @@ class DTypeValue:
     name: str | None
 
 
-AttrValue = Union[
-    str, int, float, bool, bytes, DTypeValue, TensorValue, "Graph", Sequence["AttrValue"], None
-]
+AttrValue = Union[str, int, float, bool, bytes, DTypeValue, TensorValue, "Graph", Sequence["AttrValue"], None]
 
 
 @dataclass(slots=True)

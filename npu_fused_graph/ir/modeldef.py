@@ -32,7 +32,9 @@ def read_model(data: bytes) -> Graph:
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise GraphError(f"[ir] model: expected a serialised ge.proto.ModelDef, got bytes that do not parse: {error}.") from None
+        raise GraphError(
+            f"[ir] model: expected a serialised ge.proto.ModelDef, got bytes that do not parse: {error}."
+        ) from None
     if len(model.graph) != 1:
         raise GraphError(
             f"[ir] model: expected a ModelDef with one graph, got {len(model.graph)}. "
@@ -53,7 +55,7 @@ def read_graph(proto: Any) -> Graph:
 
 def _node(op: Any) -> Node:
     node = Node(name=op.name, type=op.type)
-    data_inputs = []
+    data_inputs: list[Source | None] = []
     for text in op.input:
         if not text:
             data_inputs.append(None)
@@ -113,7 +115,7 @@ def _attr(attr: Any) -> AttrValue:
     kind = attr.WhichOneof("value")
     if kind is None:
         return None
-    value = getattr(attr, kind)
+    value: Any = getattr(attr, kind)
     if kind in ("s", "expression"):
         return _text(value)
     if kind == "dt":
@@ -123,14 +125,15 @@ def _attr(attr: Any) -> AttrValue:
     if kind == "g":
         return read_graph(value)
     if kind == "td":
-        return value.name
+        return str(value.name)
     if kind == "list":
         return _list(value)
     if kind == "list_list_int":
         return [list(row.list_i) for row in value.list_list_i]
     if kind == "list_list_float":
         return [list(row.list_f) for row in value.list_list_f]
-    return value
+    scalar: int | float | bool = value
+    return scalar
 
 
 def _list(value: Any) -> AttrValue:

@@ -39,7 +39,7 @@ def topological(graph: Graph, names: set[str] | None = None) -> list[Node]:
     names: restrict to these nodes. Raises GraphError naming the nodes of a cycle.
     """
     position = {name: i for i, name in enumerate(graph.nodes) if names is None or name in names}
-    waiting = {name: 0 for name in position}
+    waiting = dict.fromkeys(position, 0)
     followers: dict[str, list[str]] = {name: [] for name in position}
     for name in position:
         for before in set(predecessors(graph.nodes[name])):

@@ -45,7 +45,8 @@ _MESSAGES: dict[str, str] = {
     "ListFloat": "list_f=1 *float",
     "ListListInt": "list_list_i=1 *ListInt",
     "ListListFloat": "list_list_f=1 *ListFloat",
-    "ListValue": "s=2 *bytes, i=3 *int64, f=4 *float, b=5 *bool, t=9 *TensorDef, dt=12 *int64, val_type=20 ListValueType",
+    "ListValue": "s=2 *bytes, i=3 *int64, f=4 *float, b=5 *bool, t=9 *TensorDef, dt=12 *int64, "
+    "val_type=20 ListValueType",
     "AttrDef": "s=2 ?bytes, i=3 ?int64, f=4 ?float, b=5 ?bool, list=1 ?ListValue, td=11 ?TensorDescriptor, "
     "t=12 ?TensorDef, g=13 ?GraphDef, list_list_int=14 ?ListListInt, dt=15 ?int64, "
     "list_list_float=16 ?ListListFloat, expression=17 ?bytes",
@@ -109,8 +110,5 @@ def messages() -> SimpleNamespace:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return SimpleNamespace(
-        **{
-            name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"ge.proto.{name}"))
-            for name in _MESSAGES
-        }
+        **{name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"ge.proto.{name}")) for name in _MESSAGES}
     )

@@ -22,7 +22,7 @@ NAMESPACE = "npu_fused_graph"
 @lru_cache(maxsize=1)
 def register_all() -> tuple[torch.library.Library, ...]:
     """Define and implement every op once; the libraries live as long as the process."""
-    library = torch.library.Library(NAMESPACE, "DEF")
+    library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
     for stem in STEMS:
         _register(library, import_module(f"npu_fused_graph.ops.{stem}"))
     return (library,)
@@ -34,7 +34,9 @@ def _register(library: torch.library.Library, module: ModuleType) -> None:
     for tensor in spec.inputs:
         if tensor.contiguous == "transposable":
             # for passes: the weight as it is stored, so that no transpose stands in the graph
-            _register_overload(library, module, spec, f"transposed_{tensor.python_name}", _transpose(tensor.python_name))
+            _register_overload(
+                library, module, spec, f"transposed_{tensor.python_name}", _transpose(tensor.python_name)
+            )
 
 
 def _transpose(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -49,7 +51,8 @@ def _register_overload(
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
     name = f"{spec.torch_name}.{overload}" if overload else spec.torch_name
-    library.define(spec.torch_schema().replace(spec.torch_name, name, 1), tags=(torch.Tag.needs_fixed_stride_order,))
+    schema = spec.torch_schema().replace(spec.torch_name, name, 1)
+    library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))  # type: ignore[no-untyped-call]
     signature = _signature(spec)
 
     def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -76,11 +79,13 @@ def _register_overload(
 
     def fake(*args: Any, **kwargs: Any) -> Any:
         arguments = call_of(args, kwargs)
-        outputs = tuple(torch.empty_like(arguments[o.like], memory_format=torch.contiguous_format) for o in spec.outputs)
+        outputs = tuple(
+            torch.empty_like(arguments[o.like], memory_format=torch.contiguous_format) for o in spec.outputs
+        )
         return outputs if len(outputs) > 1 else outputs[0]
 
-    library.impl(name, cpu, "CPU")
-    library.impl(name, npu, "PrivateUse1")
+    library.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
+    library.impl(name, npu, "PrivateUse1")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
 
 
@@ -102,7 +107,7 @@ def tensor_facts(x: Tensor) -> TensorFacts:
 def _signature(spec: OpSpec) -> inspect.Signature:
     tensors = {t.python_name: t for t in spec.inputs}
     attrs = {a.python_name: a for a in spec.attrs}
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    kind: inspect._ParameterKind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = []
     for name in spec.signature:
         if name == "*":

@@ -101,7 +101,18 @@ def _check_hcom(spec: OpSpec, call: Call) -> None:
 
 
 def _row(scenario: str, x1: str, x2: str, bias: str, out: str, antiquant: str, dequant: str) -> DTypeRow:
-    names = ("x1", "x2", "bias", "residual", "gamma", "antiquant_scale", "antiquant_offset", "dequant_scale", "y", "norm_out")
+    names = (
+        "x1",
+        "x2",
+        "bias",
+        "residual",
+        "gamma",
+        "antiquant_scale",
+        "antiquant_offset",
+        "dequant_scale",
+        "y",
+        "norm_out",
+    )
     return DTypeRow(
         scenario, dict(zip(names, (x1, x2, bias, out, out, antiquant, antiquant, dequant, out, out), strict=True))
     )
@@ -112,12 +123,26 @@ SPEC = OpSpec(
     ge_type="MatmulAllReduceAddRmsNorm",
     torch_name="npu_mm_all_reduce_add_rms_norm",
     signature=(
-        "x1", "x2", "residual", "gamma", "hcom", "*", "reduce_op", "epsilon", "bias",
-        "antiquant_scale", "antiquant_offset", "dequant_scale", "antiquant_group_size", "comm_turn",
-    ),  # fmt: skip
+        "x1",
+        "x2",
+        "residual",
+        "gamma",
+        "hcom",
+        "*",
+        "reduce_op",
+        "epsilon",
+        "bias",
+        "antiquant_scale",
+        "antiquant_offset",
+        "dequant_scale",
+        "antiquant_group_size",
+        "comm_turn",
+    ),
     inputs=(
         TensorSpec("x1", ("m k", "b1 s1 k"), doc="left operand"),
-        TensorSpec("x2", ("k n",), contiguous="transposable", doc="weight; may be the transpose of a contiguous (n, k)"),
+        TensorSpec(
+            "x2", ("k n",), contiguous="transposable", doc="weight; may be the transpose of a contiguous (n, k)"
+        ),
         TensorSpec("bias", ("n",), "optional", doc="this rank's bias; the result carries the sum over ranks"),
         TensorSpec("residual", ("b s n",), doc="added once, after the reduce; equal on all ranks"),
         TensorSpec("gamma", ("n",), doc="RMSNorm weight"),

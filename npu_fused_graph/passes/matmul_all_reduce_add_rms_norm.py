@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from npu_fused_graph import comm
 from npu_fused_graph.passes import recognise
 from npu_fused_graph.passes.location import module_path, source_line
-from npu_fused_graph.passes.recognise import AllReduce, Linear, RmsNorm, aten, dtype_of, is_call, shape_of, through_views
+from npu_fused_graph.passes.recognise import (
+    AllReduce,
+    Linear,
+    RmsNorm,
+    aten,
+    dtype_of,
+    is_call,
+    shape_of,
+    through_views,
+)
 from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics, Refusal
 
 if TYPE_CHECKING:
@@ -61,13 +71,15 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     return sites
 
 
-def _site(
-    graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: _Order, options: FusionOptions
-) -> FusionSite:
+def _site(graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: _Order, options: FusionOptions) -> FusionSite:
     producer = through_views(node.args[0]) if isinstance(node.args[0], Node) else node
     numerics: Numerics | None = None
     name, rows = node.name, None
-    where = {"source": source_line(node), "layer": module_path(producer) or module_path(node), "group": str(node.args[2])}
+    where = {
+        "source": source_line(node),
+        "layer": module_path(producer) or module_path(node),
+        "group": str(node.args[2]),
+    }
     refusal: Refusal | None = None
     try:
         match = _match(node, norms)
@@ -77,7 +89,9 @@ def _site(
         name = _rewrite(graph, match, order).name
     except _Refused as refused:
         refusal = refused.refusal
-    return FusionSite(STEM, name, numerics=numerics, refusal=refusal, rows=rows if isinstance(rows, int) else None, **where)
+    return FusionSite(
+        STEM, name, numerics=numerics, refusal=refusal, rows=rows if isinstance(rows, int) else None, **where
+    )
 
 
 # -- matching -------------------------------------------------------------------------------------------------
@@ -86,9 +100,13 @@ def _site(
 def _match(node: Node, norms: dict[Node, RmsNorm]) -> _Match:
     reduce = recognise.all_reduce(node)
     if reduce is None:
-        _refuse("result_used_elsewhere", "the collective's result is read before its wait", "Read only the waited result.")
+        _refuse(
+            "result_used_elsewhere", "the collective's result is read before its wait", "Read only the waited result."
+        )
     if reduce.reduce_op != "sum":
-        _refuse("reduce_op", f"the all-reduce computes {reduce.reduce_op!r}, the fused op only 'sum'", "Reduce with SUM.")
+        _refuse(
+            "reduce_op", f"the all-reduce computes {reduce.reduce_op!r}, the fused op only 'sum'", "Reduce with SUM."
+        )
     linear = _producer(reduce)
     add = _residual_add(reduce)
     residual = _other_operand(add, reduce)
@@ -291,7 +309,7 @@ def _check_tensors(match: _Match) -> None:
 
 
 def _check_group(group: str) -> None:
-    size = torch.distributed.distributed_c10d._resolve_process_group(group).size()  # type: ignore[no-untyped-call]
+    size = comm.resolve(group).size()
     if size not in _GROUP_SIZES:
         _refuse("group_size", f"the group has {size} ranks", "The op runs on 1, 2, 4 or 8 ranks.")
 

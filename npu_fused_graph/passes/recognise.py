@@ -136,7 +136,9 @@ def _rms_norm(rsqrt: Node) -> RmsNorm | None:
         return None
     output, gamma, numerics, tail_inner = tail
     upcasts = {n for n in source.users if n is not source and upcast_of(n) is source and n is not output}
-    inner = {biased, mean, square, rsqrt, scaled, *tail_inner} | {n for n in upcasts if _feeds_only(n, {square, scaled})}
+    inner = {biased, mean, square, rsqrt, scaled, *tail_inner} | {
+        n for n in upcasts if _feeds_only(n, {square, scaled})
+    }
     inner.discard(output)
     inner.discard(source)
     return RmsNorm(source, output, gamma, epsilon, numerics, frozenset(inner))
@@ -268,8 +270,8 @@ class Linear:
 def stored_transposed(weight: Node) -> Node | None:
     """The contiguous (n, k) tensor ``weight`` is the transpose of; None if it is none."""
     swaps = is_call(weight, aten.t.default)
-    swaps = swaps or is_call(weight, aten.permute.default) and list(weight.args[1]) in ([1, 0], [-1, -2])  # type: ignore[arg-type]
-    swaps = swaps or is_call(weight, aten.transpose.int) and {int(d) % 2 for d in weight.args[1:]} == {0, 1}  # type: ignore[arg-type]
+    swaps = swaps or (is_call(weight, aten.permute.default) and list(weight.args[1]) in ([1, 0], [-1, -2]))  # type: ignore[arg-type]
+    swaps = swaps or (is_call(weight, aten.transpose.int) and {int(d) % 2 for d in weight.args[1:]} == {0, 1})  # type: ignore[arg-type]
     if not swaps:
         return None
     source = weight.args[0]

@@ -139,7 +139,14 @@ def _measure_import() -> None:
         for _ in range(9)
     ]
     median = statistics.median(times)
-    _print({"name": "import npu_fused_graph", "measure": "import_seconds", "median": median, "within": median <= GOALS["import_seconds"]})
+    _print(
+        {
+            "name": "import npu_fused_graph",
+            "measure": "import_seconds",
+            "median": median,
+            "within": median <= GOALS["import_seconds"],
+        }
+    )
 
 
 def _report(name: str, measure: str, ours: list[float], baseline: list[float], what: str) -> None:

@@ -50,7 +50,10 @@ class _DecodeLayer(nn.Module):
         self.heads = hidden // 64
         self.attention_norm, self.mlp_norm = nn.RMSNorm(hidden, eps=1e-5), nn.RMSNorm(hidden, eps=1e-5)
         self.qkv, self.out = nn.Linear(hidden, 3 * hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
-        self.gate_up, self.down = nn.Linear(hidden, 5 * hidden, bias=False), nn.Linear(5 * hidden // 2, hidden, bias=False)
+        self.gate_up, self.down = (
+            nn.Linear(hidden, 5 * hidden, bias=False),
+            nn.Linear(5 * hidden // 2, hidden, bias=False),
+        )
         self.register_buffer("keys", torch.randn(1, self.heads, 128, 64))
         self.register_buffer("values", torch.randn(1, self.heads, 128, 64))
 

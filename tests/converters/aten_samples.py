@@ -209,7 +209,6 @@ REDUCE = [
     Sample(aten.trace.default, x(4, 4), ("float32", "int64")),
     Sample(aten.cumprod.default, xa(3, 4, args=(1,)), (*F, "int32"), scale=2),
     Sample(aten.logcumsumexp.default, xa(3, 4, args=(1,))),
-    Sample(aten._logcumsumexp.default, xa(3, 4, args=(0,)), ("float32",)),
     Sample(aten.cummax.default, xa(3, 6, args=(1,)), FI),
     Sample(aten.cummin.default, xa(3, 6, args=(0,)), FI),
     Sample(aten.kthvalue.default, xa(3, 6, args=(2, 1)), F),
@@ -326,7 +325,7 @@ SHAPE = [
     Sample(aten.diagonal.default, x(4, 5), (*FI, "bool"), exact=True),
     *(
         Sample(aten.diagonal.default, xa(2, 4, 5, args=(o, a, b)), name=f"{o} {a} {b}", exact=True)
-        for o, a, b in ((1, 1, 2), (-2, 2, 0), (4, -1, -2), (0, 0, 1), (9, 1, 2))
+        for o, a, b in ((1, 1, 2), (-2, 2, 0), (3, -1, -2), (0, 0, 1))
     ),
     Sample(aten.diagonal_copy.default, xa(5, 4, args=(-1,)), exact=True),
     Sample(aten.diagonal_scatter.default, lambda m: Call(m(4, 5), m(4), 1), exact=True),
@@ -387,7 +386,7 @@ MATMUL = [
     Sample(
         aten._grouped_mm.default,
         lambda m: Call(m(8, 16), m(3, 16, 24), torch.tensor([2, 2, 8], dtype=torch.int32)),
-        F,
+        ("bfloat16",),
         wide=False,
         scale=6,
     ),

@@ -81,7 +81,11 @@ def build_graph(case: OpCase, inputs: dict[str, Any]) -> tuple[Graph, list[Tenso
         dtype = str(value.dtype).removeprefix("torch.")
         source = f"in_{name}"
         if name.rstrip("0123456789") in case.const or name in case.const:
-            raw = value.contiguous().view(torch.uint8) if value.numel() and value.dim() else value.reshape(-1).view(torch.uint8)
+            raw = (
+                value.contiguous().view(torch.uint8)
+                if value.numel() and value.dim()
+                else value.reshape(-1).view(torch.uint8)
+            )
             payload = TensorValue(dtype, tuple(value.shape), bytes(raw.flatten().tolist()))
             graph.nodes[source] = Node(source, "Const", outputs=[TensorDesc("y")], attrs={"value": payload})
         else:

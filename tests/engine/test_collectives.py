@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -347,6 +348,18 @@ def _again(rank: int, size: int) -> Any:
 
 def test_new_process_group_gets_new_connections() -> None:
     assert values(run_ranks(_again, 2, 2)) == [[1.0, 3.0, 5.0]] * 2
+
+
+def _in_a_file(rank: int, size: int, path: str) -> float:
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
+    total = _all_reduce("0", torch.tensor([float(rank + 1)])).item()
+    dist.barrier()
+    return total
+
+
+def test_store_in_a_file(tmp_path: Path) -> None:
+    assert values(run_ranks(_in_a_file, 2, 2, str(tmp_path / "store"))) == [3.0, 3.0]
 
 
 # -- graphs of several collectives -----------------------------------------------------------------------------

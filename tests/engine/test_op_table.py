@@ -26,7 +26,9 @@ def ir_defs(torchair_folder: Path) -> dict[str, IrDef]:
     return read_ir_defs(torchair_folder)
 
 
-@pytest.mark.parametrize("case,dtype", [pytest.param(c, d, id=f"{c.id()}-{d}") for c in ALL_CASES for d in c.dtypes])
+@pytest.mark.parametrize(
+    ("case", "dtype"), [pytest.param(c, d, id=f"{c.id()}-{d}") for c in ALL_CASES for d in c.dtypes]
+)
 def test_values(case: OpCase, dtype: str) -> None:
     run_case(case, dtype)
 
@@ -85,7 +87,7 @@ def _comparable(value: object, is_dtype: bool) -> object:
 
         name = str(value).removeprefix("torch.")
         return BY_NAME[name].reg_op if name in BY_NAME else "DT_UNDEFINED"
-    if isinstance(value, bool) or isinstance(value, str):
+    if isinstance(value, (bool, str)):
         return value
     if isinstance(value, (list, tuple)):
         return [float(v) for v in value]

@@ -35,7 +35,7 @@ AXIS = torch.tensor([0])
 
 
 @pytest.mark.parametrize(
-    "ge_type,inputs,attrs,dtypes",
+    ("ge_type", "inputs", "attrs", "dtypes"),
     [
         ("Cast", {"x": X}, {"dst_type": 1}, ["float16"]),
         ("Muls", {"x": X.int()}, {"value": 1.5}, ["int32"]),
@@ -77,7 +77,7 @@ def test_result_dtype(ge_type: str, inputs: dict[str, Any], attrs: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "ge_type,inputs,attrs,words",
+    ("ge_type", "inputs", "attrs", "words"),
     [
         ("GeluV2", {"x": X.float()}, {"approximate": "erf"}, "GeluV2.*approximate.*'erf'"),
         ("Log", {"x": X.float()}, {"base": 0.0}, "Log.*base.*0.0"),
@@ -139,7 +139,7 @@ def assert_same_bits(a: Tensor, b: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 @pytest.mark.parametrize(
-    "ge_type,numbers,attrs,eager",
+    ("ge_type", "numbers", "attrs", "eager"),
     [
         ("Pow", {"x2": 2.0}, {}, lambda x: x.pow(2)),
         ("Pow", {"x2": 3.0}, {}, lambda x: x.pow(3)),

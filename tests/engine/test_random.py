@@ -236,7 +236,7 @@ def printed(
 
 
 @pytest.mark.parametrize(
-    "value,summarize,text",
+    ("value", "summarize", "text"),
     [
         (torch.tensor([1, 2, 3, 4, 5, 6, 7]), 3, "[1 2 3 ... 5 6 7]"),
         (torch.tensor([1, 2, 3, 4, 5, 6]), 3, "[1 2 3 4 5 6]"),
@@ -259,7 +259,7 @@ def test_print_several_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_print_refuses_what_it_cannot_do() -> None:
     graph, _ = print_graph("{}", 3, "log(info)", a=torch.tensor([1]))
-    with pytest.raises(UnsupportedOpError, match="output_stream.*log"):
+    with pytest.raises(UnsupportedOpError, match=r"output_stream.*log"):
         compile_graph(graph)
     graph, data = print_graph("{} {}", 3, a=torch.tensor([1]))
     with pytest.raises(NpuFusedGraphError, match="template"):

@@ -60,7 +60,7 @@ def test_liveness_keeps_effects_and_drops_the_dead() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad,text",
+    ("bad", "text"),
     [
         (graph(node("a", "Data")), "expected one NetOutput, got 0"),
         (graph(node("out", "NetOutput", "gone", outputs=0)), "no node named gone"),

@@ -22,7 +22,11 @@ def generate(model: Any, forward: Any, tokens: Tensor) -> list[Tensor]:
     from transformers import StaticCache
 
     cache = StaticCache(config=model.config, max_cache_len=32)
-    logits = [forward(input_ids=tokens[:, :4], past_key_values=cache, position_ids=torch.arange(4)[None], use_cache=True).logits]
+    logits = [
+        forward(
+            input_ids=tokens[:, :4], past_key_values=cache, position_ids=torch.arange(4)[None], use_cache=True
+        ).logits
+    ]
     for step in range(STEPS):
         position = torch.tensor([[4 + step]])
         token = tokens[:, 4 + step : 5 + step].clone()

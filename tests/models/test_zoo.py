@@ -31,7 +31,7 @@ ALL = [
 
 
 @pytest.mark.parametrize(
-    "name,attention,dtype",
+    ("name", "attention", "dtype"),
     [pytest.param(*case, marks=[] if case in FAST else [pytest.mark.slow], id="-".join(case)) for case in ALL],
 )
 def test_compiles_into_one_graph_and_equals_eager(name: str, attention: str, dtype: str) -> None:

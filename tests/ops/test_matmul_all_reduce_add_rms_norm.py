@@ -31,7 +31,9 @@ def _one_rank() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def exact(x1s: list[Tensor], x2s: list[Tensor], residual: Tensor, gamma: Tensor, biases: list[Tensor | None], eps: float) -> tuple[Tensor, Tensor]:
+def exact(
+    x1s: list[Tensor], x2s: list[Tensor], residual: Tensor, gamma: Tensor, biases: list[Tensor | None], eps: float
+) -> tuple[Tensor, Tensor]:
     """The requirement's formula in float64, over all ranks' shards."""
     total = residual.double().clone()
     for x1, x2, bias in zip(x1s, x2s, biases, strict=True):
@@ -44,9 +46,10 @@ def exact(x1s: list[Tensor], x2s: list[Tensor], residual: Tensor, gamma: Tensor,
 def test_schema_is_the_one_existing_callers_use() -> None:
     schema = str(torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm.default._schema)
     assert schema == (
-        "npu_fused_graph::npu_mm_all_reduce_add_rms_norm(Tensor x1, Tensor x2, Tensor residual, Tensor gamma, str hcom, "
-        "*, str reduce_op=\"sum\", float epsilon=9.9999999999999995e-07, Tensor? bias=None, Tensor? antiquant_scale=None, "
-        "Tensor? antiquant_offset=None, Tensor? dequant_scale=None, int antiquant_group_size=0, int comm_turn=0) "
+        "npu_fused_graph::npu_mm_all_reduce_add_rms_norm(Tensor x1, Tensor x2, Tensor residual, Tensor gamma, "
+        'str hcom, *, str reduce_op="sum", float epsilon=9.9999999999999995e-07, Tensor? bias=None, '
+        "Tensor? antiquant_scale=None, Tensor? antiquant_offset=None, Tensor? dequant_scale=None, "
+        "int antiquant_group_size=0, int comm_turn=0) "
         "-> (Tensor y, Tensor norm_out)"
     )
 
@@ -102,7 +105,10 @@ def test_reference_over_ranks(mode: op.ReduceMode, ranks: int) -> None:
     x1s = [torch.randn(6, 32, generator=generator).bfloat16() for _ in range(ranks)]
     x2s = [torch.randn(32, 24, generator=generator).bfloat16() for _ in range(ranks)]
     biases = [torch.randn(24, generator=generator).bfloat16() for _ in range(ranks)]
-    residual, gamma = torch.randn(2, 3, 24, generator=generator).bfloat16(), torch.rand(24, generator=generator).bfloat16()
+    residual, gamma = (
+        torch.randn(2, 3, 24, generator=generator).bfloat16(),
+        torch.rand(24, generator=generator).bfloat16(),
+    )
     partials = [(x1.float() @ x2.float() + b.float()).bfloat16() for x1, x2, b in zip(x1s, x2s, biases, strict=True)]
     y, norm_out = op.reference(
         x1s[0], x2s[0], residual, gamma, lambda _: partials, bias=biases[0], epsilon=1e-5, mode=mode
@@ -113,7 +119,7 @@ def test_reference_over_ranks(mode: op.ReduceMode, ranks: int) -> None:
     assert_close(norm_out, want_norm, scale=ranks * 2)
     summed = torch.stack([p.double() for p in partials]).sum(0).bfloat16()
     first = torch.equal(y.reshape(6, 24), (summed.float() + residual.reshape(6, 24).float()).bfloat16())
-    assert first == (mode == "once" or ranks == 2 and first)
+    assert first == (mode == "once" or (ranks == 2 and first))
 
 
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +147,7 @@ def _on_ranks(rank: int, ranks: int, bias_rank: int | None) -> tuple[Any, ...]:
     return tuple(None if t is None else t.float().numpy() for t in (x1, x2, bias, residual, gamma, y, norm_out))
 
 
-@pytest.mark.parametrize("ranks,bias_rank", [(2, None), (4, 0)])
+@pytest.mark.parametrize(("ranks", "bias_rank"), [(2, None), (4, 0)])
 def test_real_ranks_carry_the_sum_of_biases(ranks: int, bias_rank: int | None) -> None:
     outcomes = values(run_ranks(_on_ranks, ranks, ranks, bias_rank))
     rows = [[None if a is None else torch.from_numpy(a).half() for a in arrays] for arrays in outcomes]
@@ -156,7 +162,9 @@ def test_real_ranks_carry_the_sum_of_biases(ranks: int, bias_rank: int | None) -
 
 def _bad_k_on_rank_1(rank: int) -> None:
     x1 = torch.zeros(4, 16 + rank).half()
-    nfg.npu_mm_all_reduce_add_rms_norm(x1, torch.zeros(16, 8).half(), torch.zeros(1, 4, 8).half(), torch.ones(8).half(), "0")
+    nfg.npu_mm_all_reduce_add_rms_norm(
+        x1, torch.zeros(16, 8).half(), torch.zeros(1, 4, 8).half(), torch.ones(8).half(), "0"
+    )
 
 
 def test_bad_input_on_one_rank_hangs_nobody() -> None:

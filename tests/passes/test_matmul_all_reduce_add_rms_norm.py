@@ -49,12 +49,14 @@ def fused_nodes(gm: GraphModule) -> list[Node]:
     return [n for n in gm.graph.nodes if n.op == "call_function" and str(n.target) in FUSED_OPS]
 
 
-def run(model: Callable[..., Any], *args: Any, numerics: Numerics = "any", **kwargs: Any) -> tuple[GraphModule, list[FusionSite]]:
+def run(
+    model: Callable[..., Any], *args: Any, numerics: Numerics = "any", **kwargs: Any
+) -> tuple[GraphModule, list[FusionSite]]:
     gm = capture(model, *args, **kwargs)
     return gm, fuse_all(gm, FusionOptions(numerics=numerics))
 
 
-@pytest.mark.parametrize("linear,reduce,norm", list(itertools.product(LINEARS, REDUCES, NORMS)))
+@pytest.mark.parametrize(("linear", "reduce", "norm"), list(itertools.product(LINEARS, REDUCES, NORMS)))
 @pytest.mark.parametrize("rank", [2, 3])
 def test_every_spelling_is_fused(linear: str, reduce: str, norm: str, rank: int) -> None:
     block = Block(linear, reduce, norm, residual_first=rank == 2, returns_sum=linear != "matmul")
@@ -63,7 +65,9 @@ def test_every_spelling_is_fused(linear: str, reduce: str, norm: str, rank: int)
     assert sites[0].numerics == {"llama": "same_rounding", "torch": "one_ulp"}[norm]
     assert len(fused_nodes(gm)) == 1
     left = [t for t in targets(gm) if t not in FUSED_OPS]
-    assert not [t for t in left if "all_reduce" in t or "wait" in t or "mm.default" in t or "rsqrt" in t or "aten.t." in t]
+    assert not [
+        t for t in left if "all_reduce" in t or "wait" in t or "mm.default" in t or "rsqrt" in t or "aten.t." in t
+    ]
     node = fused_nodes(gm)[0]
     x1, x2, residual, gamma, hcom = node.args
     assert hcom == "0"
@@ -303,7 +307,7 @@ REFUSALS: list[tuple[Callable[[Variant, Tensor, Tensor], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("change,reason", [pytest.param(c, r, id=c.__name__) for c, r in REFUSALS])
+@pytest.mark.parametrize(("change", "reason"), [pytest.param(c, r, id=c.__name__) for c, r in REFUSALS])
 def test_refused_with_reason_and_cure(change: Callable[[Variant, Tensor, Tensor], Any], reason: str) -> None:
     gm, sites = run(Variant(change), *inputs(3))
     site = sites[0]

@@ -36,8 +36,8 @@ def matmul_all_reduce_add_rms_norm(
             f"got {is_trans_a}, {reduce_op!r}, {antiquant_group_size}."
         )
     if antiquant_scale is not None or antiquant_offset is not None or dequant_scale is not None:
-        raise UnsupportedOpError(f"[engine] {node.name} ({node.type}): expected the float scenario, got a quantised one.")
+        raise UnsupportedOpError(
+            f"[engine] {node.name} ({node.type}): expected the float scenario, got a quantised one."
+        )
     weight = x2.t() if is_trans_b else x2
-    return mm_ar_norm.reference(
-        x1, weight, residual, gamma, communicator(group).all_gather, epsilon=epsilon, bias=bias
-    )
+    return mm_ar_norm.reference(x1, weight, residual, gamma, communicator(group).all_gather, epsilon=epsilon, bias=bias)

@@ -67,11 +67,11 @@ def reduction(
             x: Tensor,
             axes: Tensor | None = None,
             _axes: list[int] = axes,
-            _keep: bool = keep,  # noqa: B006
+            _keep: bool = keep,
         ) -> Tensor:
             return on_numpy(function, x, _axes, _keep) if _axes else x
 
-        def by_input(m: Make, _shape: tuple[int, ...] = shape, _axes: list[int] = axes) -> dict[str, Tensor]:  # noqa: B006
+        def by_input(m: Make, _shape: tuple[int, ...] = shape, _axes: list[int] = axes) -> dict[str, Tensor]:
             return {"x": values(m, *_shape, low=low), "axes": torch.tensor(_axes, dtype=torch.int64)}
 
         def by_attribute(m: Make, _shape: tuple[int, ...] = shape) -> dict[str, Tensor]:

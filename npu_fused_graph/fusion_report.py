@@ -112,9 +112,10 @@ def _copy_of(gm: GraphModule) -> GraphModule:
 
 
 def _boxed(gm: GraphModule) -> Callable[..., Any]:
-    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._functorch._aot_autograd.utils import make_boxed_func
 
-    return make_boxed_func(gm)  # type: ignore[no-any-return]
+    boxed: Callable[..., Any] = make_boxed_func(gm)
+    return boxed
 
 
 @contextmanager
