@@ -37,11 +37,7 @@ def index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = Fa
         return _put(x, indices, values, accumulate)
     if accumulate or len(masks) > 1 or any(i is not None and i is not masks[0] for i in indices):
         raise unsupported(
-            "index_put",
-            "indices",
-            "one boolean mask without accumulate, or integers",
-            "a mix of them",
-            "Use torch.where.",
+            "index_put", "indices", "integers, or one mask without accumulate", "a mix of them", "Use torch.where."
         )
     return _put_where(x, indices, masks[0], values)
 

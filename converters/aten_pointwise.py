@@ -337,7 +337,6 @@ CONVERTERS = {
     aten.isin.Tensor_Tensor: by_torch(isin),
     aten.isin.Tensor_Scalar: by_torch(isin),
     aten.isin.Scalar_Tensor: by_torch(isin),
-    aten._assert_async.default: no_op,
     aten._assert_async.msg: no_op,
     aten._assert_scalar.default: no_op,
     aten._functional_assert_async.msg: dependency_token,

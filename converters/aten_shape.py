@@ -156,6 +156,11 @@ def rot90(x: torch.Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> torch.Te
     return x.flip(b).transpose(a, b) if turn == 1 else x.flip(a).transpose(a, b)
 
 
+def item(x: Any) -> Any:
+    """A tensor's one element as a number the graph computes with."""
+    return x if x.rank == 0 else reshape(x, [])
+
+
 def sym_max(a: Any, b: Any) -> Any:
     return max(a, b) if not (is_tensor(a) or is_tensor(b)) else ge.Maximum(to(a, torch.int64), to(b, torch.int64))
 
@@ -195,6 +200,7 @@ CONVERTERS = {
     aten.linspace.Tensor_Tensor: linspace,
     aten.linspace.Tensor_Scalar: linspace,
     aten.linspace.Scalar_Tensor: linspace,
+    aten._local_scalar_dense.default: item,
     torch.sym_max: sym_max,
     torch.sym_min: sym_min,
 }

@@ -7,10 +7,7 @@ decide, so all ranks take the same decision.
 
 from __future__ import annotations
 
-import operator
-from bisect import bisect_left
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -18,6 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from npu_fused_graph import comm
 from npu_fused_graph.passes import recognise
 from npu_fused_graph.passes.location import module_path, source_line
+from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.recognise import (
     AllReduce,
     Linear,
@@ -29,6 +27,7 @@ from npu_fused_graph.passes.recognise import (
     through_views,
 )
 from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics, Refusal
+from npu_fused_graph.passes.rewrite import Site, rewrite
 
 if TYPE_CHECKING:
     from npu_fused_graph.passes import FusionOptions
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 STEM = "matmul_all_reduce_add_rms_norm"
 _GROUP_SIZES = (1, 2, 4, 8)
 _DTYPES = (torch.float16, torch.bfloat16)
-_TRANSPOSES = (aten.t.default, aten.permute.default, aten.transpose.int)
-_HEAVY = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default}
 
 
 class _Refused(Exception):
@@ -50,18 +47,9 @@ def _refuse(reason: str, text: str, cure: str) -> NoReturn:
     raise _Refused(Refusal(reason, text, cure))
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
-    reduce: AllReduce
-    linear: Linear
-    add: Node
-    residual: Node
-    norm: RmsNorm
-
-
 def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     """Fuse every legal site of ``gm`` in place; one record per all-reduce, in graph order."""
-    order = _Order(gm.graph)
+    order = Order(gm.graph)
     norms: dict[Node, RmsNorm] = {}
     for norm in recognise.rms_norms(gm.graph):
         norms.setdefault(norm.source, norm)
@@ -71,7 +59,7 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     return sites
 
 
-def _site(graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: _Order, options: FusionOptions) -> FusionSite:
+def _site(graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: Order, options: FusionOptions) -> FusionSite:
     producer = through_views(node.args[0]) if isinstance(node.args[0], Node) else node
     numerics: Numerics | None = None
     name, rows = node.name, None
@@ -82,11 +70,11 @@ def _site(graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: _Order, o
     }
     refusal: Refusal | None = None
     try:
-        match = _match(node, norms)
-        numerics = match.norm.numerics
-        rows = _rows(match.residual)
-        _check(match, order, options)
-        name = _rewrite(graph, match, order).name
+        site = _match(node, norms)
+        numerics = site.norm.numerics
+        rows = site.rows
+        _check(site, order, options)
+        name = rewrite(graph, site, order).name
     except _Refused as refused:
         refusal = refused.refusal
     return FusionSite(
@@ -97,7 +85,7 @@ def _site(graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: _Order, o
 # -- matching -------------------------------------------------------------------------------------------------
 
 
-def _match(node: Node, norms: dict[Node, RmsNorm]) -> _Match:
+def _match(node: Node, norms: dict[Node, RmsNorm]) -> Site:
     reduce = recognise.all_reduce(node)
     if reduce is None:
         _refuse(
@@ -113,7 +101,7 @@ def _match(node: Node, norms: dict[Node, RmsNorm]) -> _Match:
     norm = norms.get(add)
     if norm is None:
         _refuse_missing_norm(add)
-    return _Match(reduce, linear, add, residual, norm)
+    return Site(reduce, linear, add, residual, norm)
 
 
 def _producer(reduce: AllReduce) -> Linear:
@@ -227,30 +215,30 @@ def _adds_vector(add: Node) -> bool:
 # -- legality -------------------------------------------------------------------------------------------------
 
 
-def _check(match: _Match, order: _Order, options: FusionOptions) -> None:
-    _check_norm(match)
-    _check_tensors(match)
-    _check_group(match.reduce.group)
-    _check_order(match, order)
+def _check(site: Site, order: Order, options: FusionOptions) -> None:
+    _check_norm(site)
+    _check_tensors(site)
+    _check_group(site.reduce.group)
+    _check_order(site, order)
     if torch.are_deterministic_algorithms_enabled():
         _refuse(
             "deterministic_mode",
             "deterministic algorithms are requested and the fused reduction order is not fixed",
             "Call torch.use_deterministic_algorithms(False).",
         )
-    if NUMERICS.index(match.norm.numerics) > NUMERICS.index(options.numerics):
+    if NUMERICS.index(site.norm.numerics) > NUMERICS.index(options.numerics):
         _refuse(
             "numerics",
-            f"fusing would change roundings ({match.norm.numerics}; allowed: {options.numerics})",
-            f"Pass numerics={match.norm.numerics!r}.",
+            f"fusing would change roundings ({site.norm.numerics}; allowed: {options.numerics})",
+            f"Pass numerics={site.norm.numerics!r}.",
         )
-    rows = _rows(match.residual)
+    rows = site.rows
     if options.min_rows is not None and not (isinstance(rows, int) and rows >= options.min_rows):
         _refuse("min_rows", f"{rows} rows, fewer than min_rows={options.min_rows}", "Lower min_rows.")
 
 
-def _check_norm(match: _Match) -> None:
-    norm = match.norm
+def _check_norm(site: Site) -> None:
+    norm = site.norm
     if isinstance(norm.epsilon, Node):
         _refuse(
             "epsilon_is_a_tensor",
@@ -268,38 +256,38 @@ def _check_norm(match: _Match) -> None:
         )
 
 
-def _check_tensors(match: _Match) -> None:
-    dtype = dtype_of(match.linear.node)
+def _check_tensors(site: Site) -> None:
+    dtype = dtype_of(site.linear.node)
     if dtype not in _DTYPES:
         _refuse("dtype", f"the matmul is {_name(dtype)}", "Run the model in float16 or bfloat16.")
     tensors = {
-        "x1": match.linear.x, "x2": match.linear.weight, "bias": match.linear.bias, "residual": match.residual,
-        "sum": match.add,
+        "x1": site.linear.x, "x2": site.linear.weight, "bias": site.linear.bias, "residual": site.residual,
+        "sum": site.add,
     }  # fmt: skip
     for what, node in tensors.items():
         if node is not None and dtype_of(node) is not dtype:
             _refuse("mixed_dtypes", f"{what} is {_name(dtype_of(node))}, the matmul {_name(dtype)}", "Use one dtype.")
-    if dtype_of(match.norm.gamma) is not dtype:
+    if dtype_of(site.norm.gamma) is not dtype:
         _refuse(
             "gamma_dtype",
-            f"the norm's weight {match.norm.gamma.name} is {_name(dtype_of(match.norm.gamma))}, the sum {_name(dtype)}",
+            f"the norm's weight {site.norm.gamma.name} is {_name(dtype_of(site.norm.gamma))}, the sum {_name(dtype)}",
             "Store the weight in the model's dtype (fold 1 + w into it).",
         )
-    if shape_of(match.residual) != shape_of(match.add):
+    if shape_of(site.residual) != shape_of(site.add):
         _refuse(
             "residual_broadcast",
-            f"the residual {list(shape_of(match.residual))} is broadcast to {list(shape_of(match.add))}",
+            f"the residual {list(shape_of(site.residual))} is broadcast to {list(shape_of(site.add))}",
             "Add a residual of the full shape; a bias belongs into the linear.",
         )
-    n = shape_of(match.linear.node)[-1]
-    if shape_of(match.add)[-1:] != (n,):
+    n = shape_of(site.linear.node)[-1]
+    if shape_of(site.add)[-1:] != (n,):
         _refuse("last_dim_split", "the matmul's last dim is reshaped before the norm", "Keep n as the last dim.")
-    if match.linear.bias is not None and shape_of(match.linear.bias) != (n,):
-        _refuse("bias_shape", f"the bias has shape {list(shape_of(match.linear.bias))}, not ({n},)", "Use a 1-D bias.")
-    for what, node in (("x1", match.linear.x), ("residual", match.residual), ("gamma", match.norm.gamma)):
+    if site.linear.bias is not None and shape_of(site.linear.bias) != (n,):
+        _refuse("bias_shape", f"the bias has shape {list(shape_of(site.linear.bias))}, not ({n},)", "Use a 1-D bias.")
+    for what, node in (("x1", site.linear.x), ("residual", site.residual), ("gamma", site.norm.gamma)):
         if not recognise.is_contiguous(node):
             _refuse("not_contiguous", f"{what} ({node.name}) is not contiguous", "Call .contiguous() on it.")
-    weight = match.linear.weight
+    weight = site.linear.weight
     if not recognise.is_contiguous(weight) and recognise.stored_transposed(weight) is None:
         _refuse(
             "weight_layout",
@@ -314,8 +302,8 @@ def _check_group(group: str) -> None:
         _refuse("group_size", f"the group has {size} ranks", "The op runs on 1, 2, 4 or 8 ranks.")
 
 
-def _check_order(match: _Match, order: _Order) -> None:
-    start, end = order.of(match.reduce.node), order.of(match.add)
+def _check_order(site: Site, order: Order) -> None:
+    start, end = order.of(site.reduce.node), order.of(site.add)
     between = order.collectives_between(start, end)
     if between:
         _refuse(
@@ -323,139 +311,16 @@ def _check_order(match: _Match, order: _Order) -> None:
             f"{between[0].name} runs between the all-reduce and the add; fusing would reorder them",
             "Add the residual before the next collective.",
         )
-    waits = [n for n in match.reduce.inner if is_call(n, recognise.WAIT)]
+    waits = [n for n in site.reduce.inner if is_call(n, recognise.WAIT)]
     if order.heavy_between(start, order.of(waits[0])):
         _refuse(
             "overlapped",
             "other matmuls run between the all-reduce and its wait, on purpose it seems",
             "Wait for the result at once, or keep the hand-made overlap.",
         )
-    late = [n for n in (match.residual, match.norm.gamma) if order.of(n) > end]
+    late = [n for n in (site.residual, site.norm.gamma) if order.of(n) > end]
     if late:
         _refuse("gamma_computed_late", f"{late[0].name} is computed after the add", "Compute it before.")
-
-
-class _Order:
-    """Positions in the graph; new nodes take the position of what they replace."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._position = {node: i for i, node in enumerate(graph.nodes)}
-        self._collectives: list[Node] = []
-        self._heavy: list[int] = []
-        for node, i in self._position.items():
-            if node.op != "call_function":
-                continue
-            if getattr(node.target, "namespace", "") == "_c10d_functional" and not is_call(node, recognise.WAIT):
-                self._collectives.append(node)
-            elif node.target in _HEAVY:
-                self._heavy.append(i)
-        self._collective_positions = [self._position[node] for node in self._collectives]
-
-    def of(self, node: Node) -> int:
-        return self._position[node]
-
-    def replace(self, new: Node, old: Node) -> None:
-        self._position[new] = self._position[old]
-
-    def collectives_between(self, start: int, end: int) -> list[Node]:
-        first = bisect_left(self._collective_positions, start + 1)
-        return self._collectives[first : bisect_left(self._collective_positions, end)]
-
-    def heavy_between(self, start: int, end: int) -> bool:
-        return bisect_left(self._heavy, start + 1) < bisect_left(self._heavy, end)
-
-
-# -- rewriting ------------------------------------------------------------------------------------------------
-
-
-def _rewrite(graph: Graph, match: _Match, order: _Order) -> Node:
-    shape = shape_of(match.add)
-    add, norm = match.add, match.norm
-    with graph.inserting_before(add):
-        residual = _as_3d(graph, match.residual, shape, order)
-        overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
-        stored = recognise.stored_transposed(match.linear.weight)
-        fused = graph.call_function(
-            overloads.default if stored is None else overloads.transposed_x2,
-            (_operand(match.linear), stored or match.linear.weight, residual, norm.gamma, match.reduce.group),
-            {"epsilon": float(norm.epsilon)} | ({} if match.linear.bias is None else {"bias": match.linear.bias}),  # type: ignore[arg-type]
-        )
-        y, normalised = (graph.call_function(operator.getitem, (fused, i)) for i in (0, 1))
-        for node, old in ((y, add), (normalised, norm.output)):
-            node.meta["val"] = _shaped(recognise.value_of(old), residual)
-        fused.meta["val"] = (y.meta["val"], normalised.meta["val"])
-        results = [_back(graph, node, shape, old) for node, old in ((y, add), (normalised, norm.output))]
-    fused.meta["stack_trace"] = match.reduce.node.meta.get("stack_trace")
-    fused.meta["nn_module_stack"] = match.linear.node.meta.get("nn_module_stack")
-    for new, old in zip(results, (add, norm.output), strict=True):
-        old.replace_all_uses_with(new)
-        order.replace(new, add)
-        new.meta.setdefault("stack_trace", old.meta.get("stack_trace"))
-    _erase(graph, match)
-    return fused
-
-
-def _erase(graph: Graph, match: _Match) -> None:
-    """Remove the nodes the fused one stands for. Dead-code elimination would keep the collective."""
-    pending = [match.norm.output, match.add, *match.norm.inner, *match.reduce.inner]
-    own = {*pending, match.linear.node}
-    while pending:
-        node = pending.pop()
-        if node._erased or node.users or not (node in own or is_call(node, *recognise.VIEWS, *_TRANSPOSES)):
-            continue
-        inputs = node.all_input_nodes
-        graph.erase_node(node)
-        pending.extend(inputs)
-
-
-def _operand(linear: Linear) -> Node:
-    """x1: the 3-D tensor in front of linear's own flatten where there is one, else the 2-D operand."""
-    node = linear.x
-    while is_call(node, *recognise.VIEWS):
-        source = node.args[0]
-        assert isinstance(source, Node)
-        node = source
-        if len(shape_of(node)) == 3 and shape_of(node)[-1] == shape_of(linear.x)[-1] and recognise.is_contiguous(node):
-            return node
-    return linear.x
-
-
-def _as_3d(graph: Graph, residual: Node, shape: tuple[Any, ...], order: _Order) -> Node:
-    if len(shape) == 3:
-        return residual
-    if len(shape) == 2:
-        view = graph.call_function(aten.unsqueeze.default, (residual, 0))
-    else:
-        view = graph.call_function(aten.view.default, (residual, [1, _product(shape[:-1]), shape[-1]]))
-    view.meta["val"] = view.target(recognise.value_of(residual), *view.args[1:])  # type: ignore[operator]
-    order.replace(view, residual)
-    return view
-
-
-def _back(graph: Graph, node: Node, shape: tuple[Any, ...], old: Node) -> Node:
-    if len(shape) == 3:
-        return node
-    if len(shape) == 2:
-        view = graph.call_function(aten.squeeze.dim, (node, 0))
-    else:
-        view = graph.call_function(aten.view.default, (node, list(shape)))
-    view.meta["val"] = recognise.value_of(old)
-    return view
-
-
-def _shaped(value: Any, residual: Node) -> Any:
-    return value.view(shape_of(residual)) if isinstance(value, torch.Tensor) else value
-
-
-def _rows(node: Node) -> Any:
-    return _product(shape_of(node)[:-1])
-
-
-def _product(sizes: tuple[Any, ...]) -> Any:
-    total: Any = 1
-    for size in sizes:
-        total = total * size
-    return total
 
 
 def _name(dtype: torch.dtype | None) -> str:
