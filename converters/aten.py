@@ -1,4 +1,4 @@
-"""Converters of aten ops TorchAir has none for that work, and of aten.gelu, whose own loses ``approximate``.
+"""Converters of aten ops TorchAir has none for that work, and of a few whose own is wrong (gelu, aten_corrected).
 
 One table per theme. A test fails when TorchAir gains a converter of its own, so that ours can go.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from npu_fused_graph.converters import (
     aten_attention,
-    aten_image,
+    aten_corrected,
+    aten_decomposed,
     aten_index,
     aten_matmul,
     aten_pointwise,
@@ -23,10 +24,11 @@ CONVERTERS = {
     **aten_reduce.CONVERTERS,
     **aten_index.CONVERTERS,
     **aten_shape.CONVERTERS,
-    **aten_image.CONVERTERS,
+    **aten_decomposed.CONVERTERS,
     **aten_matmul.CONVERTERS,
     **aten_attention.CONVERTERS,
     **aten_random.CONVERTERS,
+    **aten_corrected.CONVERTERS,
 }
 
 

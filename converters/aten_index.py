@@ -176,6 +176,14 @@ def scatter_reduce(
     return total / hits if x.is_floating_point() else torch.div(total, hits, rounding_mode="floor")
 
 
+def index_reduce(
+    x: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor, reduce: str, *, include_self: bool = True
+) -> torch.Tensor:
+    axis = dim % x.dim()
+    places = index.reshape([-1 if d == axis else 1 for d in range(x.dim())]).expand(source.shape)
+    return scatter_reduce(x, axis, places, source, reduce, include_self=include_self)
+
+
 def _scatter_mul(x: torch.Tensor, dim: int, index: torch.Tensor, src: torch.Tensor) -> torch.Tensor:
     return aten.scatter.reduce(x, dim, index, src, reduce="multiply")
 
@@ -280,6 +288,7 @@ CONVERTERS = {
     aten.take.default: by_torch(take),
     aten.masked_scatter.default: masked_scatter,
     aten.scatter_reduce.two: by_torch(scatter_reduce),
+    aten.index_reduce.default: by_torch(index_reduce),
     aten.scatter.reduce: scatter_src_reduce,
     aten.scatter.value_reduce: scatter_value_reduce,
     aten.bucketize.Tensor: bucketize,

@@ -172,12 +172,9 @@ def by_torch(fn: Callable[..., Any]) -> Converter:
     has them, and symbolic sizes where the graph has them; it must not modify anything.
     """
 
-    @functools.wraps(fn)
     def convert(*args: Any, **kwargs: Any) -> Any:
         return lower(fn, args, kwargs)
 
-    # TorchAir passes the extra argument meta_outputs to converters whose visible signature has it; ours takes any
-    del convert.__wrapped__
     return convert
 
 
@@ -244,7 +241,7 @@ def _lower_node(node: torch.fx.Node, values: dict[Any, Any]) -> Any:
         source, position = node.args
         return values[source][position]
     meta = node.meta["val"]
-    if isinstance(meta, torch.Tensor) and any(isinstance(s, int) and s == 0 for s in meta.shape):
+    if isinstance(meta, torch.Tensor) and all(isinstance(s, int) for s in meta.shape) and 0 in meta.shape:
         return make_real_tensor_like(meta)
     args = [_filled(arg, values) for arg in node.args]
     kwargs = {name: _filled(arg, values) for name, arg in node.kwargs.items()}

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from npu_fused_graph.converters.aten_lowering import (
-    by_decomposition,
     by_torch,
     ge,
     to,
@@ -127,7 +126,6 @@ CONVERTERS = {
     aten.addbmm.default: by_torch(addbmm),
     aten.linalg_cross.default: by_torch(linalg_cross),
     aten._cdist_forward.default: by_torch(cdist),
-    aten._euclidean_dist.default: by_decomposition(aten._euclidean_dist.default),
     aten._weight_int8pack_mm.default: by_torch(weight_int8pack_mm),
     aten._int_mm.default: int_mm,
     aten._grouped_mm.default: grouped_mm,

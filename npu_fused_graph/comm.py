@@ -112,7 +112,8 @@ def _forget() -> None:
     end = time.monotonic() + _GRACE
     for found in set(_by_name.values()):
         found.linger(end - time.monotonic())
-    beacon().close()  # before the connections, so that whoever sees them break finds this process ended
+    if not any(found.is_broken for found in _by_name.values()):
+        beacon().close()  # before the connections, so that whoever sees them break finds this process ended
     _by_name.clear()
 
 
@@ -138,6 +139,10 @@ class Communicator:
 
     def __str__(self) -> str:
         return f"group {self.group.group_name!r} (ranks {self.ranks})"
+
+    @property
+    def is_broken(self) -> bool:
+        return self._board is not None and self._board.broken is not None
 
     def check_usable(self) -> None:
         """Raise CommunicationError if an earlier failure ended this group."""

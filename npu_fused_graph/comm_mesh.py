@@ -122,7 +122,7 @@ class Board:
         """Why an operation of ``members`` failed here, as far as it can be told."""
         others = [r for r in members if r != self.rank]
         if timed_out:
-            self._await([f"end/{r}" for r in others], 1.0)  # the others' time-outs end about now
+            self._await([f"end/{r}" for r in others], 0.5)  # the others' time-outs end about now
         is_known = self._learn_addresses(place, others)
         words = self._words(self.others())
         failed = [f"rank {self.ranks[r]} failed: {w[7:]}" for r, w in words.items() if w.startswith("failed ")]
@@ -227,15 +227,15 @@ class Mesh:
 
     def exchange(self, what: str, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> None:
         """Send contiguous tensors to members and fill those expected from them. Empty ones do not travel."""
-        works: list[Any] = []
+        works: list[tuple[int, Any]] = []
         try:
             gloo = self._connect()
-            works += [gloo.send([x], self._members.index(r), 0) for r, x in sends.items() if x.numel()]
-            works += [gloo.recv([x], self._members.index(r), 0) for r, x in receives.items() if x.numel()]
-            for work in works:
+            works += [(r, gloo.send([x], self._members.index(r), 0)) for r, x in sends.items() if x.numel()]
+            works += [(r, gloo.recv([x], self._members.index(r), 0)) for r, x in receives.items() if x.numel()]
+            for _, work in works:
                 work.wait()
         except RuntimeError as error:
-            raise self._failure(what, error) from None
+            raise self._failure(what, error, sorted({r for r, work in works if not _is_done(work)})) from None
         finally:
             works.clear()  # a traceback must not keep the connections open
 
@@ -301,17 +301,27 @@ class Mesh:
         told = " | ".join(f"rank {r}: {text}" for r, text in rows[i].items())
         raise self.refuse(f"expected all ranks to run the same, got{place}: {told}")
 
-    def _failure(self, what: str, error: RuntimeError) -> CommunicationError:
+    def _failure(self, what: str, error: RuntimeError, late: Sequence[int] = ()) -> CommunicationError:
+        """late: members known to be behind, where that can be told."""
         board, text = self._board, first_line(error)
         timed_out = "timed out" in text.lower() or "timeout" in text.lower()
         if timed_out:
             text = f"not all ranks arrived within {timeout().total_seconds():g} s"
             board.speak(f"waited {what}, {text}")
-        causes = board.causes(self._place, self._members, timed_out=timed_out)
+        suspects = late if timed_out and late else self._members
+        causes = board.causes(self._place, suspects, timed_out=timed_out)
         board.broken = "; ".join(([text] if timed_out else []) + causes) or f"a connection broke ({text})"
         board.leave(board.broken)
         self.close()
         return CommunicationError(f"[comm] {what} in {board.name}{rank_text()}: {board.broken}.")
+
+
+def _is_done(work: Any) -> bool:
+    try:
+        work.wait(timedelta(milliseconds=1))
+    except RuntimeError:
+        return False
+    return True
 
 
 def pair_place(a: int, b: int) -> str:

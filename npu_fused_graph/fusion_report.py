@@ -88,7 +88,8 @@ def explain(
 
     with _process_group(world_size), torch.no_grad(), warnings.catch_warnings():
         decompositions = _get_merged_decompositions(CompilerConfig(), {})
-        torch.compile(_fresh_call(), backend=backend, dynamic=False)(model, inputs, kwargs)
+        # isolated: what is compiled here, the model's own functions too, must not count against their recompile limit
+        torch.compile(_fresh_call(), backend=backend, dynamic=False, isolate_recompiles=True)(model, inputs, kwargs)
     fused = tuple(site for site in found if site.is_fused)
     return FusionReport(fused, tuple(site for site in found if not site.is_fused), graphs)
 
@@ -130,7 +131,10 @@ def _process_group(world_size: int | None) -> Iterator[None]:
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size or 2)
+    size = 2 if world_size is None else world_size
+    if not isinstance(size, int) or size < 1:
+        raise argument_error("explain", "world_size", "a number of ranks, at least 1", repr(size), "Leave it out.")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
     try:
         yield
     finally:

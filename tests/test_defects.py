@@ -261,6 +261,55 @@ def test_t5_our_converter_keeps_approximate(approximate: str) -> None:
     assert_close(ours(lambda x: F.gelu(x, approximate=approximate), x), wanted)
 
 
+# -- T7, T8: arguments that converters lose --------------------------------------------------------------------
+
+
+def stock_with(op: Any, module: str, function: Model, *inputs: Tensor) -> Any:
+    """``function`` in stock TorchAir, with TorchAir's own converter of ``op`` in force."""
+    from torchair._ge_concrete_graph.fx2ge_converter import _CHECKPOINT_MAP_FUNC
+
+    converter = op._ge_converter
+    _CHECKPOINT_MAP_FUNC.pop(op, None)  # TorchAir refuses a second registration there
+    importlib.reload(importlib.import_module(f"torchair._ge_concrete_graph.ge_converter.aten.{module}"))
+    try:
+        assert op._ge_converter is not converter
+        return stock(function, *inputs)
+    finally:
+        op._ge_converter = converter
+
+
+BAGS = torch.tensor([[0, 2], [1, 3]])
+
+
+def test_t7_stock_torchair_takes_the_mean_of_a_bag_that_is_summed() -> None:
+    weight = random(5, 4)
+    op = torch.ops.aten._embedding_bag_forward_only.default
+    result = stock_with(op, "_embedding_bag_forward_only", lambda w: F.embedding_bag(BAGS, w, mode="sum"), weight)
+    assert_close(result, weight[BAGS].double().mean(1))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_t7_our_converter_keeps_the_mode(mode: str) -> None:
+    weight = random(5, 4)
+    rows = weight[BAGS].double()
+    assert_close(
+        ours(lambda w: F.embedding_bag(BAGS, w, mode=mode), weight), rows.sum(1) if mode == "sum" else rows.mean(1)
+    )
+
+
+def test_t8_stock_torchair_draws_without_replacement() -> None:
+    weights = torch.tensor([1.0, 1.0])
+    with pytest.raises(Exception, match="cannot sample n_sample > prob_dist"):
+        stock_with(torch.ops.aten.multinomial.default, "multinomial", lambda w: torch.multinomial(w, 8, True), weights)
+
+
+def test_t8_our_converter_draws_with_replacement() -> None:
+    weights = torch.tensor([0.0, 1.0, 1.0])
+    drawn = ours(lambda w: torch.multinomial(w, 64, True), weights)
+    assert set(drawn.tolist()) == {1, 2}
+    assert sorted(ours(lambda w: torch.multinomial(w, 2, False), weights).tolist()) == [1, 2]
+
+
 # -- T6: warning filters -----------------------------------------------------------------------------------
 
 

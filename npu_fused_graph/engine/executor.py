@@ -35,6 +35,7 @@ class Executable:
     def __init__(self, program: Program) -> None:
         self.program = program
         self._compiled: Compiled | None = None
+        self._copied: list[bool] | None = None  # per result: must be copied to own its memory; None = look
         self._overwritten: list[tuple[int, int]] = []  # (input, result) of inputs whose copy compiled code leaves out
         self._seen_shapes: dict[Any, int] = {}
         self._scalars = [i for i, spec in enumerate(program.inputs) if spec.is_scalar]
@@ -120,6 +121,7 @@ class Executable:
         values: dict[int, Tensor] = dict(program.consts)
         values.update((spec.slot, value) for spec, value in zip(program.inputs, inputs, strict=True))
         casts: list[list[torch.dtype | None]] = []
+        self._copied = None
         passed_on: dict[int, int] = {}  # instruction -> argument it hands back untouched
         storages = _StorageLog(program, values, assigned)
         free_after = _free_after(program)
@@ -156,26 +158,35 @@ class Executable:
 
     def _own(self, results: list[Tensor], inputs: list[Tensor], assigned: Sequence[Tensor | None]) -> list[Tensor]:
         """Cast to the declared dtypes; copy what aliases an input, a constant or another result."""
-        owned: list[Tensor] = []
-        seen: set[int] | None = None
         dtypes = self.program.result_dtypes
+        if self._copied is not None:
+            owned = []
+            for i, (result, is_copied) in enumerate(zip(results, self._copied, strict=True)):
+                value = cast(result, dtypes[i])
+                target = assigned[i] if assigned else None
+                if target is not None and _same_tensor(target, value):
+                    owned.append(target)
+                else:
+                    owned.append(value.clone(memory_format=torch.contiguous_format) if is_copied else value)
+            return owned
+        seen = {t.untyped_storage()._cdata for t in inputs}
+        seen.update(t.untyped_storage()._cdata for t in self.program.consts.values())
+        owned, copied = [], []
         for i, result in enumerate(results):
             value = cast(result, dtypes[i])
             target = assigned[i] if assigned else None
+            storage = value.untyped_storage()
+            is_view = not value.is_contiguous() or storage.nbytes() > value.numel() * value.element_size()
+            copied.append(is_view or storage._cdata in seen)
             if target is not None and _same_tensor(target, value):
                 owned.append(target)
                 continue
-            if not value.is_contiguous():
-                value = value.contiguous()
-            if seen is None:
-                seen = {t.untyped_storage()._cdata for t in inputs}
-                seen.update(t.untyped_storage()._cdata for t in self.program.consts.values())
-            storage = value.untyped_storage()
-            if storage._cdata in seen or storage.nbytes() > value.numel() * value.element_size():
-                value = value.clone()
-                storage = value.untyped_storage()
-            seen.add(storage._cdata)
+            if copied[-1]:
+                value = value.clone(memory_format=torch.contiguous_format)
+            seen.add(value.untyped_storage()._cdata)
             owned.append(value)
+        if self.program.is_static:
+            self._copied = copied
         return owned
 
     # -- errors ------------------------------------------------------------------------------------------

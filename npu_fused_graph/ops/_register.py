@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph import comm
+from npu_fused_graph.errors import argument_error
 from npu_fused_graph.ops import STEMS
 from npu_fused_graph.spec import Call, OpSpec, TensorFacts
 
@@ -84,6 +85,21 @@ def _register_overload(
         )
         return outputs if len(outputs) > 1 else outputs[0]
 
+    def autograd(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            for parameter, value in signature.bind(*args, **kwargs).arguments.items():
+                if isinstance(value, Tensor) and value.requires_grad:
+                    raise argument_error(
+                        spec.stem, parameter, "a tensor that needs no gradient (there is no backward)",
+                        "requires_grad=True", "Call it under torch.no_grad(), or detach the tensor.",
+                    )  # fmt: skip
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload_packet().redispatch(keys & torch._C._after_autograd_keyset, *args, **kwargs)
+
+    def overload_packet() -> Any:
+        return getattr(getattr(getattr(torch.ops, NAMESPACE), spec.torch_name), overload or "default")
+
+    library.impl(name, autograd, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
     library.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
     library.impl(name, npu, "PrivateUse1")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
@@ -98,10 +114,10 @@ def facts_of(spec: OpSpec, arguments: dict[str, Any]) -> Call:
 
 def tensor_facts(x: Tensor) -> TensorFacts:
     """Facts of one tensor, real or fake."""
-    transposed = x.dim() >= 2 and x.transpose(-1, -2).is_contiguous()
-    return TensorFacts(
-        tuple(x.shape), str(x.dtype).removeprefix("torch."), x.is_contiguous(), transposed, x.device.type
-    )
+    is_contiguous = x.is_contiguous()
+    # asked only where it matters: with data-dependent sizes the answer may not exist
+    is_transposed = not is_contiguous and x.dim() >= 2 and x.transpose(-1, -2).is_contiguous()
+    return TensorFacts(tuple(x.shape), str(x.dtype).removeprefix("torch."), is_contiguous, is_transposed, x.device.type)
 
 
 def _signature(spec: OpSpec) -> inspect.Signature:

@@ -52,6 +52,17 @@ def _check_dtypes(spec: OpSpec, call: Call) -> None:
             raise argument_error(spec.stem, name, f"{x1.dtype} (the dtype of x1)", facts.dtype, "Convert it.")
 
 
+def _check_devices(spec: OpSpec, call: Call) -> None:
+    x1 = call.tensors["x1"]
+    assert x1 is not None
+    for name in ("x2", "bias", "residual", "gamma"):
+        facts = call.tensors.get(name)
+        if facts is not None and facts.device != x1.device:
+            raise argument_error(
+                spec.stem, name, f"a tensor on {x1.device} (the device of x1)", facts.device, "Move it."
+            )
+
+
 def _check_no_quantisation(spec: OpSpec, call: Call) -> None:
     given = [name for name in _QUANT_INPUTS if call.tensors.get(name) is not None]
     if given:
@@ -184,6 +195,7 @@ SPEC = OpSpec(
         Constraint("A36", _check_comm_turn),
         Constraint("A37", _check_epsilon),
         Constraint("A38", _check_hcom),
+        Constraint("A42", _check_devices),
     ),
 )
 

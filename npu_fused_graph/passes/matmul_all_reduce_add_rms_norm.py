@@ -52,7 +52,7 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     order = Order(gm.graph)
     norms: dict[Node, RmsNorm] = {}
     for norm in recognise.rms_norms(gm.graph):
-        norms.setdefault(norm.source, norm)
+        norms.setdefault(through_views(norm.source), norm)
     sites = []
     for node in list(recognise.all_reduces(gm.graph)):
         sites.append(_site(gm.graph, node, norms, order, options))
@@ -111,8 +111,8 @@ def _producer(reduce: AllReduce) -> Linear:
         name = getattr(source.target, "__name__", str(source.target)) if source.op == "call_function" else source.op
         _refuse(
             "no_matmul",
-            f"what is reduced comes from {name}, not from a matmul",
-            "Reduce the output of the row-parallel linear itself.",
+            f"what is reduced comes from {name}, not from a plain mm or addmm",
+            "Reduce the output of the row-parallel linear itself; give a bias to the linear.",
         )
     node: Node = reduce.operand
     allowed: set[Node] = set(reduce.inner)
@@ -252,7 +252,7 @@ def _check_norm(site: Site) -> None:
         _refuse(
             "norm_internals_used",
             f"{leaks[0].name}, inside the norm, is also read outside it (as in a training graph)",
-            "Compile for inference, under torch.no_grad().",
+            "Compile for inference, under torch.no_grad(); let each norm compute its own values.",
         )
 
 
@@ -267,6 +267,7 @@ def _check_tensors(site: Site) -> None:
     for what, node in tensors.items():
         if node is not None and dtype_of(node) is not dtype:
             _refuse("mixed_dtypes", f"{what} is {_name(dtype_of(node))}, the matmul {_name(dtype)}", "Use one dtype.")
+    tensors["gamma"] = site.norm.gamma
     if dtype_of(site.norm.gamma) is not dtype:
         _refuse(
             "gamma_dtype",
@@ -280,12 +281,19 @@ def _check_tensors(site: Site) -> None:
             "Add a residual of the full shape; a bias belongs into the linear.",
         )
     n = shape_of(site.linear.node)[-1]
-    if shape_of(site.add)[-1:] != (n,):
+    if any(shape_of(x)[-1:] != (n,) for x in (site.add, site.norm.source)):
         _refuse("last_dim_split", "the matmul's last dim is reshaped before the norm", "Keep n as the last dim.")
     if site.linear.bias is not None and shape_of(site.linear.bias) != (n,):
         _refuse("bias_shape", f"the bias has shape {list(shape_of(site.linear.bias))}, not ({n},)", "Use a 1-D bias.")
-    for what, node in (("x1", site.linear.x), ("residual", site.residual), ("gamma", site.norm.gamma)):
-        if not recognise.is_contiguous(node):
+    if not site.can_reshape:
+        _refuse(
+            "dynamic_shape",
+            f"the sum {list(shape_of(site.add))} has dynamic sizes and is neither 2-D nor 3-D throughout",
+            "Compile with dynamic=False, or use 2-D or 3-D activations.",
+        )
+    for what in ("x1", "residual", "gamma", "bias"):
+        node = tensors[what]
+        if node is not None and not recognise.is_contiguous(node):
             _refuse("not_contiguous", f"{what} ({node.name}) is not contiguous", "Call .contiguous() on it.")
     weight = site.linear.weight
     if not recognise.is_contiguous(weight) and recognise.stored_transposed(weight) is None:

@@ -9,6 +9,9 @@ from torch.fx import Graph, Node
 from npu_fused_graph.passes import recognise
 from npu_fused_graph.passes.recognise import aten, is_call
 
+_COLLECTIVES = {
+    "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "c10d", "_dtensor", "npu_fused_graph",
+}  # fmt: skip
 _HEAVY = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default}
 
 
@@ -22,7 +25,7 @@ class Order:
         for node, i in self._position.items():
             if node.op != "call_function":
                 continue
-            if getattr(node.target, "namespace", "") == "_c10d_functional" and not is_call(node, recognise.WAIT):
+            if getattr(node.target, "namespace", "") in _COLLECTIVES and not is_call(node, recognise.WAIT):
                 self._collectives.append(node)
             elif node.target in _HEAVY:
                 self._heavy.append(i)

@@ -115,7 +115,9 @@ def _rms_norm(rsqrt: Node) -> RmsNorm | None:
     if not is_call(biased, aten.add.Tensor, aten.add.Scalar):
         return None
     assert isinstance(biased, Node)
-    mean, epsilon = biased.args[:2]
+    if len(biased.args) != 2 or biased.kwargs or dtype_of(rsqrt) is not torch.float32:
+        return None  # epsilon times alpha, or statistics the kernel does not compute in float32
+    mean, epsilon = biased.args
     if is_call(epsilon, aten.mean.dim):
         mean, epsilon = epsilon, mean
     if not is_call(mean, aten.mean.dim) or not isinstance(epsilon, (float, int, Node)):
@@ -270,7 +272,7 @@ class Linear:
 def stored_transposed(weight: Node) -> Node | None:
     """The contiguous (n, k) tensor ``weight`` is the transpose of; None if it is none."""
     swaps = is_call(weight, aten.t.default)
-    swaps = swaps or (is_call(weight, aten.permute.default) and list(weight.args[1]) in ([1, 0], [-1, -2]))  # type: ignore[arg-type]
+    swaps = swaps or (is_call(weight, aten.permute.default) and [int(d) % 2 for d in weight.args[1]] == [1, 0])  # type: ignore[arg-type, union-attr]
     swaps = swaps or (is_call(weight, aten.transpose.int) and {int(d) % 2 for d in weight.args[1:]} == {0, 1})  # type: ignore[arg-type]
     if not swaps:
         return None

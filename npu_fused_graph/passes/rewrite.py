@@ -31,12 +31,20 @@ class Site:
         """Product of the leading dims: an int, or symbolic."""
         return _product(shape_of(self.residual)[:-1])
 
+    @property
+    def can_reshape(self) -> bool:
+        """Whether the graph can spell the views around the fused op: an explicit shape takes numbers only."""
+        shapes = [shape_of(x) for x in (self.add, self.norm.output)]
+        return all(
+            all(isinstance(size, int) for size in shape) or (len(shape) in (2, 3) and shape == shapes[0])
+            for shape in shapes
+        )
+
 
 def rewrite(graph: Graph, site: Site, order: Order) -> Node:
-    shape = shape_of(site.add)
     add, norm = site.add, site.norm
     with graph.inserting_before(add):
-        residual = _as_3d(graph, site.residual, shape, order)
+        residual = _as_3d(graph, site.residual, order)
         overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
         stored = recognise.stored_transposed(site.linear.weight)
         fused = graph.call_function(
@@ -48,7 +56,7 @@ def rewrite(graph: Graph, site: Site, order: Order) -> Node:
         for node, old in ((y, add), (normalised, norm.output)):
             node.meta["val"] = _shaped(recognise.value_of(old), residual)
         fused.meta["val"] = (y.meta["val"], normalised.meta["val"])
-        results = [_back(graph, node, shape, old) for node, old in ((y, add), (normalised, norm.output))]
+        results = [_back(graph, node, old) for node, old in ((y, add), (normalised, norm.output))]
     fused.meta["stack_trace"] = site.reduce.node.meta.get("stack_trace")
     fused.meta["nn_module_stack"] = site.linear.node.meta.get("nn_module_stack")
     for new, old in zip(results, (add, norm.output), strict=True):
@@ -84,7 +92,8 @@ def _operand(linear: Linear) -> Node:
     return linear.x
 
 
-def _as_3d(graph: Graph, residual: Node, shape: tuple[Any, ...], order: Order) -> Node:
+def _as_3d(graph: Graph, residual: Node, order: Order) -> Node:
+    shape = shape_of(residual)
     if len(shape) == 3:
         return residual
     if len(shape) == 2:
@@ -96,10 +105,12 @@ def _as_3d(graph: Graph, residual: Node, shape: tuple[Any, ...], order: Order) -
     return view
 
 
-def _back(graph: Graph, node: Node, shape: tuple[Any, ...], old: Node) -> Node:
-    if len(shape) == 3:
+def _back(graph: Graph, node: Node, old: Node) -> Node:
+    """``node``, which is 3-D, in the shape of the node it replaces."""
+    shape, has = shape_of(old), shape_of(node)
+    if shape == has:
         return node
-    if len(shape) == 2:
+    if len(shape) == 2 and shape == has[1:]:
         view = graph.call_function(aten.squeeze.dim, (node, 0))
     else:
         view = graph.call_function(aten.view.default, (node, list(shape)))

@@ -286,6 +286,15 @@ INDEX = [
         lambda m: Call(m(4, 5, 2), 1, m.ints(3, 3, 1, low=0, high=5), m(4, 4, 2), "amax"),
         name="part",
     ),
+    *(
+        Sample(
+            aten.index_reduce.default,
+            lambda m, r=reduce: Call(m(4, 5), 1, torch.tensor([3, 0, 3]), m(4, 3), r),
+            name="" if reduce == "prod" else reduce,
+            scale=3,
+        )
+        for reduce in ("prod", "mean", "amax", "amin")
+    ),
     Sample(
         aten.scatter.reduce, lambda m: Call(m(4, 5), 0, m.ints(2, 5, low=0, high=4), m(2, 5), reduce="add"), scale=2
     ),
@@ -352,6 +361,23 @@ IMAGE = [
     Sample(aten.replication_pad3d.default, xa(1, 2, 3, 4, 5, args=([1, 2, 3, 0, 1, 1],)), exact=True),
     Sample(aten.im2col.default, xa(1, 2, 6, 7, args=([2, 3], [1, 1], [1, 0], [2, 1])), exact=True),
     Sample(aten.col2im.default, xa(1, 12, 20, args=([5, 7], [2, 3], [1, 1], [0, 0], [1, 1])), scale=3),
+]
+
+DECOMPOSED = [
+    Sample(aten.affine_grid_generator.default, xa(2, 2, 3, args=([2, 3, 4, 5], False)), ("float32",), scale=2),
+    Sample(aten.block_diag.default, lambda m: Call([m(2, 3), m(1, 2)]), exact=True),
+    Sample(aten.logspace.default, lambda m: Call(0.0, 2.0, 5, dtype=m.dtype), ("float32",), wide=False),
+    Sample(aten.ldexp.Tensor, lambda m: Call(m(3), torch.tensor([1, 2, -1])), ("float32",)),
+    Sample(
+        aten._weight_norm_interface.default, lambda m: Call(m(4, 3, 2), positive(m, 4, 1, 1)), ("float32",), scale=2
+    ),
+    Sample(aten.binary_cross_entropy.default, lambda m: Call(unit(m, 4, 5), unit(m, 4, 5)), ("float32",), scale=2),
+    Sample(
+        aten.binary_cross_entropy_with_logits.default, lambda m: Call(m(4, 5), unit(m, 4, 5)), ("float32",), scale=2
+    ),
+    Sample(aten.huber_loss.default, xy(4, 5), ("float32",), scale=2),
+    Sample(aten.smooth_l1_loss.default, xy(4, 5), ("float32",), scale=2),
+    Sample(aten.soft_margin_loss.default, lambda m: Call(m(4, 5), m(4, 5).sign()), ("float32",), scale=2),
 ]
 
 MATMUL = [
@@ -442,4 +468,4 @@ TAKEN_APART = [
 ]
 """Ops without a converter anywhere that torch itself takes apart before a backend sees them."""
 
-SAMPLES = [*POINTWISE, *REDUCE, *INDEX, *SHAPE, *IMAGE, *MATMUL, *ATTENTION]
+SAMPLES = [*POINTWISE, *REDUCE, *INDEX, *SHAPE, *IMAGE, *DECOMPOSED, *MATMUL, *ATTENTION]

