@@ -23,6 +23,7 @@ from npu_fused_graph.passes.recognise import (
     aten,
     dtype_of,
     is_call,
+    same_shape,
     shape_of,
     through_views,
 )
@@ -274,16 +275,16 @@ def _check_tensors(site: Site) -> None:
             f"the norm's weight {site.norm.gamma.name} is {_name(dtype_of(site.norm.gamma))}, the sum {_name(dtype)}",
             "Store the weight in the model's dtype (fold 1 + w into it).",
         )
-    if shape_of(site.residual) != shape_of(site.add):
+    if not same_shape(shape_of(site.residual), shape_of(site.add)):
         _refuse(
             "residual_broadcast",
             f"the residual {list(shape_of(site.residual))} is broadcast to {list(shape_of(site.add))}",
             "Add a residual of the full shape; a bias belongs into the linear.",
         )
     n = shape_of(site.linear.node)[-1]
-    if any(shape_of(x)[-1:] != (n,) for x in (site.add, site.norm.source)):
+    if not all(same_shape(shape_of(x)[-1:], (n,)) for x in (site.add, site.norm.source)):
         _refuse("last_dim_split", "the matmul's last dim is reshaped before the norm", "Keep n as the last dim.")
-    if site.linear.bias is not None and shape_of(site.linear.bias) != (n,):
+    if site.linear.bias is not None and not same_shape(shape_of(site.linear.bias), (n,)):
         _refuse("bias_shape", f"the bias has shape {list(shape_of(site.linear.bias))}, not ({n},)", "Use a 1-D bias.")
     if not site.can_reshape:
         _refuse(

@@ -6,12 +6,13 @@ rewritten here, and no shape, epsilon or group name is baked in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from npu_fused_graph.passes.records import Numerics
 
@@ -51,6 +52,11 @@ def dtype_of(node: Any) -> torch.dtype | None:
 def shape_of(node: Node) -> tuple[Any, ...]:
     value = value_of(node)
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes are known to be equal, without a guard on sizes that are dynamic."""
+    return len(a) == len(b) and all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
 
 
 def is_contiguous(node: Node) -> bool:
@@ -211,7 +217,7 @@ def _times_gamma(x: Node) -> tuple[Node, Node] | None:
     for user in x.users:
         if is_call(user, aten.mul.Tensor):
             gamma = user.args[1] if user.args[0] is x else user.args[0]
-            if isinstance(gamma, Node) and gamma is not x and shape_of(gamma) == shape_of(x)[-1:]:
+            if isinstance(gamma, Node) and gamma is not x and same_shape(shape_of(gamma), shape_of(x)[-1:]):
                 return user, gamma
     return None
 

@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from npu_fused_graph.passes import recognise
 from npu_fused_graph.passes.order import Order
-from npu_fused_graph.passes.recognise import AllReduce, Linear, RmsNorm, aten, is_call, shape_of
+from npu_fused_graph.passes.recognise import AllReduce, Linear, RmsNorm, aten, is_call, same_shape, shape_of
 
 _TRANSPOSES = (aten.t.default, aten.permute.default, aten.transpose.int)
 
@@ -36,7 +36,7 @@ class Site:
         """Whether the graph can spell the views around the fused op: an explicit shape takes numbers only."""
         shapes = [shape_of(x) for x in (self.add, self.norm.output)]
         return all(
-            all(isinstance(size, int) for size in shape) or (len(shape) in (2, 3) and shape == shapes[0])
+            all(isinstance(size, int) for size in shape) or (len(shape) in (2, 3) and same_shape(shape, shapes[0]))
             for shape in shapes
         )
 
@@ -87,7 +87,7 @@ def _operand(linear: Linear) -> Node:
         source = node.args[0]
         assert isinstance(source, Node)
         node = source
-        if len(shape_of(node)) == 3 and shape_of(node)[-1] == shape_of(linear.x)[-1] and recognise.is_contiguous(node):
+        if len(shape_of(node)) == 3 and same_shape(shape_of(node)[-1:], shape_of(linear.x)[-1:]) and recognise.is_contiguous(node):
             return node
     return linear.x
 
@@ -108,9 +108,9 @@ def _as_3d(graph: Graph, residual: Node, order: Order) -> Node:
 def _back(graph: Graph, node: Node, old: Node) -> Node:
     """``node``, which is 3-D, in the shape of the node it replaces."""
     shape, has = shape_of(old), shape_of(node)
-    if shape == has:
+    if same_shape(shape, has):
         return node
-    if len(shape) == 2 and shape == has[1:]:
+    if len(shape) == 2 and same_shape(shape, has[1:]):
         view = graph.call_function(aten.squeeze.dim, (node, 0))
     else:
         view = graph.call_function(aten.view.default, (node, list(shape)))
