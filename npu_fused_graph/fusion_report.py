@@ -89,7 +89,8 @@ def explain(
     with _process_group(world_size), torch.no_grad(), warnings.catch_warnings():
         decompositions = _get_merged_decompositions(CompilerConfig(), {})
         # isolated: what is compiled here, the model's own functions too, must not count against their recompile limit
-        torch.compile(_fresh_call(), backend=backend, dynamic=False, isolate_recompiles=True)(model, inputs, kwargs)
+        compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+        compiled(model, inputs, kwargs)
     fused = tuple(site for site in found if site.is_fused)
     return FusionReport(fused, tuple(site for site in found if not site.is_fused), graphs)
 

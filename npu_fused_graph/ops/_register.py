@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -20,9 +21,17 @@ from npu_fused_graph.spec import Call, OpSpec, TensorFacts
 NAMESPACE = "npu_fused_graph"
 
 
-@lru_cache(maxsize=1)
+_lock = Lock()
+
+
 def register_all() -> tuple[torch.library.Library, ...]:
-    """Define and implement every op once; the libraries live as long as the process."""
+    """Define and implement every op once, also when threads race for it; the libraries live as long as the process."""
+    with _lock:
+        return _register_all()
+
+
+@lru_cache(maxsize=1)
+def _register_all() -> tuple[torch.library.Library, ...]:
     library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
     for stem in STEMS:
         _register(library, import_module(f"npu_fused_graph.ops.{stem}"))
@@ -94,9 +103,9 @@ def _register_overload(
                         "requires_grad=True", "Call it under torch.no_grad(), or detach the tensor.",
                     )  # fmt: skip
         with torch._C._AutoDispatchBelowAutograd():
-            return overload_packet().redispatch(keys & torch._C._after_autograd_keyset, *args, **kwargs)
+            return this_overload().redispatch(keys & torch._C._after_autograd_keyset, *args, **kwargs)
 
-    def overload_packet() -> Any:
+    def this_overload() -> Any:
         return getattr(getattr(getattr(torch.ops, NAMESPACE), spec.torch_name), overload or "default")
 
     library.impl(name, autograd, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]

@@ -113,7 +113,9 @@ def _producer(reduce: AllReduce) -> Linear:
         _refuse(
             "no_matmul",
             f"what is reduced comes from {name}, not from a plain mm or addmm",
-            "Reduce the output of the row-parallel linear itself; give a bias to the linear.",
+            "Give the linear a contiguous activation and a 2-D weight."
+            if is_call(source, aten.bmm.default)
+            else "Reduce the output of the row-parallel linear itself; give a bias to the linear.",
         )
     node: Node = reduce.operand
     allowed: set[Node] = set(reduce.inner)
@@ -292,12 +294,12 @@ def _check_tensors(site: Site) -> None:
             f"the sum {list(shape_of(site.add))} has dynamic sizes and is neither 2-D nor 3-D throughout",
             "Compile with dynamic=False, or use 2-D or 3-D activations.",
         )
-    for what in ("x1", "residual", "gamma", "bias"):
+    for what in ("x1", "residual", "gamma", "bias", "sum"):
         node = tensors[what]
         if node is not None and not recognise.is_contiguous(node):
             _refuse("not_contiguous", f"{what} ({node.name}) is not contiguous", "Call .contiguous() on it.")
     weight = site.linear.weight
-    if not recognise.is_contiguous(weight) and recognise.stored_transposed(weight) is None:
+    if not recognise.is_contiguous(weight) and not recognise.is_transposed(weight):
         _refuse(
             "weight_layout",
             f"the weight ({weight.name}) is neither contiguous nor the transpose of a contiguous tensor",
@@ -319,6 +321,12 @@ def _check_order(site: Site, order: Order) -> None:
             "collective_in_between",
             f"{between[0].name} runs between the all-reduce and the add; fusing would reorder them",
             "Add the residual before the next collective.",
+        )
+    if order.stream_changes_between(order.of(site.linear.node), order.of(site.norm.output)):
+        _refuse(
+            "other_stream",
+            "a stream scope or an event lies between the matmul and the norm",
+            "Keep the whole block on one stream.",
         )
     waits = [n for n in site.reduce.inner if is_call(n, recognise.WAIT)]
     if order.heavy_between(start, order.of(waits[0])):

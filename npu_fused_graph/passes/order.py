@@ -10,8 +10,10 @@ from npu_fused_graph.passes import recognise
 from npu_fused_graph.passes.recognise import aten, is_call
 
 _COLLECTIVES = {
-    "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "c10d", "_dtensor", "npu_fused_graph",
+    "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "c10d", "_dtensor", "npu_define",
+    "npu_fused_graph",
 }  # fmt: skip
+_STREAMS = "air"  # TorchAir's stream scopes, events and waits
 _HEAVY = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default}
 
 
@@ -22,11 +24,15 @@ class Order:
         self._position = {node: i for i, node in enumerate(graph.nodes)}
         self._collectives: list[Node] = []
         self._heavy: list[int] = []
+        self._streams: list[int] = []
         for node, i in self._position.items():
             if node.op != "call_function":
                 continue
-            if getattr(node.target, "namespace", "") in _COLLECTIVES and not is_call(node, recognise.WAIT):
+            namespace = getattr(node.target, "namespace", "")
+            if namespace in _COLLECTIVES and not is_call(node, recognise.WAIT):
                 self._collectives.append(node)
+            elif namespace == _STREAMS:
+                self._streams.append(i)
             elif node.target in _HEAVY:
                 self._heavy.append(i)
         self._collective_positions = [self._position[node] for node in self._collectives]
@@ -43,3 +49,6 @@ class Order:
 
     def heavy_between(self, start: int, end: int) -> bool:
         return bisect_left(self._heavy, start + 1) < bisect_left(self._heavy, end)
+
+    def stream_changes_between(self, start: int, end: int) -> bool:
+        return bisect_left(self._streams, start + 1) < bisect_left(self._streams, end)

@@ -28,8 +28,9 @@ VIEWS = {
     aten.squeeze.dims,
     aten.detach.default,
     aten.alias.default,
+    aten.clone.default,  # what dropout leaves behind in eval mode
 }
-"""Ops that only change the shape of a contiguous tensor."""
+"""Ops that keep the elements of a contiguous tensor and their order."""
 
 WAIT = torch.ops._c10d_functional.wait_tensor.default
 ALL_REDUCE = torch.ops._c10d_functional.all_reduce.default
@@ -62,6 +63,12 @@ def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
 def is_contiguous(node: Node) -> bool:
     value = value_of(node)
     return isinstance(value, torch.Tensor) and value.is_contiguous()
+
+
+def is_transposed(node: Node) -> bool:
+    """Whether the tensor is laid out as the transpose of a contiguous matrix, by an op or from outside the graph."""
+    value = value_of(node)
+    return isinstance(value, torch.Tensor) and value.dim() == 2 and value.t().is_contiguous()
 
 
 def through_views(node: Node) -> Node:

@@ -82,12 +82,13 @@ def _erase(graph: Graph, site: Site) -> None:
 
 def _operand(linear: Linear) -> Node:
     """x1: the 3-D tensor in front of linear's own flatten where there is one, else the 2-D operand."""
-    node = linear.x
+    node, k = linear.x, shape_of(linear.x)[-1:]
     while is_call(node, *recognise.VIEWS):
         source = node.args[0]
         assert isinstance(source, Node)
         node = source
-        if len(shape_of(node)) == 3 and same_shape(shape_of(node)[-1:], shape_of(linear.x)[-1:]) and recognise.is_contiguous(node):
+        shape = shape_of(node)
+        if len(shape) == 3 and same_shape(shape[-1:], k) and recognise.is_contiguous(node):
             return node
     return linear.x
 

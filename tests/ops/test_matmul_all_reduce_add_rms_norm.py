@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -221,6 +223,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "A37-0": ({"epsilon": 0.0}, "epsilon: expected a number in (0, 1), got 0.0"),
     "A37-1": ({"epsilon": 1.0}, "epsilon: expected a number in (0, 1), got 1.0"),
     "A38": ({"hcom": ""}, "hcom: expected a communicator name of 1 to 127 bytes, got ''"),
+    "A42": ({"x2": torch.zeros(32, 16, dtype=torch.float16, device="meta")}, "x2: expected a tensor on cpu"),
     "A38-long": ({"hcom": "g" * 128}, "hcom: expected a communicator name of 1 to 127 bytes"),
 }  # fmt: skip
 
@@ -255,3 +258,41 @@ def test_fake_follows_residual() -> None:
         y, norm_out = OP(**arguments)
     assert y.shape == norm_out.shape == (2, 4, 16)
     assert y.dtype is norm_out.dtype is torch.float16
+
+
+def test_no_backward() -> None:
+    """A43: without this, gradients would be those of this rank's part alone."""
+    arguments = good()
+    arguments["gamma"].requires_grad_()
+    with pytest.raises(InvalidArgumentError, match="gamma: expected a tensor that needs no gradient"):
+        OP(**arguments)
+    with torch.no_grad():
+        y, norm_out = OP(**arguments)
+    assert not y.requires_grad
+    assert not norm_out.requires_grad
+
+
+def test_data_dependent_rows_are_traced() -> None:
+    def some_rows(x1: Tensor, x2: Tensor, residual: Tensor, gamma: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        rows = mask.nonzero().squeeze(-1)
+        return OP(x1[rows], x2, residual[rows].unsqueeze(0), gamma, "0")
+
+    arguments = half(6, 32), half(32, 16), half(6, 16), half(16), torch.tensor([1, 0, 1, 1, 0, 1])
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        y, norm_out = torch.compile(some_rows, backend="aot_eager", fullgraph=True)(*arguments)
+    assert y.shape == norm_out.shape == (1, 4, 16)
+
+
+REGISTER_IN_THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from npu_fused_graph.ops._register import register_all
+
+barrier = Barrier(8)
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda _: (barrier.wait(), register_all()), range(8)))
+"""
+
+
+def test_threads_may_race_to_register() -> None:
+    subprocess.run([sys.executable, "-c", REGISTER_IN_THREADS], check=True, timeout=120)

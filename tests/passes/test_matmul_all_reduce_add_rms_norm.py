@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,11 +12,15 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.fx import GraphModule, Node
 
+from npu_fused_graph.backend import compile_with_aot
+from npu_fused_graph.host import load_torchair
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from npu_fused_graph.passes.records import FusionSite, Numerics
-from tests.passes.blocks import LINEARS, NORMS, REDUCES, Block, all_reduce_in_place, llama_norm
+from npu_fused_graph.testing import assert_close
+from tests.passes.blocks import LINEARS, NORMS, REDUCES, Block, all_reduce_functional, all_reduce_in_place, llama_norm
 from tests.passes.capture import capture, fake_group
 
 FUSED_OPS = (
@@ -158,6 +162,84 @@ def test_dynamic_rows() -> None:
     assert len(fused_nodes(gm)) == 1
 
 
+# -- spellings around the core --------------------------------------------------------------------------------
+
+
+def compare_with_eager(function: Callable[..., Any], *args: Tensor) -> tuple[GraphModule, list[FusionSite]]:
+    """Fuse, and run on one real rank: the numbers of eager mode, in the same layout."""
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    graphs: list[GraphModule] = []
+    sites: list[FusionSite] = []
+
+    def compile_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        graphs.append(gm)
+        sites.extend(fuse_all(gm))
+        return make_boxed_func(gm.forward)
+
+    def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return compile_with_aot(gm, example_inputs, compile_graph, {})
+
+    with torch.no_grad():
+        wanted = function(*args)
+        got = torch.compile(function, backend=backend, dynamic=False, fullgraph=True)(*args)
+    for x, y in zip(wanted, got, strict=True):
+        assert x.stride() == y.stride()
+        assert_close(y, x.double(), scale=4)
+    return graphs[0], sites
+
+
+def add_in_place(weight: Tensor, gamma: Tensor, x: Tensor, r: Tensor) -> Any:
+    y = all_reduce_in_place(F.linear(x, weight))
+    y += r
+    return llama_norm(y, gamma, 1e-6), y
+
+
+def norm_of_flat_sum(weight: Tensor, gamma: Tensor, x: Tensor, r: Tensor) -> Any:
+    y = r + all_reduce_in_place(F.linear(x, weight))
+    return llama_norm(y.view(-1, 32), gamma, 1e-6), y
+
+
+def dropout_in_eval(weight: Tensor, gamma: Tensor, x: Tensor, r: Tensor) -> Any:
+    y = r + F.dropout(all_reduce_in_place(F.linear(x, weight)), 0.1, training=False)
+    return llama_norm(y, gamma, 1e-6), y
+
+
+def stored_as_transpose(weight: Tensor, gamma: Tensor, x: Tensor, r: Tensor) -> Any:
+    y = r + all_reduce_in_place(x @ weight)
+    return llama_norm(y, gamma, 1e-6), y
+
+
+@pytest.mark.parametrize("block", [add_in_place, norm_of_flat_sum, dropout_in_eval, stored_as_transpose])
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_also_fused(block: Callable[..., Any], rank: int) -> None:
+    weight = torch.randn(32, 16).half()
+    if block is stored_as_transpose:
+        weight = weight.t()
+    gm, sites = compare_with_eager(block, weight, torch.randn(32).half(), *inputs(rank))
+    assert [s.is_fused for s in sites] == [True], sites
+    assert not [t for t in targets(gm) if "clone" in t or "all_reduce.default" in t or "mm.default" in t]
+
+
+def test_rank_4_with_dynamic_rows_is_refused() -> None:
+    x, r = inputs(4)
+    for tensor in (x, r):
+        torch._dynamo.mark_dynamic(tensor, 1)
+    _, sites = run(Block(), x, r, dynamic=None)
+    assert sites[0].reason == "dynamic_shape"
+
+
+def test_data_dependent_rows() -> None:
+    def forward(x: Tensor, residual: Tensor, weight: Tensor, gamma: Tensor, mask: Tensor) -> Any:
+        rows = mask.nonzero().squeeze(-1)
+        return llama_norm(residual[rows] + all_reduce_in_place(F.linear(x[rows], weight)), gamma, 1e-6)
+
+    weight, gamma = torch.randn(32, 16).half(), torch.randn(32).half()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        _, sites = run(forward, *inputs(2), weight, gamma, torch.tensor([1, 0, 1, 1, 0, 1]))
+        assert sites[0].is_fused, sites
+
+
 # -- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +362,54 @@ def cubed(b: Variant, x: Tensor, r: Tensor) -> Any:
     return b.gamma * (wide * torch.rsqrt(wide.abs().pow(3).mean(-1, keepdim=True) + 1e-6)).to(total.dtype)
 
 
+def epsilon_times_alpha(b: Variant, x: Tensor, r: Tensor) -> Any:
+    total = r + all_reduce_in_place(b.product(x))
+    wide = total.float()
+    biased = torch.add(wide.pow(2).mean(-1, keepdim=True), 0.2, alpha=4)
+    return b.gamma * (wide * torch.rsqrt(biased)).to(total.dtype)
+
+
+def half_statistics(b: Variant, x: Tensor, r: Tensor) -> Any:
+    total = r + all_reduce_in_place(b.product(x))
+    wide = total.float()
+    mean = torch.mean(wide.pow(2), -1, keepdim=True, dtype=torch.float16)
+    return b.gamma * (wide * torch.rsqrt(mean + 1e-6)).to(total.dtype)
+
+
+def strided_bias(b: Variant, x: Tensor, r: Tensor) -> Any:
+    wide = torch.stack([b.gamma, b.gamma], 1).flatten()
+    product = torch.addmm(wide[::2], x.reshape(-1, x.size(-1)), b.weight.t()).view(r.shape)
+    return llama_norm(r + all_reduce_in_place(product), b.gamma, 1e-6)
+
+
+def scaled_addmm(b: Variant, x: Tensor, r: Tensor) -> Any:
+    product = torch.addmm(b.gamma, x.reshape(-1, x.size(-1)), b.weight.t(), alpha=2).view(r.shape)
+    return llama_norm(r + all_reduce_in_place(product), b.gamma, 1e-6)
+
+
+def norm_of_half_rows(b: Variant, x: Tensor, r: Tensor) -> Any:
+    return llama_norm((r + all_reduce_in_place(b.product(x))).view(-1, 16), b.gamma[:16], 1e-6)
+
+
+def fused_op_between(b: Variant, x: Tensor, r: Tensor) -> Any:
+    y = all_reduce_functional(b.product(x))
+    z = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm(x, b.weight.t(), r, b.gamma, "0")[1]
+    return llama_norm(r + y, b.gamma, 1e-6), z
+
+
+def strided_sum(b: Variant, x: Tensor, r: Tensor) -> Any:
+    y = all_reduce_in_place(b.product(x))[:, :, None].clone(memory_format=torch.channels_last)
+    return llama_norm(y + r[:, :, None], b.gamma, 1e-6)
+
+
+def other_stream(b: Variant, x: Tensor, r: Tensor) -> Any:
+    import torchair
+
+    with torchair.scope.npu_stream_switch("side"):
+        y = all_reduce_in_place(b.product(x))
+    return llama_norm(r + y, b.gamma, 1e-6)
+
+
 REFUSALS: list[tuple[Callable[[Variant, Tensor, Tensor], Any], str]] = [
     (avg, "reduce_op"),
     (maximum, "reduce_op"),
@@ -304,11 +434,21 @@ REFUSALS: list[tuple[Callable[[Variant, Tensor, Tensor], Any], str]] = [
     (one_plus_gamma, "gamma_dtype"),
     (mean_over_two_dims, "no_rms_norm"),
     (cubed, "no_rms_norm"),
+    (epsilon_times_alpha, "no_rms_norm"),
+    (half_statistics, "no_rms_norm"),
+    (strided_bias, "not_contiguous"),
+    (scaled_addmm, "no_matmul"),
+    (norm_of_half_rows, "last_dim_split"),
+    (fused_op_between, "collective_in_between"),
+    (strided_sum, "not_contiguous"),
+    (other_stream, "other_stream"),
 ]
 
 
 @pytest.mark.parametrize(("change", "reason"), [pytest.param(c, r, id=c.__name__) for c, r in REFUSALS])
 def test_refused_with_reason_and_cure(change: Callable[[Variant, Tensor, Tensor], Any], reason: str) -> None:
+    if change is other_stream:
+        load_torchair()
     gm, sites = run(Variant(change), *inputs(3))
     site = sites[0]
     assert site.reason == reason, site
@@ -316,7 +456,7 @@ def test_refused_with_reason_and_cure(change: Callable[[Variant, Tensor, Tensor]
     assert site.refusal is not None
     assert site.refusal.text
     assert site.source
-    assert not fused_nodes(gm) or change is collective_between
+    assert not fused_nodes(gm) or change in (collective_between, fused_op_between)
 
 
 def test_float32_is_refused() -> None:
