@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib import import_module
+from threading import RLock
 
 if __name__ != "npu_fused_graph.converters":
     raise ImportError(
@@ -14,6 +15,7 @@ if __name__ != "npu_fused_graph.converters":
         "Install the package (pip install -e .) instead of putting its source folder on sys.path."
     )
 
+_lock = RLock()
 _MODULES = ("matmul_all_reduce_add_rms_norm", "aten")
 
 
@@ -24,8 +26,9 @@ def register_all() -> None:
     loses ``approximate``; transformers' grouped_mm_fallback, from the first call after transformers defined it.
     Loads TorchAir (host or device mode) if nobody did. Raises HostError without a TorchAir.
     """
-    _register_modules()
-    import_module(f"{__name__}.aten").register_late()
+    with _lock:
+        _register_modules()
+        import_module(f"{__name__}.aten").register_late()
 
 
 @lru_cache(maxsize=1)

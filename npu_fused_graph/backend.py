@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError, argument_error
 from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
-from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics
+from npu_fused_graph.passes.records import FusionSite, Numerics
 
 log = logging.getLogger("npu_fused_graph")
 
@@ -35,8 +35,8 @@ def get_npu_backend(
     compiler_config: a ``torchair.CompilerConfig``; it is not modified. custom_decompositions: as in TorchAir.
     numerics: largest change of rounding a fusion may bring: "same_rounding", "one_ulp" or "any". min_rows: fuse only
     sites with at least that many rows (None: any number). passes: () = TorchAir with our converters and guards, without
-    fusion. on_sites: called with the verdict
-    records of every graph. Raises UnsupportedModeError for TorchAir modes other than "max-autotune" in host mode.
+    fusion. on_sites: called with the verdict records of every graph. Raises InvalidArgumentError for a bad option,
+    UnsupportedModeError for TorchAir modes other than "max-autotune" in host mode.
     """
     from npu_fused_graph import converters
     from npu_fused_graph.host import load_torchair
@@ -71,10 +71,10 @@ def enable_fusion(
     """
     from npu_fused_graph import converters
 
-    converters.register_all()
-    if numerics not in NUMERICS:
-        raise argument_error("backend", "numerics", f"one of {NUMERICS}", repr(numerics), "See FusionSite.numerics.")
     options = FusionOptions(numerics=numerics, min_rows=min_rows, passes=passes)
+    if on_sites is not None and not callable(on_sites):
+        raise argument_error("fusion", "on_sites", "a function of a list of sites", repr(on_sites), "Pass a callable.")
+    converters.register_all()
     current = config.post_grad_custom_pre_pass.value
     user_pass = current.user_pass if isinstance(current, FusionHook) else current
     config.post_grad_custom_pre_pass = FusionHook(options, user_pass, on_sites)

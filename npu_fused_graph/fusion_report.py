@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from npu_fused_graph.backend import compile_with_aot
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.passes import FusionOptions, fuse_all
-from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics
+from npu_fused_graph.passes.records import FusionSite, Numerics
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +62,14 @@ def explain(
     Runs the model once on the inputs, without autograd. Needs no other rank: where no process group is initialised,
     one of ``world_size`` ranks (default 2) that communicates nothing is used and removed again, so numbers mean
     nothing then and only the verdicts count. numerics, min_rows: as in get_npu_backend. Nothing is lowered or kept.
-    Raises InvalidArgumentError if ``world_size`` contradicts an initialised group.
+    Raises InvalidArgumentError for a bad option, or if ``world_size`` contradicts an initialised group.
     """
     from npu_fused_graph.host import load_torchair
 
-    if numerics not in NUMERICS:
-        raise argument_error("explain", "numerics", f"one of {NUMERICS}", repr(numerics), "See FusionSite.numerics.")
+    options = FusionOptions(numerics=numerics, min_rows=min_rows)
     load_torchair()
     from torchair.npu_fx_compiler import CompilerConfig, _get_merged_decompositions
 
-    options = FusionOptions(numerics=numerics, min_rows=min_rows)
     found: list[FusionSite] = []
     graphs = 0
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
+from npu_fused_graph.errors import argument_error
 from npu_fused_graph.passes import matmul_all_reduce_add_rms_norm
-from npu_fused_graph.passes.records import FusionSite, Numerics, Refusal
+from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics, Refusal
 
 Pass = Callable[[GraphModule, "FusionOptions"], list[FusionSite]]
 
@@ -23,6 +24,16 @@ class FusionOptions:
     numerics: Numerics = "same_rounding"
     min_rows: int | None = None
     passes: Sequence[Pass] = DEFAULT_PASSES
+
+    def __post_init__(self) -> None:
+        if self.numerics not in NUMERICS:
+            expected = f"one of {NUMERICS}"
+            raise argument_error("fusion", "numerics", expected, repr(self.numerics), "See FusionSite.numerics.")
+        is_count = self.min_rows is None or (type(self.min_rows) is int and self.min_rows >= 0)
+        if not is_count:
+            raise argument_error("fusion", "min_rows", "a number of rows or None", repr(self.min_rows), "Leave it out.")
+        if not isinstance(self.passes, Sequence) or not all(callable(p) for p in self.passes):
+            raise argument_error("fusion", "passes", "a sequence of passes", repr(self.passes), "() means none.")
 
 
 def fuse_all(gm: GraphModule, options: FusionOptions | None = None) -> list[FusionSite]:

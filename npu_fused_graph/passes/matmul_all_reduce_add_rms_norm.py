@@ -13,6 +13,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from npu_fused_graph import comm
+from npu_fused_graph.errors import CommunicationError
 from npu_fused_graph.passes import recognise
 from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.passes.order import Order
@@ -308,7 +309,10 @@ def _check_tensors(site: Site) -> None:
 
 
 def _check_group(group: str) -> None:
-    size = comm.resolve(group).size()
+    try:
+        size = comm.resolve(group).size()
+    except CommunicationError as error:
+        _refuse("unknown_group", f"group {group!r} is not known on this rank: {error}", "Create it before compiling.")
     if size not in _GROUP_SIZES:
         _refuse("group_size", f"the group has {size} ranks", "The op runs on 1, 2, 4 or 8 ranks.")
 

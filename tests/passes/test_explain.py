@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+import npu_fused_graph as nfg
 from npu_fused_graph import explain
 from npu_fused_graph.errors import InvalidArgumentError
 from tests.passes.blocks import Block
@@ -53,3 +54,26 @@ def test_bad_world_size(world_size: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="world_size: expected a number of ranks"):
         explain(Block(), *INPUTS, world_size=world_size)
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"numerics": "exact"}, "numerics: expected one of"),
+        ({"min_rows": "3"}, "min_rows: expected a number of rows or None, got '3'"),
+        ({"min_rows": -1}, "min_rows: expected a number of rows or None, got -1"),
+        ({"min_rows": True}, "min_rows: expected a number of rows or None, got True"),
+    ],
+)
+def test_bad_options_are_refused_at_once(option: dict[str, Any], text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=text):
+        nfg.explain(lambda x: x, torch.ones(1), **option)
+    with pytest.raises(InvalidArgumentError, match=text):
+        nfg.get_npu_backend(**option)
+
+
+def test_bad_passes_and_listener_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="passes: expected a sequence of passes"):
+        nfg.get_npu_backend(passes=None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="on_sites: expected a function"):
+        nfg.get_npu_backend(on_sites=3)  # type: ignore[arg-type]
