@@ -451,3 +451,21 @@ def test_refused(ge_type: str, feeds: dict[str, Tensor], attrs: dict[str, Any], 
 def test_no_process_group() -> None:
     with pytest.raises(CommunicationError, match="init_process_group"):
         _all_reduce("0", torch.ones(1))
+
+
+def _barrier(rank: int) -> tuple[bool, str]:
+    x = torch.tensor([rank, 7])
+    item = node("barrier", "DistributeBarrier", {"x_ref": "x"}, ("x_ref",), group="0", world_size=2)
+    (result,) = compile_graph(graph_of({"x": x}, [item], ["barrier"])).run([x])
+    wrong = node("barrier", "DistributeBarrier", {"x_ref": "x"}, ("x_ref",), group="0", world_size=3)
+    try:
+        compile_graph(graph_of({"x": x}, [wrong], ["barrier"])).run([x])
+    except RuntimeError as error:
+        return result.tolist() == [rank, 7], str(error)
+    return False, ""
+
+
+def test_distribute_barrier() -> None:
+    for same, text in values(run_ranks(_barrier, 2)):
+        assert same
+        assert "rank_size: expected the size of" in text

@@ -36,11 +36,12 @@ def test_values(case: OpCase, dtype: str) -> None:
 def test_every_kernel_has_a_case() -> None:
     covered = {case.ge_type for case in ALL_CASES}
     elsewhere = {name for name in registered_types() if name.startswith("Hcom")} | ELSEWHERE
+    elsewhere.add("DistributeBarrier")  # needs ranks: with the Hcom types in test_collectives.py
     assert set(registered_types()) - covered - elsewhere == set()
 
 
 ELSEWHERE = {"MatmulAllReduceAddRmsNorm"}
-"""Types whose values are tested in a file of their own."""
+"""Types whose IR is a SPEC of ours and whose values are tested in a file of their own."""
 
 NOT_IN_REG_OP = {"MatMulV3", "BatchMatMulV3"}
 """Types of ours that TorchAir's texts do not describe; the SPEC is their IR."""

@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
 import torch
 import sympy  # TorchAir loads it, and it adds a filter for its own warnings
 filters = list(warnings.filters)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
 handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 import npu_fused_graph as nfg
 loaded = nfg.load_torchair()

@@ -149,3 +149,18 @@ def _place(parts: list[Tensor], displacements: Ints | None) -> Tensor:
 def _check(parameter: str, expected: str, holds: bool, got: object) -> None:
     if not holds:
         raise GraphError(f"{parameter}: expected {expected}, got {got}.")
+
+
+@kernel("DistributeBarrier", mutates=("x_ref",), pure=False)
+def distribute_barrier(
+    x_ref: Tensor,
+    time_out: Tensor | None = None,
+    elastic_info: Tensor | None = None,
+    *,
+    group: str,
+    world_size: int,
+) -> Tensor:
+    """x_ref, once every rank of the group is here; ``NFG_TIMEOUT`` takes the place of time_out."""
+    _check("elastic_info", "no list of ranks that left", elastic_info is None, "one")
+    _sized(group, world_size).all_reduce(torch.zeros(1))
+    return x_ref
