@@ -66,9 +66,9 @@ def test_02_without_the_line_the_graph_is_untouched(tmp_path: Path) -> None:
 def test_03_two_ranks() -> None:
     out = run("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-endpoint", "127.0.0.1:0",
               "--rdzv-backend", "c10d", "examples/03_two_ranks.py")  # fmt: skip
-    lines = sorted(line for line in out.splitlines() if line.startswith("rank"))
-    assert len(lines) == 2
-    assert all("fused into matmul_all_reduce_add_rms_norm (same_rounding): proj" in line for line in lines)
+    # both ranks write to one pipe: their lines may run into each other
+    for rank in (0, 1):
+        assert f"rank {rank}: fused into matmul_all_reduce_add_rms_norm (same_rounding): proj" in out
 
 
 def test_demo(tmp_path: Path) -> None:
