@@ -36,7 +36,7 @@ _REDUCIBLE = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8, torch.uint8,
 }  # fmt: skip
 _TAG = re.compile(r"tag=(?P<tag>.*);rank_list=(?P<ranks>\d+(,\d+)*)\Z")
-_GRACE = 2.0  # seconds the process with the store stays at its end after a failure, so that others can read why
+_GRACE = 3.0  # seconds the process with the store stays at its end after a failure, so that others can read why
 _WORLD_NAMES = ("hccl_world_group",)
 _SYMMETRIC = re.compile(r"All_?Reduce|All_?Gather|Reduce_?Scatter|All_?To_?All|Broadcast", re.IGNORECASE)
 

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -66,6 +67,7 @@ class Board:
         self.name = f"group {group.group_name!r} (ranks {self.ranks})"
         self.broken: str | None = None
         self._root = c10d._world.pg_map[group][1]  # kept, for this process may be its host
+        self._world = dist.get_rank(), dist.get_world_size()
         self._is_host = _is_host(self._root)
         self._addresses: dict[int, str] = {}
         self._spoke = False
@@ -78,6 +80,8 @@ class Board:
             client.set_timeout(timeout())
             # a store may outlive destroy_process_group: what earlier groups of that name left in it is not for us
             life = c10d.PrefixStore(place, client).add(f"life/{self.rank}", 1)
+            self._here: Any = c10d.PrefixStore("nfg/here", _base(client))  # of all groups: who still needs the store
+            self._here.set(str(self._world[0]), _beacon_address())
         except RuntimeError as error:
             raise CommunicationError(
                 f"[comm] {self.name}{rank_text()}: expected the group's store to answer, got: {first_line(error)}."
@@ -111,12 +115,30 @@ class Board:
             self.speak("heard" if self.broken else f"failed {reason[:2000]}")
             self.broken = self.broken or reason
             self._pin(f"left/{self.rank}", "")
+            with suppress(RuntimeError):  # the store is gone: nobody waits for us there
+                self._here.set(str(self._world[0]), "")
 
     def linger(self, seconds: float) -> None:
-        """If the store lives in this process, keep it until the others have read what they need."""
-        if self.broken and self._is_host and seconds > 0:
-            running = [r for r in self.others() if r in self._addresses and self._is_running(r)]
-            self._await([f"left/{r}" for r in running], seconds)
+        """If the store lives in this process, keep it until the others have read what they need.
+
+        Ranks may wait in other groups, for ranks that wait here: those, too, must still learn who never came.
+        """
+        if not (self.broken and self._is_host):
+            return
+        deadline = time.monotonic() + seconds
+        me, size = self._world
+        for r in range(size):
+            while r != me and time.monotonic() < deadline and self._needs_store(r):
+                time.sleep(_POLL)
+
+    def _needs_store(self, global_rank: int) -> bool:
+        try:
+            if not self._here.check([str(global_rank)]):
+                return False
+            address = self._here.get(str(global_rank)).decode()
+        except RuntimeError:
+            return False
+        return bool(address) and _answers(address)
 
     def causes(self, place: str, members: Sequence[int], *, timed_out: bool) -> list[str]:
         """Why an operation of ``members`` failed here, as far as it can be told."""
@@ -134,7 +156,8 @@ class Board:
         found = [f"rank {self.ranks[r]} never used this group" for r in absent]
         found += [f"rank {self.ranks[r]} has ended (killed, or finished early)" for r in ended]
         if not found and timed_out:
-            found = [f"rank {self.ranks[r]} is running but did not arrive" for r in silent]
+            known = {r: "is running but did not arrive" for r in silent if r in self._addresses}
+            found = [f"rank {self.ranks[r]} {known.get(r, 'did not arrive')}" for r in silent]
         return found or [f"rank {self.ranks[r]} gave up: {w[7:]}" for r, w in words.items() if w.startswith("waited ")]
 
     def _meet(self, key: str, members: Sequence[int]) -> dict[int, str]:
@@ -200,17 +223,7 @@ class Board:
 
     def _is_running(self, rank: int) -> bool:
         """False if the rank's process, on this host, has ended for certain."""
-        host, _, port = self._addresses.get(rank, "").rpartition(" ")
-        if host != socket.gethostname():
-            return True
-        try:
-            with socket.create_connection(("127.0.0.1", int(port)), _PROBE) as probe:
-                probe.settimeout(_PROBE)
-                return bool(probe.recv(1))  # nobody sends: ends by time-out, or at once when the process ends
-        except TimeoutError:
-            return True
-        except OSError:
-            return False
+        return _answers(self._addresses.get(rank, ""))
 
 
 class Mesh:
@@ -350,8 +363,29 @@ def _beacon_address() -> str:
     return f"{socket.gethostname()} {beacon().getsockname()[1]}"
 
 
-def _is_host(store: Any) -> bool:
+def _answers(address: str) -> bool:
+    """Whether the process behind a beacon lives; True where that cannot be told from here."""
+    host, _, port = address.rpartition(" ")
+    if host != socket.gethostname():
+        return True
+    try:
+        with socket.create_connection(("127.0.0.1", int(port)), _PROBE) as probe:
+            probe.settimeout(_PROBE)
+            return bool(probe.recv(1))  # nobody sends: ends by time-out, or at once when the process ends
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+
+
+def _base(store: Any) -> Any:
+    """The store under all prefixes."""
     while isinstance(store, c10d.PrefixStore):
         store = store.underlying_store
+    return store
+
+
+def _is_host(store: Any) -> bool:
+    store = _base(store)
     is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return isinstance(store, torch._C._distributed_c10d.TCPStore) and dist.get_rank() == 0 and not is_agents

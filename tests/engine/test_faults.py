@@ -27,8 +27,8 @@ PROMPT = 4.0
 """Seconds an error may take that does not wait for the time-out, on a busy machine."""
 LATE = NFG_TIMEOUT + 4.0
 """Seconds an error may take that does."""
-EXIT = 6.0
-"""Seconds a process may take to end after its error; the one with the store stays up to 2 s for the others."""
+EXIT = 8.0
+"""Seconds a process may take to end after its error; the one with the store stays up to 3 s for the others."""
 
 
 def _assert_failed(outcome: Outcome, *texts: str, within: float) -> None:
