@@ -71,7 +71,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from npu_fused_graph.demo import format_facts, run_demo
 
     if not arguments.json:
-        print("two compilations on each rank, about 20 s ...", file=sys.stderr, flush=True)
+        print("two compilations on each rank, about 10 s ...", file=sys.stderr, flush=True)
     facts = run_demo(ranks=arguments.ranks, layers=arguments.layers, output=arguments.output)
     _print(arguments, facts, format_facts(facts))
     return 0 if facts["fused"] == facts["legal"] else 1
