@@ -75,6 +75,7 @@ def enable_fusion(
     if on_sites is not None and not callable(on_sites):
         raise argument_error("fusion", "on_sites", "a function of a list of sites", repr(on_sites), "Pass a callable.")
     converters.register_all()
+    _check_config(config)
     current = config.post_grad_custom_pre_pass.value
     user_pass = current.user_pass if isinstance(current, FusionHook) else current
     config.post_grad_custom_pre_pass = FusionHook(options, user_pass, on_sites)
@@ -207,8 +208,7 @@ def _is_dtensor(x: Any) -> bool:
     return isinstance(x, DTensor)
 
 
-def _private_copy(config: Any) -> Any:
-    """A CompilerConfig whose hooks and experimental options can be set without touching the user's."""
+def _check_config(config: Any) -> None:
     import torchair
 
     if not isinstance(config, torchair.CompilerConfig):
@@ -216,6 +216,11 @@ def _private_copy(config: Any) -> Any:
             f"[backend] compiler_config: expected a torchair.CompilerConfig, got {type(config).__name__}. "
             "Make one with torchair.CompilerConfig()."
         )
+
+
+def _private_copy(config: Any) -> Any:
+    """A CompilerConfig whose hooks and experimental options can be set without touching the user's."""
+    _check_config(config)
     private = copy.copy(config)
     for name in ("experimental_config", "post_grad_custom_pre_pass", "post_grad_custom_post_pass"):
         vars(private)[name] = copy.copy(getattr(config, name))

@@ -67,6 +67,8 @@ def explain(
     from npu_fused_graph.host import load_torchair
 
     options = FusionOptions(numerics=numerics, min_rows=min_rows)
+    if not callable(model):
+        raise argument_error("explain", "model", "a module or function", repr(model), "Pass the model first.")
     load_torchair()
     from torchair.npu_fx_compiler import CompilerConfig, _get_merged_decompositions
 

@@ -18,6 +18,30 @@ INTS = ("int32", "int64", "int8")
 ANY = (*FLOATS, "int32", "int64")
 
 
+OTHER_RESULT_DTYPE = {
+    "AddRmsNorm",
+    "AscendDequant",
+    "BatchNormV3",
+    "Cast",
+    "DynamicQuant",
+    "Empty",
+    "FusedInferAttentionScore",
+    "Histogram",
+    "Imag",
+    "LayerNormV3",
+    "LayerNormV4",
+    "MoeGatingTopKSoftmaxV2",
+    "QuantBatchMatmulV3",
+    "QuantUpdateScatter",
+    "Real",
+    "ReduceMeanWithCast",
+    "RmsNorm",
+    "SoftmaxV2",
+    "StatelessBernoulli",
+}
+"""Types with a result in a dtype of its own: float32 statistics, a dtype attribute, a part of a complex number."""
+
+
 class Make:
     """Makes inputs of the dtype under test. ``make(2, 3)``: small values of any sign, no ties, no zeros."""
 
@@ -121,6 +145,8 @@ def run_case(case: OpCase, dtype: str) -> None:
         assert len(results) == len(expected)
         for result, wanted in zip(results, expected, strict=True):
             assert result.shape == wanted.shape, (result.shape, wanted.shape)
+            if result.dtype.is_floating_point and dtype in FLOATS and case.ge_type not in OTHER_RESULT_DTYPE:
+                assert result.dtype is getattr(torch, dtype), "a float result has the dtype of the inputs"
             if case.exact or not result.dtype.is_floating_point:
                 assert torch.equal(result.to(wanted.dtype), wanted), (result, wanted)
             else:

@@ -72,6 +72,14 @@ def test_bad_options_are_refused_at_once(option: dict[str, Any], text: str) -> N
         nfg.get_npu_backend(**option)
 
 
+def test_what_is_no_model_or_config_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="model: expected a module or function, got None"):
+        nfg.explain(None)  # type: ignore[arg-type]
+    for function in (nfg.enable_fusion, lambda config: nfg.get_npu_backend(compiler_config=config)):
+        with pytest.raises(InvalidArgumentError, match=r"expected a torchair\.CompilerConfig, got int"):
+            function(3)
+
+
 def test_bad_passes_and_listener_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="passes: expected a sequence of passes"):
         nfg.get_npu_backend(passes=None)  # type: ignore[arg-type]
