@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from typing import Any
@@ -49,31 +50,13 @@ def _killed(rank: int, healthy_runs: int) -> int:
     if rank == 1:
         reference, calls = find(FUSED).fn, 0
 
-        def dies_in_the_second_site(
-            x1: Tensor,
-            x2: Tensor,
-            bias: Tensor | None,
-            residual: Tensor,
-            gamma: Tensor,
-            antiquant_scale: Tensor | None = None,
-            antiquant_offset: Tensor | None = None,
-            dequant_scale: Tensor | None = None,
-            *,
-            group: str,
-            reduce_op: str = "sum",
-            is_trans_a: bool = False,
-            is_trans_b: bool = False,
-            comm_turn: int = 0,
-            antiquant_group_size: int = 0,
-            epsilon: float = 1e-6,
-            node: Any,
-        ) -> Any:
+        @functools.wraps(reference)  # the signature is the IR
+        def dies_in_the_second_site(*inputs: Any, **attributes: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == 2 * healthy_runs + 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            options = {"group": group, "is_trans_b": is_trans_b, "epsilon": epsilon, "node": node}
-            return reference(x1, x2, bias, residual, gamma, **options)
+            return reference(*inputs, **attributes)
 
         nfg.register_kernel(FUSED, dies_in_the_second_site, replace=True)
     return _run(rank, times=healthy_runs + 1)
