@@ -131,12 +131,19 @@ def kernel(
 
 
 def register_kernel(
-    ge_type: str, fn: KernelFn, *, mutates: Iterable[str] = (), pure: bool = False, replace: bool = False
+    ge_type: str,
+    fn: KernelFn,
+    *,
+    ignored: Iterable[str] = (),
+    mutates: Iterable[str] = (),
+    pure: bool = False,
+    replace: bool = False,
 ) -> None:
     """Give the engine a kernel for a GE op type of your own.
 
     ge_type: as in ``torchair.ge.custom_op``. fn: its signature is the op's IR (module text of
-    ``npu_fused_graph.engine.registry``). mutates: inputs it writes in place. pure: allow constant folding.
+    ``npu_fused_graph.engine.registry``). ignored: attributes that change nothing on a CPU. mutates: inputs it
+    writes in place. pure: allow constant folding.
     replace: needed to take the place of an existing kernel. Raises UnsupportedOpError otherwise.
     """
     _load_families()
@@ -144,7 +151,7 @@ def register_kernel(
         raise UnsupportedOpError(
             f"[engine] {ge_type}: expected a type without a kernel, got one that has one. Pass replace=True."
         )
-    _KERNELS[ge_type] = _describe(ge_type, fn, frozenset(), (), tuple(mutates), pure, None)
+    _KERNELS[ge_type] = _describe(ge_type, fn, frozenset(ignored), (), tuple(mutates), pure, None)
 
 
 def find(ge_type: str) -> Kernel:

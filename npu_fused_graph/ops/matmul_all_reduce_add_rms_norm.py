@@ -18,7 +18,7 @@ _INT32_MAX = 2**31 - 1
 _FLOATS = ("float16", "bfloat16")
 _QUANT_INPUTS = ("antiquant_scale", "antiquant_offset", "dequant_scale")
 CHUNK_BYTES = 64 << 20
-"""Working memory of the reference: float32 partial sums of all ranks for one chunk of rows."""
+"""Size of the reference's float32 accumulator: one chunk of rows. What the ranks gather is half of it per rank."""
 
 
 # -- constraints (numbers of the specification, section 1.7) ------------------------------------------------
