@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.dtypes import to_torch
 from npu_fused_graph.engine.kernels.pointwise import (
     BINARY,
     UNSIGNED,
@@ -320,13 +321,13 @@ def cast(x: Tensor, *, dst_type: torch.dtype) -> Tensor:
     return x.to(dst_type)
 
 
-_SUB_BYTE = tuple(getattr(torch, name) for name in ("int4", "uint4"))
-
-
 def _check_bitcast(consts: Consts, attrs: Attrs) -> None:
     target = attrs["type"]
-    if target is None or target in _SUB_BYTE:
-        raise unsupported("Bitcast", "type", "to be a dtype of whole bytes", target)
+    if target is None:
+        raise unsupported("Bitcast", "type", "to be a dtype", "DT_UNDEFINED")
+
+
+_INT4 = to_torch("int4")
 
 
 @kernel("Bitcast", ignored=("keep_dim",), specialise=_check_bitcast)
@@ -334,8 +335,12 @@ def bitcast(x: Tensor, *, type: torch.dtype) -> Tensor:
     """The bytes of x as another dtype; where the element sizes differ, the last dim is scaled.
 
     That is GE's keep_dim=True. Without it GE adds or drops a last dim, but TorchAir emits aten.view.dtype so and
-    expects the shape of torch; its other converters reshape right after.
+    expects the shape of torch; its other converters reshape right after. int4 elements are held in an int8 each,
+    those in the low bits of a byte first.
     """
+    if type is _INT4:
+        pairs = x.contiguous().view(torch.int8)
+        return torch.stack(((pairs << 4) >> 4, pairs >> 4), -1).flatten(-2)
     return x.contiguous().view(type)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,34 @@ CASTS = [
     cast_case(("int64",), 10, torch.uint64, "uint64"),
     cast_case(("float32",), dtype_value("float64"), torch.float64, "by_name"),
 ]
+
+
+def _nibbles(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """int4 elements, held in int8 each: the low half of every byte comes first."""
+    unsigned = x.view(np.uint8).astype(np.int64)
+    pairs = np.stack([unsigned % 16, unsigned // 16], -1).reshape(*unsigned.shape[:-1], -1)
+    return np.where(pairs < 8, pairs, pairs - 16).astype(np.int8)
+
+
 BITS = [
+    OpCase(
+        "Bitcast",
+        lambda m: {"x": m.ints(3, 2, low=-(2**31), high=2**31 - 1, dtype=torch.int32)},
+        lambda x: torch.from_numpy(_nibbles(x.numpy())),
+        {"type": dtype_value("int4")},
+        dtypes=("int32",),
+        widen=False,
+        name="int4",
+    ),
+    OpCase(
+        "Bitcast",
+        lambda m: {"x": m.ints(5, 3, low=-128, high=127, dtype=torch.int8)},
+        lambda x: torch.from_numpy(_nibbles(x.numpy())),
+        {"type": dtype_value("int4"), "keep_dim": True},
+        dtypes=("int8",),
+        widen=False,
+        name="int4_of_bytes",
+    ),
     OpCase(
         "Bitcast",
         lambda m: {"x": m(2, 4)},
