@@ -16,19 +16,38 @@ if __name__ != "npu_fused_graph.converters":
     )
 
 _lock = RLock()
-_MODULES = ("matmul_all_reduce_add_rms_norm", "aten")
+_MODULES = (
+    "matmul_all_reduce_add_rms_norm",
+    "inplace_matmul_all_reduce_add_rms_norm",
+    "trans_quant_param_v2",
+    "aten",
+)
+_LATE = ("matmul_all_reduce_add_rms_norm", "aten")
+"""Those that also take over operators other packages define, which may be after us."""
 
 
 def register_all() -> None:
     """Register every converter of this package with TorchAir; call it as often as you like.
 
     Covered: our operators; the aten ops TorchAir has no working converter for; aten.gelu, whose own converter
-    loses ``approximate``; transformers' grouped_mm_fallback, from the first call after transformers defined it.
+    loses ``approximate``. From the first call after another package defined them: MindSpeed's
+    npu_mm_all_reduce_add_rms_norm, transformers' grouped_mm_fallback.
     Loads TorchAir (host or device mode) if nobody did. Raises HostError without a TorchAir.
     """
     with _lock:
         _register_modules()
-        import_module(f"{__name__}.aten").register_late()
+        for name in _LATE:
+            import_module(f"{__name__}.{name}").register_late()
+
+
+def gaps(mode: str = "max-autotune") -> dict[str, tuple[str, str, str]]:
+    """(reason, text, cure) of each of our operators, by stem, that the installed CANN or the chip does not have.
+
+    mode: TorchAir's ``config.mode``; where it makes no GE graph an operator needs a kernel of its own.
+    """
+    register_all()
+    found: dict[str, tuple[str, str, str]] = import_module(f"{__name__}.capability").gaps(mode)
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,11 @@ __all__ = [
     "get_npu_backend",
     "load_torchair",
     "npu_mm_all_reduce_add_rms_norm",
+    "npu_mm_all_reduce_add_rms_norm_",
+    "npu_trans_quant_param",
+    "pack_int4",
     "register_kernel",
+    "unpack_quant_param",
 ]
 
 _HOME = {
@@ -28,7 +32,11 @@ _HOME = {
     "get_npu_backend": "npu_fused_graph.backend",
     "load_torchair": "npu_fused_graph.host",
     "npu_mm_all_reduce_add_rms_norm": "npu_fused_graph.ops.matmul_all_reduce_add_rms_norm",
+    "npu_mm_all_reduce_add_rms_norm_": "npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm",
+    "npu_trans_quant_param": "npu_fused_graph.ops.trans_quant_param_v2",
+    "pack_int4": "npu_fused_graph.ops._int4",
     "register_kernel": "npu_fused_graph.engine",
+    "unpack_quant_param": "npu_fused_graph.ops.trans_quant_param_v2",
 }
 
 if TYPE_CHECKING:
@@ -38,9 +46,15 @@ if TYPE_CHECKING:
     from npu_fused_graph.fusion_report import FusionReport as FusionReport
     from npu_fused_graph.fusion_report import explain as explain
     from npu_fused_graph.host import load_torchair as load_torchair
+    from npu_fused_graph.ops._int4 import pack_int4 as pack_int4
+    from npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm import (
+        npu_mm_all_reduce_add_rms_norm_ as npu_mm_all_reduce_add_rms_norm_,
+    )
     from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import (
         npu_mm_all_reduce_add_rms_norm as npu_mm_all_reduce_add_rms_norm,
     )
+    from npu_fused_graph.ops.trans_quant_param_v2 import npu_trans_quant_param as npu_trans_quant_param
+    from npu_fused_graph.ops.trans_quant_param_v2 import unpack_quant_param as unpack_quant_param
     from npu_fused_graph.passes.records import FusionSite as FusionSite
 
 

@@ -6,6 +6,8 @@ Messages read ``[stem] parameter: expected ..., got ... . cure``.
 
 from __future__ import annotations
 
+import warnings
+
 
 class NpuFusedGraphError(Exception):
     """Base of everything this package raises on purpose."""
@@ -35,8 +37,22 @@ class HostError(NpuFusedGraphError, RuntimeError):
     """Host mode cannot be set up: TorchAir is missing, damaged or of another version."""
 
 
+class UnsupportedDeviceError(NpuFusedGraphError, RuntimeError):
+    """The chip, or the CANN on it, does not have an operator."""
+
+
 class UnsupportedModeError(NpuFusedGraphError, RuntimeError):
     """A TorchAir mode or option that cannot be served here."""
+
+
+_said: set[str] = set()
+
+
+def warn_once(text: str) -> None:
+    """A UserWarning, the first time in this process: what a graph's trace and each of its calls would repeat."""
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(text, stacklevel=3)
 
 
 def argument_error(stem: str, parameter: str, expected: str, got: object, cure: str) -> InvalidArgumentError:

@@ -24,9 +24,11 @@ _VT = {"Int": "VT_INT", "Float": "VT_FLOAT", "Bool": "VT_BOOL", "String": "VT_ST
 class TensorSpec:
     """One input or output.
 
-    name: GE's. dims: allowed shapes, each as axis names ("m k"); an axis means the same size everywhere in the op.
-    like: an output that takes shape and dtype of that input. contiguous: "required", "transposable" (the last two
-    axes may be swapped) or "any".
+    name: GE's. dims: allowed shapes, each as axis names ("m k"); an axis means the same size everywhere in the op, and
+    a number means itself.
+    like: an output that takes shape and dtype of that input; an output named like an input is that input, written in
+    place. contiguous: "required", "transposable" (the last two axes may be swapped) or "any". packed: dtype of the
+    elements that Python hands over packed, eight in an int32 along the axis that is stored last.
     """
 
     name: str
@@ -35,6 +37,7 @@ class TensorSpec:
     py: str = ""
     like: str = ""
     contiguous: Literal["required", "transposable", "any"] = "required"
+    packed: str = ""
     doc: str = ""
 
     @property
@@ -74,6 +77,7 @@ class TensorFacts:
     is_contiguous: bool = True
     is_transposed: bool = False
     device: str = "cpu"
+    is_packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class OpSpec:
 
     stem: snake_case, names every file of the op. ge_type: GE op type. torch_name: name in torch.ops and of the
     public function. signature: torch's argument order ("*" separates keyword-only ones). source: the document.
+    group_sizes: numbers of ranks a communicating op runs on; () = it does not communicate.
     """
 
     stem: str
@@ -111,33 +116,46 @@ class OpSpec:
     doc: str
     source: str
     constraints: tuple[Constraint, ...] = field(default=())
+    group_sizes: tuple[int, ...] = field(default=())
 
     # -- derived -------------------------------------------------------------------------------------------
 
     def input(self, python_name: str) -> TensorSpec:
         return next(t for t in self.inputs if t.python_name == python_name)
 
+    @property
+    def mutated(self) -> tuple[str, ...]:
+        """Python names of the inputs the op writes in place."""
+        outputs = {t.name for t in self.outputs}
+        return tuple(t.python_name for t in self.inputs if t.name in outputs)
+
     def torch_schema(self) -> str:
         """Schema for torch.library, without namespace."""
         tensors = {t.python_name: t for t in self.inputs}
         attrs = {a.python_name: a for a in self.attrs if a.python_name}
+        alias = {name: f"({letter}!)" for name, letter in zip(self.mutated, "abcdef", strict=False)}
         arguments = []
         for name in self.signature:
             if name == "*":
                 arguments.append("*")
             elif name in tensors:
                 kind = tensors[name].kind
-                text = {"required": "Tensor", "optional": "Tensor?", "dynamic": "Tensor[]"}[kind]
+                text = {"required": f"Tensor{alias.get(name, '')}", "optional": "Tensor?", "dynamic": "Tensor[]"}[kind]
                 arguments.append(f"{text} {name}" + ("=None" if kind == "optional" else ""))
             else:
                 attr = attrs[name]
                 default = "" if attr.default is None else f"={attr.default!r}"
                 arguments.append(f"{_SCHEMA_TYPES[attr.type]} {name}{default}")
-        outputs = ", ".join(f"Tensor{'[]' if t.kind == 'dynamic' else ''} {t.python_name}" for t in self.outputs)
-        if len(self.outputs) == 1:
-            outputs = "Tensor[]" if self.outputs[0].kind == "dynamic" else "Tensor"
+        returns = [
+            f"Tensor{alias.get(t.python_name, '')}{'[]' if t.kind == 'dynamic' else ''} {t.python_name}"
+            for t in self.outputs
+        ]
+        if len(returns) == 1:
+            outputs = returns[0].rpartition(" ")[0]
+        elif alias:  # torch takes names of all results or of none, and none that is an argument's too
+            outputs = f"({', '.join(r.rpartition(' ')[0] for r in returns)})"
         else:
-            outputs = f"({outputs})"
+            outputs = f"({', '.join(returns)})"
         return f"{self.torch_name}({', '.join(arguments)}) -> {outputs}"
 
     def ir_def(self) -> IrDef:
@@ -162,7 +180,10 @@ class OpSpec:
     # -- checks --------------------------------------------------------------------------------------------
 
     def check(self, call: Call) -> dict[str, Any]:
-        """Sizes by axis name, after every rule held. Raises InvalidArgumentError for the first that does not."""
+        """Sizes by axis name, after every rule held. Raises InvalidArgumentError for the first that does not.
+
+        What concerns the communicator is checked by :meth:`check_group`, once it is known.
+        """
         for tensor in self.inputs:
             if tensor.kind == "required" and call.tensors.get(tensor.python_name) is None:
                 raise argument_error(self.stem, tensor.python_name, "a tensor", "None", "Pass it.")
@@ -171,6 +192,15 @@ class OpSpec:
         for constraint in self.constraints:
             constraint.check(self, call)
         return sizes
+
+    def check_group(self, name: str, size: int) -> None:
+        """Raise InvalidArgumentError unless the op runs on ``size`` ranks. name: of the group, for the text."""
+        if size not in self.group_sizes:
+            *most, last = map(str, self.group_sizes)
+            raise argument_error(
+                self.stem, "hcom", f"a group of {', '.join(most)} or {last} ranks", f"{name!r} with {size}",
+                "Use another tensor-parallel size.",
+            )  # fmt: skip
 
     def _check_shapes(self, call: Call) -> dict[str, Any]:
         sizes: dict[str, Any] = {}
@@ -186,15 +216,16 @@ class OpSpec:
                     self.stem, tensor.python_name, f"shape {allowed}", f"shape {list(facts.shape)}", "Reshape it."
                 )
             for axis, size in zip(axes, facts.shape, strict=True):
-                known = sizes.setdefault(axis, size)
-                seen_in.setdefault(axis, tensor.python_name)
+                known = sizes.setdefault(axis, int(axis) if axis.isdigit() else size)
+                seen_in.setdefault(axis, tensor.python_name + (f" ({tensor.packed})" if facts.is_packed else ""))
                 if known != size:
+                    place = "" if axis.isdigit() else f" with {axis}={known} from {seen_in[axis]}"
                     raise argument_error(
                         self.stem,
                         tensor.python_name,
-                        f"shape {_shape_text(axes)} with {axis}={known} from {seen_in[axis]}",
+                        f"shape {_shape_text(axes)}{place}",
                         f"shape {list(facts.shape)}",
-                        f"Make {axis} equal in both.",
+                        _shape_cure(tensor, facts, axis, known),
                     )
         return sizes
 
@@ -210,6 +241,12 @@ class OpSpec:
             else:
                 expected = "a contiguous tensor"
             raise argument_error(self.stem, tensor.python_name, expected, "other strides", "Call .contiguous() on it.")
+
+
+def _shape_cure(tensor: TensorSpec, facts: TensorFacts, axis: str, known: Any) -> str:
+    if tensor.contiguous == "transposable" and facts.shape[-1] == known:
+        return f"Pass its transpose, {tensor.python_name}.t()."
+    return "Reshape it." if axis.isdigit() else f"Make {axis} equal in both."
 
 
 def _shape_text(axes: Sequence[str]) -> str:

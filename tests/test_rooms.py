@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"errors", "ir", "spec", "comm"},
     "inspector": {"errors", "ir"},
     "codegen": {"spec", "ops", "ir"},
-    "converters": {"errors", "spec", "ops", "ir"},
+    "converters": {"comm", "errors", "spec", "ops", "ir"},
     "backend": {"errors", "passes"},
     "fusion_report": {"errors", "passes", "backend"},
     "doctor": {"errors", "host"},

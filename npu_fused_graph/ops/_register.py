@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from threading import Lock
@@ -12,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from npu_fused_graph import comm
-from npu_fused_graph.errors import argument_error
-from npu_fused_graph.ops import STEMS
+from npu_fused_graph.errors import CommunicationError, argument_error
+from npu_fused_graph.ops import STEMS, _ascend
+from npu_fused_graph.ops._int4 import packed_axis
 from npu_fused_graph.spec import Call, OpSpec, TensorFacts
 
 NAMESPACE = "npu_fused_graph"
@@ -40,85 +45,234 @@ def _register_all() -> tuple[torch.library.Library, ...]:
 
 def _register(library: torch.library.Library, module: ModuleType) -> None:
     spec: OpSpec = module.SPEC
-    _register_overload(library, module, spec, "", lambda arguments: arguments)
+    if spec.mutated:
+        # A call without an overload's name takes the first that fits, so the one that users know comes first.
+        _register_aliased(library, spec)
+        _Overload(library, module, UNALIASED).register()
+        _Overload(library, module, FUNCTIONAL).register()
+        return
+    _Overload(library, module, "").register()
     for tensor in spec.inputs:
         if tensor.contiguous == "transposable":
             # for passes: the weight as it is stored, so that no transpose stands in the graph
-            _register_overload(
-                library, module, spec, f"transposed_{tensor.python_name}", _transpose(tensor.python_name)
-            )
+            _Overload(library, module, f"transposed_{tensor.python_name}", tensor.python_name).register()
 
 
-def _transpose(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda arguments: arguments | {name: arguments[name].transpose(-1, -2)}
+UNALIASED, FUNCTIONAL = "unaliased", "functional"
+"""Overloads of a mutating op: it writes and returns only new tensors; it writes nothing and returns every result."""
+
+_TAGS = (torch.Tag.needs_fixed_stride_order,)
 
 
-def _register_overload(
-    library: torch.library.Library,
-    module: ModuleType,
-    spec: OpSpec,
-    overload: str,
-    prepare: Callable[[dict[str, Any]], dict[str, Any]],
-) -> None:
-    name = f"{spec.torch_name}.{overload}" if overload else spec.torch_name
-    schema = spec.torch_schema().replace(spec.torch_name, name, 1)
-    library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))  # type: ignore[no-untyped-call]
+def _register_aliased(library: torch.library.Library, spec: OpSpec) -> None:
+    """The op as its callers know it, returning what it mutates: a call of another overload.
+
+    Eager calls write in place. In a graph torch could functionalise the unaliased overload by itself, but describes
+    views of graph inputs by the storage they had while tracing, and TorchAir feeds dense tensors: sums would land in
+    other rows. The functional overload and a copy_ are functionalised like any in-place op of torch.
+    """
+    library.define(spec.torch_schema(), tags=_TAGS)  # type: ignore[no-untyped-call]
     signature = _signature(spec)
 
-    def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = prepare(bound.arguments)
-        spec.check(facts_of(spec, arguments))
-        return arguments
+    def call(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        arguments = signature.bind(*args, **kwargs).arguments
+        if any(_is_functional(arguments[name]) for name in spec.mutated):
+            results = getattr(_packet(spec), FUNCTIONAL)(*args, **kwargs)
+            return tuple(
+                arguments[o.python_name].copy_(r) if o.python_name in spec.mutated else r
+                for r, o in zip(results, spec.outputs, strict=True)
+            )
+        new = getattr(_packet(spec), UNALIASED)(*args, **kwargs)
+        rest = iter(new if isinstance(new, tuple) else (new,))
+        return tuple(arguments[o.python_name] if o.python_name in spec.mutated else next(rest) for o in spec.outputs)
 
-    def cpu(*args: Any, **kwargs: Any) -> Any:
-        arguments = call_of(args, kwargs)
-        group = comm.communicator(arguments["hcom"])
-        return module.reference(**_accepted(module.reference, arguments), gather=group.all_gather)
+    for key in ("CompositeImplicitAutograd", "Functionalize"):  # torch.func.functionalize does not look at composites
+        library.impl(spec.torch_name, call, key)  # type: ignore[no-untyped-call]
 
-    def npu(*args: Any, **kwargs: Any) -> Any:
-        arguments = call_of(args, kwargs)
-        group = comm.resolve(arguments["hcom"])
 
-        def all_reduce(x: Tensor) -> Tensor:
-            torch.distributed.all_reduce(x, group=group)
-            return x
+def _is_functional(x: Tensor) -> bool:
+    from torch._subclasses.functional_tensor import FunctionalTensor
 
-        return module.decompose(**_accepted(module.decompose, arguments), all_reduce=all_reduce)
+    return isinstance(x, FunctionalTensor) or torch._is_functional_tensor(x)
 
-    def fake(*args: Any, **kwargs: Any) -> Any:
-        arguments = call_of(args, kwargs)
+
+def _packet(spec: OpSpec) -> Any:
+    return getattr(getattr(torch.ops, NAMESPACE), spec.torch_name)
+
+
+class _Overload:
+    """One overload of an op with its implementations. transposed: the argument that is passed as it is stored."""
+
+    def __init__(self, library: torch.library.Library, module: ModuleType, name: str, transposed: str = "") -> None:
+        self.library = library
+        self.module = module
+        self.spec: OpSpec = module.SPEC
+        self.name = name
+        self.transposed = transposed
+        self.mutated = () if name == FUNCTIONAL else self.spec.mutated
+        self.signature = _signature(self.spec)
+
+    def register(self) -> None:
+        qualified = f"{self.spec.torch_name}.{self.name}" if self.name else self.spec.torch_name
+        schema = self.spec.torch_schema().replace(self.spec.torch_name, qualified, 1)
+        if self.spec.mutated:
+            returns = ", ".join("Tensor" for o in self.spec.outputs if o.python_name not in self.mutated)
+            schema = f"{schema.rpartition(' -> ')[0]} -> ({returns})"
+        if not self.mutated:
+            schema = schema.replace("(a!)", "")
+        library: Any = self.library  # its methods carry no types
+        library.define(schema, tags=_TAGS)
+        library.impl(qualified, self.autograd, "Autograd", with_keyset=True)
+        library.impl(qualified, self.cpu, "CPU")
+        library.impl(qualified, self.npu, "PrivateUse1")
+        torch.library.register_fake(f"{NAMESPACE}::{qualified}", self.fake, lib=self.library)
+
+    # -- implementations -------------------------------------------------------------------------------------
+
+    def cpu(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = self._prepared(self._checked(args, kwargs))
+        if self.spec.group_sizes:
+            group = comm.communicator(arguments["hcom"])
+            _ascend.check_group(self.spec, group.group)
+            arguments["gather"] = group.all_gather
+        with torch._C._DisableAutocast():  # the roundings are the kernel's, whatever surrounds the call
+            return self._results(arguments, self._call(self.module.reference, arguments))
+
+    def npu(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = self._prepared(self._checked(args, kwargs))
+        _ascend.check_device(self.spec, self._tensors(arguments))
+        native = _ascend.native_op(self.spec)
+        if self.spec.group_sizes:
+            group = comm.resolve(arguments["hcom"])
+            _ascend.check_group(self.spec, group)
+            arguments["all_reduce"] = functools.partial(_all_reduce, group=group)
+            if native is not None:
+                arguments["hcom"] = _ascend.hccl_name(group, arguments["hcom"])
+        with torch._C._DisableAutocast():
+            if native is None:
+                return self._results(arguments, self._call(self.module.decompose, arguments))
+            names = [a.name for a in native._schema.arguments]
+            return self._results(arguments, native(**{name: arguments[name] for name in names if name in arguments}))
+
+    def fake(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = self._checked(args, kwargs)
+        if self.spec.group_sizes:
+            self._check_group_if_known(arguments["hcom"])
+        if hasattr(self.module, "fake"):
+            return self._call(self.module.fake, arguments)
         outputs = tuple(
-            torch.empty_like(arguments[o.like], memory_format=torch.contiguous_format) for o in spec.outputs
+            torch.empty_like(arguments[o.like], memory_format=torch.contiguous_format)
+            for o in self.spec.outputs
+            if o.python_name not in self.mutated
         )
         return outputs if len(outputs) > 1 else outputs[0]
 
-    def autograd(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+    def autograd(self, keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
-            for parameter, value in signature.bind(*args, **kwargs).arguments.items():
-                if isinstance(value, Tensor) and value.requires_grad:
+            for parameter, value in self._tensors(self.signature.bind(*args, **kwargs).arguments):
+                if value.requires_grad or _has_tangent(value):
                     raise argument_error(
-                        spec.stem, parameter, "a tensor that needs no gradient (there is no backward)",
-                        "requires_grad=True", "Call it under torch.no_grad(), or detach the tensor.",
+                        self.spec.stem, parameter, "a tensor that needs no gradient (there is no backward)",
+                        "requires_grad=True" if value.requires_grad else "a forward-mode tangent",
+                        "Call it under torch.no_grad(), or detach the tensor.",
                     )  # fmt: skip
+        overload = getattr(_packet(self.spec), self.name or "default")
         with torch._C._AutoDispatchBelowAutograd():
-            return this_overload().redispatch(keys & torch._C._after_autograd_keyset, *args, **kwargs)
+            return overload.redispatch(keys & torch._C._after_autograd_keyset, *args, **kwargs)
 
-    def this_overload() -> Any:
-        return getattr(getattr(getattr(torch.ops, NAMESPACE), spec.torch_name), overload or "default")
+    # -- parts -----------------------------------------------------------------------------------------------
 
-    library.impl(name, autograd, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
-    library.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
-    library.impl(name, npu, "PrivateUse1")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        if self.transposed:
+            arguments[self.transposed] = arguments[self.transposed].transpose(-1, -2)
+        self.spec.check(facts_of(self.spec, arguments))
+        return arguments
+
+    def _check_group_if_known(self, name: str) -> None:
+        """At trace time a group may not exist yet, or only on the machine the graph is made for."""
+        if torch.distributed.is_initialized():
+            with contextlib.suppress(CommunicationError):
+                _ascend.check_group(self.spec, comm.resolve(name))
+
+    def _tensors(self, arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        for name, value in arguments.items():
+            if isinstance(value, Tensor):
+                yield name, value
+
+    def _check_memory(self, arguments: dict[str, Any]) -> None:
+        for mutated in self.mutated:
+            target = arguments[mutated]
+            for name, other in self._tensors(arguments):
+                if name != mutated and _overlap(target, other):
+                    raise argument_error(
+                        self.spec.stem, name, f"memory of its own, since {mutated} is written", f"{mutated}'s memory",
+                        "Clone it.",
+                    )  # fmt: skip
+
+    def _call(self, fn: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """``fn`` with the arguments it takes; the others were checked to have no effect."""
+        wanted = inspect.signature(fn).parameters
+        return fn(**{name: value for name, value in arguments.items() if name in wanted})
+
+    def _prepared(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Memory checked; what a functional overload must not write is copied."""
+        if not self.mutated:
+            return arguments | {name: arguments[name].clone() for name in self.spec.mutated}
+        self._check_memory(arguments)
+        return arguments
+
+    def _results(self, arguments: dict[str, Any], results: Any) -> Any:
+        """What this overload returns of what the op computes."""
+        if not self.mutated:
+            return results
+        for name in self.mutated:
+            if not arguments[name].is_inference():
+                torch.autograd.graph.increment_version(arguments[name])
+        new = [r for r, o in zip(results, self.spec.outputs, strict=True) if o.python_name not in self.mutated]
+        return tuple(new) if len(new) > 1 else new[0]
+
+
+def _has_tangent(x: Tensor) -> bool:
+    unpack: Any = forward_ad.unpack_dual
+    return forward_ad._current_level >= 0 and unpack(x).tangent is not None
+
+
+def _all_reduce(x: Tensor, *, group: torch.distributed.ProcessGroup) -> Tensor:
+    torch.distributed.all_reduce(x, group=group)
+    return x
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two contiguous or transposed tensors share memory; such tensors have no gaps."""
+    if not a.numel() or not b.numel():
+        return False
+    first, second = a.data_ptr(), b.data_ptr()
+    return first < second + b.numel() * b.element_size() and second < first + a.numel() * a.element_size()
 
 
 def facts_of(spec: OpSpec, arguments: dict[str, Any]) -> Call:
     """The facts checks work on, from torch arguments by Python name."""
     names = {t.python_name for t in spec.inputs}
     tensors = {name: None if arguments.get(name) is None else tensor_facts(arguments[name]) for name in names}
+    for tensor in spec.inputs:
+        value = arguments.get(tensor.python_name)
+        if tensor.packed and value is not None and value.dtype is torch.int32 and value.dim() == 2:
+            k = arguments[spec.inputs[0].python_name].shape[-1]
+            tensors[tensor.python_name] = _unpacked_facts(value, tensor.packed, packed_axis(value, k))
     return Call(tensors, {k: v for k, v in arguments.items() if k not in names})
+
+
+def _unpacked_facts(x: Tensor, dtype: str, axis: int) -> TensorFacts:
+    shape = [size * 8 if i == axis else size for i, size in enumerate(x.shape)]
+    facts = tensor_facts(x)
+    return replace(
+        facts, shape=tuple(shape), dtype=dtype, is_packed=True,
+        is_contiguous=facts.is_contiguous and axis == 1,
+        is_transposed=axis == 0,
+    )  # fmt: skip
 
 
 def tensor_facts(x: Tensor) -> TensorFacts:
@@ -145,9 +299,3 @@ def _signature(spec: OpSpec) -> inspect.Signature:
             default = attrs[name].default
         parameters.append(inspect.Parameter(name, kind, default=default))
     return inspect.Signature(parameters)
-
-
-def _accepted(fn: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments ``fn`` takes; the others were checked to have no effect in the scenario served."""
-    wanted = inspect.signature(fn).parameters
-    return {name: value for name, value in arguments.items() if name in wanted}

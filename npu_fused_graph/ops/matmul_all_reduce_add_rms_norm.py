@@ -1,114 +1,29 @@
 """MatmulAllReduceAddRmsNorm: y = all_reduce(x1 @ x2 + bias) + residual; norm_out = RMSNorm(y) * gamma.
 
-Source: requirement 002 and specs/matmul_all_reduce.md section 1. Scenario covered: floating point (A16W16).
+Source: requirement 002 and specs/matmul_all_reduce.md section 1, which the step numbers below refer to. Three
+scenarios: floating point (A16W16), full quantisation (A8W8) and weight-only quantisation (A16W8, A16W4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from npu_fused_graph.errors import argument_error
-from npu_fused_graph.spec import AttrSpec, Call, Constraint, DTypeRow, OpSpec, TensorSpec
+from npu_fused_graph.errors import warn_once
+from npu_fused_graph.ops._arguments import check_types
+from npu_fused_graph.ops._int4 import packed_axis, unpacked_int4
+from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_constraints import CONSTRAINTS
+from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_samples import samples as samples
+from npu_fused_graph.ops.trans_quant_param_v2 import unpack_quant_param
+from npu_fused_graph.spec import AttrSpec, DTypeRow, OpSpec, TensorSpec
 
-_INT32_MAX = 2**31 - 1
-_FLOATS = ("float16", "bfloat16")
-_QUANT_INPUTS = ("antiquant_scale", "antiquant_offset", "dequant_scale")
 CHUNK_BYTES = 64 << 20
-"""Size of the reference's float32 accumulator: one chunk of rows. What the ranks gather is half of it per rank."""
-
-
-# -- constraints (numbers of the specification, section 1.7) ------------------------------------------------
-
-
-def _check_rows(spec: OpSpec, call: Call) -> None:
-    x1, residual = call.tensors["x1"], call.tensors["residual"]
-    assert x1 is not None and residual is not None
-    rows = 1
-    for dim in x1.shape[:-1]:
-        rows *= dim
-    wanted = residual.shape[0] * residual.shape[1]
-    if rows != wanted:
-        raise argument_error(
-            spec.stem, "x1", f"{wanted} rows (b * s of residual)", f"{rows} rows in shape {list(x1.shape)}",
-            "Give x1 and residual the same number of rows.",
-        )  # fmt: skip
-
-
-def _check_dtypes(spec: OpSpec, call: Call) -> None:
-    x1, x2 = call.tensors["x1"], call.tensors["x2"]
-    assert x1 is not None and x2 is not None
-    if x1.dtype not in _FLOATS or x2.dtype not in _FLOATS:
-        raise argument_error(
-            spec.stem, "x1, x2", "float16 or bfloat16 for both", f"{x1.dtype} and {x2.dtype}",
-            "Convert them; the quantised scenarios are not served yet.",
-        )  # fmt: skip
-    for name in ("x2", "bias", "residual", "gamma"):
-        facts = call.tensors.get(name)
-        if facts is not None and facts.dtype != x1.dtype:
-            raise argument_error(spec.stem, name, f"{x1.dtype} (the dtype of x1)", facts.dtype, "Convert it.")
-
-
-def _check_devices(spec: OpSpec, call: Call) -> None:
-    x1 = call.tensors["x1"]
-    assert x1 is not None
-    for name in ("x2", "bias", "residual", "gamma"):
-        facts = call.tensors.get(name)
-        if facts is not None and facts.device != x1.device:
-            raise argument_error(
-                spec.stem, name, f"a tensor on {x1.device} (the device of x1)", facts.device, "Move it."
-            )
-
-
-def _check_no_quantisation(spec: OpSpec, call: Call) -> None:
-    given = [name for name in _QUANT_INPUTS if call.tensors.get(name) is not None]
-    if given:
-        raise argument_error(
-            spec.stem, ", ".join(given), "no quantisation parameter with floating-point x1 and x2", "one",
-            "Leave it out.",
-        )  # fmt: skip
-
-
-def _check_sizes(spec: OpSpec, call: Call) -> None:
-    x2, x1 = call.tensors["x2"], call.tensors["x1"]
-    assert x1 is not None and x2 is not None
-    if x2.shape[0] == 0:
-        raise argument_error(spec.stem, "x1", "k of at least 1", "k = 0", "There is nothing to multiply.")
-    rows = 1
-    for dim in x1.shape[:-1]:
-        rows *= dim
-    for name, size in (("b * s", rows), ("k", x2.shape[0]), ("n", x2.shape[1])):
-        if size > _INT32_MAX:
-            raise argument_error(spec.stem, "x1, x2", f"{name} of at most {_INT32_MAX}", size, "Split the problem.")
-
-
-def _check_reduce_op(spec: OpSpec, call: Call) -> None:
-    if call.attrs["reduce_op"] != "sum":
-        raise argument_error(spec.stem, "reduce_op", "'sum'", repr(call.attrs["reduce_op"]), "Only sums are reduced.")
-
-
-def _check_comm_turn(spec: OpSpec, call: Call) -> None:
-    if call.attrs["comm_turn"] != 0:
-        raise argument_error(spec.stem, "comm_turn", "0 (automatic)", call.attrs["comm_turn"], "Leave it out.")
-
-
-def _check_epsilon(spec: OpSpec, call: Call) -> None:
-    if not 0 < call.attrs["epsilon"] < 1:
-        raise argument_error(
-            spec.stem, "epsilon", "a number in (0, 1)", call.attrs["epsilon"], "1e-5 or 1e-6 are usual."
-        )
-
-
-def _check_hcom(spec: OpSpec, call: Call) -> None:
-    hcom = call.attrs["hcom"]
-    if not isinstance(hcom, str) or not 0 < len(hcom.encode()) <= 127:
-        raise argument_error(
-            spec.stem, "hcom", "a communicator name of 1 to 127 bytes", repr(hcom),
-            "Pass the group's c10d name or get_hccl_comm_name(rank).",
-        )  # fmt: skip
+"""Size of the reference's accumulator: one chunk of rows. What the ranks gather is at most half of it per rank."""
+EXACT_K = 1024
+"""Products of int8 whose sum float32 holds without rounding: 2**24 / 2**14."""
 
 
 def _row(scenario: str, x1: str, x2: str, bias: str, out: str, antiquant: str, dequant: str) -> DTypeRow:
@@ -152,14 +67,23 @@ SPEC = OpSpec(
     inputs=(
         TensorSpec("x1", ("m k", "b1 s1 k"), doc="left operand"),
         TensorSpec(
-            "x2", ("k n",), contiguous="transposable", doc="weight; may be the transpose of a contiguous (n, k)"
+            "x2",
+            ("k n",),
+            contiguous="transposable",
+            packed="int4",
+            doc="weight; may be the transpose of a contiguous (n, k); int4: eight in an int32",
         ),
         TensorSpec("bias", ("n",), "optional", doc="this rank's bias; the result carries the sum over ranks"),
         TensorSpec("residual", ("b s n",), doc="added once, after the reduce; equal on all ranks"),
         TensorSpec("gamma", ("n",), doc="RMSNorm weight"),
-        TensorSpec("antiquant_scale", kind="optional", contiguous="any", doc="weight-only quantisation"),
-        TensorSpec("antiquant_offset", kind="optional", contiguous="any", doc="weight-only quantisation"),
-        TensorSpec("dequant_scale", kind="optional", contiguous="any", doc="full quantisation"),
+        TensorSpec(
+            "antiquant_scale",
+            kind="optional",
+            contiguous="any",
+            doc="(1), (n), (1, n), or (ceil(k / antiquant_group_size), n); GE: the transpose if is_trans_b",
+        ),
+        TensorSpec("antiquant_offset", kind="optional", contiguous="any", doc="like antiquant_scale"),
+        TensorSpec("dequant_scale", kind="optional", contiguous="any", doc="(1), (n) or (1, n); see TransQuantParamV2"),
     ),
     outputs=(
         TensorSpec("y", ("b s n",), like="residual", doc="the sum"),
@@ -185,18 +109,9 @@ SPEC = OpSpec(
         _row("weight-only quantisation", "bfloat16", "int4", "bfloat16", "bfloat16", "bfloat16", "bfloat16"),
     ),
     doc="Matmul, all-reduce, residual add and RMSNorm in one kernel.",
-    source="requirement 002",
-    constraints=(
-        Constraint("A6", _check_rows),
-        Constraint("A13-A14", _check_dtypes),
-        Constraint("A15", _check_no_quantisation),
-        Constraint("A32-A33", _check_sizes),
-        Constraint("A35", _check_reduce_op),
-        Constraint("A36", _check_comm_turn),
-        Constraint("A37", _check_epsilon),
-        Constraint("A38", _check_hcom),
-        Constraint("A42", _check_devices),
-    ),
+    source="requirement 002 (MindSpeed's document of npu_mm_all_reduce_add_rms_norm)",
+    constraints=CONSTRAINTS,
+    group_sizes=(1, 2, 4, 8),
 )
 
 
@@ -224,17 +139,30 @@ def npu_mm_all_reduce_add_rms_norm(
     ``y = all_reduce(x1 @ x2 + bias) + residual``, ``norm_out = y / sqrt(mean(y**2, -1) + epsilon) * gamma``.
 
     x1: (m, k) or (b, s, k). x2: (k, n), contiguous or the transpose of a contiguous (n, k). residual: (b, s, n)
-    with b * s rows equal to x1's, the same on every rank. gamma, bias: (n). All of one dtype, float16 or bfloat16.
-    hcom: communicator: c10d group name, HCCL name, or ``tag=..;rank_list=..``. bias is per rank: the result carries
-    the sum of all ranks' biases. Quantisation arguments belong to scenarios that are refused so far.
-    Returns (y, norm_out), both of residual's shape and dtype. Raises InvalidArgumentError for a broken constraint,
-    CommunicationError when the group fails or its ranks disagree.
+    with b * s rows equal to x1's, the same on every rank. gamma, bias: (n). hcom: communicator of 1, 2, 4 or 8 ranks:
+    c10d group name, HCCL name, or ``tag=..;rank_list=..``. bias is per rank: the result carries the sum of all ranks'.
+    reduce_op: "sum". epsilon: in (0, 1). comm_turn: 0. T is the dtype of residual and gamma, float16 or bfloat16.
+
+    The dtypes of x1 and x2 choose the scenario:
+
+    - T and T: everything is T; no scales.
+    - int8 and int8: ``(x1 @ x2 + bias) * dequant_scale``, bias int32. dequant_scale: (1), (n) or (1, n); bfloat16 for
+      T = bfloat16, else int64 or uint64 words of :func:`npu_trans_quant_param`.
+    - T and int8: ``x1 @ ((x2 + antiquant_offset) * antiquant_scale) + bias``, scale and offset T, of one shape:
+      (1), (n), (1, n), or with antiquant_group_size (a multiple of 32 in [32, k - 1]) one row per group of k.
+      x2 may be int4, eight in an int32 along its stored last axis, lowest bits first (CANN's IR; not in 002).
+
+    Returns (y, norm_out), both T and of residual's shape. There is no backward. Raises InvalidArgumentError for a
+    broken constraint, CommunicationError when the group fails or its ranks disagree (inside torch.compile torch wraps
+    them in exceptions of its own).
     """
-    result: tuple[Tensor, Tensor] = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm(
-        x1, x2, residual, gamma, hcom, reduce_op=reduce_op, epsilon=epsilon, bias=bias,
-        antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset, dequant_scale=dequant_scale,
-        antiquant_group_size=antiquant_group_size, comm_turn=comm_turn,
-    )  # fmt: skip
+    arguments = {
+        "x1": x1, "x2": x2, "residual": residual, "gamma": gamma, "hcom": hcom, "reduce_op": reduce_op,
+        "epsilon": epsilon, "bias": bias, "antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset,
+        "dequant_scale": dequant_scale, "antiquant_group_size": antiquant_group_size, "comm_turn": comm_turn,
+    }  # fmt: skip
+    check_types(SPEC, arguments)
+    result: tuple[Tensor, Tensor] = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm(**arguments)
     return result
 
 
@@ -253,30 +181,93 @@ def reference(
     *,
     epsilon: float = 1e-06,
     bias: Tensor | None = None,
+    antiquant_scale: Tensor | None = None,
+    antiquant_offset: Tensor | None = None,
+    dequant_scale: Tensor | None = None,
+    antiquant_group_size: int = 0,
     mode: ReduceMode = "once",
+    y: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator on CPU with the roundings of the kernel (specification 1.2), in chunks of rows.
 
     gather: all ranks' partial results in rank order. mode: "once" sums them in float32 and rounds once, "seq"
-    rounds after each addition; HCCL's own order lies in between. T = dtype of x1, RN = rounding to T:
-    p = RN(x1 @ x2 + bias); y = RN(sum p + residual); norm_out = RN(RN(y * rstd) * gamma).
+    rounds after each addition; HCCL's own order lies in between. y: where the sum goes; may be residual itself.
+    RN = rounding to T: p = RN(this rank's product); y = RN(RN(sum p) + residual); norm_out = RN(RN(y * rstd) * gamma).
     """
     rows, n = residual.numel() // max(residual.size(-1), 1), residual.size(-1)
-    y = torch.empty(residual.shape, dtype=residual.dtype)
+    y = torch.empty(residual.shape, dtype=residual.dtype) if y is None else y
     norm_out = torch.empty(residual.shape, dtype=residual.dtype)
     if rows == 0 or n == 0:
         return y, norm_out  # the kernel launches nothing either: the group is not touched
-    weight = x2.float()
+    if dequant_scale is not None:
+        product = _full_product(x2, bias, dequant_scale, residual.dtype)
+    else:
+        weight = x2
+        if antiquant_scale is not None:
+            if x2.dtype is torch.int32:
+                weight = unpacked_int4(x2, packed_axis(x2, x1.size(-1)))
+            weight = antiquantised(weight, antiquant_scale, antiquant_offset, antiquant_group_size)
+        product = _float_product(weight, bias)
     flat = [t.view(rows, t.size(-1)) for t in (x1, residual, y, norm_out)]
     for first, last in _chunks(rows, n):
         x, r, out_y, out_norm = (t[first:last] for t in flat)
-        accumulator = x.float() @ weight
-        if bias is not None:
-            accumulator += bias.float()
-        reduced = _sum_ranks(gather(accumulator.to(x1.dtype)), mode)
+        reduced = _sum_ranks(gather(product(x)), mode)
         out_y.copy_(reduced.float().add_(r.float()))
         out_norm.copy_(_rms_norm(out_y, gamma, epsilon))
     return y, norm_out
+
+
+def _float_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    wide = weight.float()
+
+    def product(x: Tensor) -> Tensor:
+        accumulator = x.float() @ wide
+        if bias is not None:
+            accumulator += bias.float()
+        return accumulator.to(weight.dtype)
+
+    return product
+
+
+def _full_product(
+    weight: Tensor, bias: Tensor | None, dequant_scale: Tensor, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    scale = dequant_scale.float() if dequant_scale.dtype is torch.bfloat16 else _unpacked_scale(dequant_scale)
+    exact = torch.float32 if weight.size(0) <= EXACT_K else torch.float64
+    wide = weight.to(exact)
+
+    def product(x: Tensor) -> Tensor:
+        accumulator = (x.to(exact) @ wide).to(torch.int32)
+        if bias is not None:
+            accumulator += bias
+        return (accumulator.float() * scale).to(dtype)
+
+    return product
+
+
+def _unpacked_scale(words: Tensor) -> Tensor:
+    scale, offset = unpack_quant_param(words)
+    if offset.any():
+        warn_once(
+            "[matmul_all_reduce_add_rms_norm] dequant_scale: expected words without offset (bits 37 to 45), got some "
+            "with one. It has no effect: offsets belong to int8 results. Pack the scales alone."
+        )
+    return scale
+
+
+def antiquantised(x2: Tensor, scale: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
+    """The weight ``(x2 + offset) * scale`` in scale's dtype; float16 rounds after each step, bfloat16 once."""
+    dtype = torch.float16 if scale.dtype is torch.float16 else torch.float32
+
+    def per_row(parameter: Tensor) -> Tensor:
+        if group_size:
+            parameter = parameter.repeat_interleave(group_size, 0)[: x2.size(0)]
+        return parameter.to(dtype)
+
+    wide = x2.to(dtype)
+    if offset is not None:
+        wide = wide + per_row(offset)
+    return (wide * per_row(scale)).to(scale.dtype)
 
 
 def _chunks(rows: int, n: int) -> Iterator[tuple[int, int]]:
@@ -296,7 +287,9 @@ def _sum_ranks(partials: list[Tensor], mode: ReduceMode) -> Tensor:
 
 def _rms_norm(y: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
     wide = y.float()
-    rstd = torch.rsqrt((wide * wide).mean(-1, keepdim=True) + epsilon)
+    # scaled before the sum, as the kernel does: squares of large bfloat16 values add up beyond float32 otherwise
+    mean = (wide * wide).mul_(1 / y.size(-1)).sum(-1, keepdim=True)
+    rstd = torch.rsqrt(mean + epsilon)
     return (wide * rstd).to(y.dtype) * gamma
 
 
@@ -312,43 +305,53 @@ def decompose(
     *,
     epsilon: float = 1e-06,
     bias: Tensor | None = None,
+    antiquant_scale: Tensor | None = None,
+    antiquant_offset: Tensor | None = None,
+    dequant_scale: Tensor | None = None,
+    antiquant_group_size: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The same in basic torch ops: the graph before fusion. all_reduce: the sum over ranks of one tensor."""
     if residual.numel() == 0:
         return torch.empty_like(residual), torch.empty_like(residual)
-    product = torch.matmul(x1, x2) if bias is None else torch.nn.functional.linear(x1, x2.t(), bias)
+    if dequant_scale is not None:
+        product = _dequantised_matmul(x1, x2, bias, dequant_scale).to(residual.dtype)
+    else:
+        if antiquant_scale is not None:
+            if x2.dtype is torch.int32:
+                x2 = _nibbles(x2, packed_axis(x2, x1.size(-1)))
+            x2 = _float_weight(x2, antiquant_scale, antiquant_offset, antiquant_group_size)
+        product = torch.matmul(x1, x2) if bias is None else torch.nn.functional.linear(x1, x2.t(), bias)
     y = all_reduce(product).reshape(residual.shape) + residual
     variance = y.to(torch.float32).pow(2).mean(-1, keepdim=True)
     normalised = y.to(torch.float32) * torch.rsqrt(variance + epsilon)
     return y, gamma * normalised.to(y.dtype)
 
 
-# -- samples ------------------------------------------------------------------------------------------------
+def _dequantised_matmul(x1: Tensor, x2: Tensor, bias: Tensor | None, dequant_scale: Tensor) -> Tensor:
+    """Blocks of k so short that a float32 product is exact: no device has a wider one for int8 in torch itself."""
+    total = torch.zeros((), dtype=torch.int32, device=x1.device) if bias is None else bias
+    for first in range(0, x1.size(-1), EXACT_K):
+        block = slice(first, first + EXACT_K)
+        total = total + torch.matmul(x1[..., block].float(), x2[block].float()).to(torch.int32)
+    if dequant_scale.dtype is not torch.bfloat16:
+        # the words' low halves, as floats with the 13 low bits cleared
+        halves = dequant_scale.contiguous().view(torch.int32)[..., ::2]
+        dequant_scale = (halves >> 13 << 13).view(torch.float32)
+    return total.to(torch.float32) * dequant_scale.to(torch.float32)
 
 
-def samples() -> Iterator[dict[str, Any]]:
-    """Keyword arguments of valid calls on one rank's shard, without ``hcom``. Values are seeded."""
-    generator = torch.Generator().manual_seed(0)
+def _nibbles(x2: Tensor, axis: int) -> Tensor:
+    nibbles = torch.stack([(x2 >> shift) & 15 for shift in range(0, 32, 4)], axis + 1).flatten(axis, axis + 1)
+    return torch.where(nibbles > 7, nibbles - 16, nibbles)
 
-    def rand(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
 
-    for dtype in (torch.float16, torch.bfloat16):
-        for x1_shape, (b, s), n, transposed, with_bias in (
-            ((8, 32), (2, 4), 16, False, False),
-            ((2, 4, 32), (2, 4), 16, True, False),
-            ((2, 4, 33), (1, 8), 17, True, True),
-            ((1, 1), (1, 1), 1, False, True),
-            ((0, 32), (1, 0), 16, False, False),
-            ((4, 32), (1, 4), 0, False, True),
-        ):
-            k = x1_shape[-1]
-            x2 = rand(n, k, dtype=dtype).t() if transposed else rand(k, n, dtype=dtype)
-            yield {
-                "x1": rand(*x1_shape, dtype=dtype),
-                "x2": x2,
-                "residual": rand(b, s, n, dtype=dtype),
-                "gamma": rand(n, dtype=dtype),
-                "bias": rand(n, dtype=dtype) if with_bias else None,
-                "epsilon": 1e-5 if with_bias else 1e-6,
-            }
+def _float_weight(x2: Tensor, scale: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
+    size = group_size or x2.size(0)
+    groups = []
+    for i, rows in enumerate(x2.split(size)):  # type: ignore[no-untyped-call]
+        per_group = [p if p is None or not group_size else p[i] for p in (scale, offset)]
+        wide = rows.to(torch.float32)
+        if per_group[1] is not None:
+            wide = wide + per_group[1].to(torch.float32)
+        groups.append(wide * per_group[0].to(torch.float32))  # type: ignore[union-attr]
+    return torch.cat(groups).to(scale.dtype)

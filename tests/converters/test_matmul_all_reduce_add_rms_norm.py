@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 import npu_fused_graph as nfg
 from npu_fused_graph.engine import Executable
 from npu_fused_graph.host import native
-from npu_fused_graph.ir.graph import Graph
+from npu_fused_graph.ir.graph import Graph, Source
 from npu_fused_graph.ir.order import live_nodes
 from npu_fused_graph.ir.text import to_text
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.testing import assert_close, assert_same_graph
+from tests.ops.exact import exact
+
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SAMPLES = [s for s in op.samples() if s["residual"].numel()]
 TYPE = "MatmulAllReduceAddRmsNorm"
+IN_PLACE = "InplaceMatmulAllReduceAddRmsNorm"
+GLUE = {"Const", "Transpose", "Bitcast", "Shape", "Mul", "Reshape"}
+"""What may stand in front of the node: scales that go with a transposed weight, words and int4 in GE's dtypes."""
 
 
-@pytest.fixture(autouse=True)
-def _one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+@dataclass
+class Compiled:
+    """The op alone under torch.compile. graphs: what TorchAir loaded so far."""
+
+    run: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]
+    tensors: dict[str, Tensor]
+    graphs: list[Executable]
+
+    @property
+    def graph(self) -> Graph:
+        (executable,) = self.graphs
+        return executable.graph
 
 
-def compile_and_run(
-    arguments: dict[str, Any], *, dynamic_rows: bool = False
-) -> tuple[Graph, list[tuple[Tensor, Tensor]]]:
-    """(GE graph, results of two runs) of the op alone under torch.compile."""
+@contextmanager
+def compiling(arguments: dict[str, Any], *, in_place: bool = False, dynamic_rows: bool = False) -> Iterator[Compiled]:
     graphs: list[Executable] = []
     native.graph_listeners.append(graphs.append)
     tensors = {k: v for k, v in arguments.items() if isinstance(v, Tensor)}
     rest = {k: v for k, v in arguments.items() if not isinstance(v, Tensor)}
+    function = nfg.npu_mm_all_reduce_add_rms_norm_ if in_place else nfg.npu_mm_all_reduce_add_rms_norm
 
     is_transposed = not tensors["x2"].is_contiguous()
     if is_transposed:  # as nn.Linear does: the stored weight is the input, its transpose is taken in the graph
@@ -50,51 +61,202 @@ def compile_and_run(
 
     def model(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         weight = tensors["x2"].t() if is_transposed else tensors["x2"]
-        return nfg.npu_mm_all_reduce_add_rms_norm(**tensors | {"x2": weight}, hcom="0", **rest)
+        return function(**tensors | {"x2": weight}, hcom="0", **rest)
 
     if dynamic_rows:
-        torch._dynamo.mark_dynamic(tensors["x1"], 0)
+        torch._dynamo.mark_dynamic(tensors["x1"], tensors["x1"].dim() - 2)
         torch._dynamo.mark_dynamic(tensors["residual"], 1)
     torch._dynamo.reset()
+    run = torch.compile(model, backend=nfg.get_npu_backend(), dynamic=None if dynamic_rows else False, fullgraph=True)
     try:
         with torch.no_grad():
-            compiled = torch.compile(
-                model, backend=nfg.get_npu_backend(), dynamic=None if dynamic_rows else False, fullgraph=True
-            )
-            results = [compiled(tensors), compiled(tensors)]
+            yield Compiled(run, tensors, graphs)
     finally:
         native.graph_listeners.remove(graphs.append)
-    (graph,) = (g.graph for g in graphs)
-    return graph, results
 
 
-def fused_node(graph: Graph) -> Any:
-    (node,) = graph.of_type(TYPE)
+def compile_and_run(arguments: dict[str, Any]) -> tuple[Graph, list[tuple[Tensor, Tensor]]]:
+    """(GE graph, results of two runs)."""
+    with compiling(arguments) as compiled:
+        results = [compiled.run(compiled.tensors) for _ in range(2)]
+        return compiled.graph, results
+
+
+def fused_node(graph: Graph, ge_type: str = TYPE) -> Any:
+    (node,) = graph.of_type(ge_type)
     return node
+
+
+def check_graph(graph: Graph, ge_type: str, sample: dict[str, Any]) -> None:
+    types = Counter(graph.nodes[name].type for name in live_nodes(graph))
+    copies = {"TensorMove"} if ge_type == IN_PLACE else set()
+    assert set(types) - GLUE == {"Data", ge_type, "NetOutput"} | copies, types
+    if sample["x2"].dtype in (torch.float16, torch.bfloat16):
+        assert not set(types) & GLUE, "one node and nothing else"
+    node = fused_node(graph, ge_type)
+    assert node.attrs["is_trans_b"] == (not sample["x2"].is_contiguous())
+    fed = {item.desc.name: item.source for item in node.inputs}
+    assert list(fed) == [t.name for t in op.SPEC.inputs]
+    optional = ("bias", "antiquant_scale", "antiquant_offset", "dequant_scale")
+    assert {n: s is not None for n, s in fed.items() if n in optional} == {
+        n: sample.get(n) is not None for n in optional
+    }
+
+
+def check_results(results: tuple[Tensor, Tensor], sample: dict[str, Any]) -> None:
+    wanted = op.decompose(**sample, all_reduce=lambda x: x)
+    real = exact([sample], sample["residual"], sample["gamma"], sample["epsilon"])
+    scale = 8 if sample.get("antiquant_scale") is not None else 4  # see tests/ops
+    for got, want, number in zip(results, wanted, real, strict=True):
+        assert_close(got, want, scale=2)
+        assert_close(got, number, scale=scale)
 
 
 @pytest.mark.parametrize("index", range(len(SAMPLES)))
 def test_one_node_equal_to_decompose(index: int) -> None:
     sample = SAMPLES[index]
     graph, results = compile_and_run(sample)
-    types = Counter(graph.nodes[name].type for name in live_nodes(graph))
-    assert set(types) == {"Data", TYPE, "NetOutput"}, types
-    assert types[TYPE] == 1
-    assert fused_node(graph).attrs["is_trans_b"] == (not sample["x2"].is_contiguous())
-    wanted = op.decompose(**sample, all_reduce=lambda x: x)
-    wide = op.decompose(
-        **{k: v.double() if isinstance(v, Tensor) else v for k, v in sample.items()}, all_reduce=lambda x: x
-    )
+    check_graph(graph, TYPE, sample)
     for result in results:
-        for got, want, exact in zip(result, wanted, wide, strict=True):
-            assert_close(got, want, scale=2)
-            assert_close(got, exact, scale=4)
+        check_results(result, sample)
 
 
-def test_golden_text() -> None:
-    for name, sample in (("plain", SAMPLES[0]), ("transposed_bias", SAMPLES[2])):
-        graph, _ = compile_and_run(sample)
-        assert_same_graph(to_text(graph).replace(graph.name, "graph"), GOLDEN / f"mm_ar_norm_{name}.txt")
+@pytest.mark.parametrize("index", range(len(SAMPLES)))
+def test_in_place_one_node_that_writes_the_residual(index: int) -> None:
+    sample = SAMPLES[index]
+    residual = sample["residual"].clone()
+    with compiling(sample | {"residual": residual}, in_place=True) as compiled:
+        first = compiled.run(compiled.tensors)
+        assert first[0] is residual
+        check_results((residual, first[1]), sample)
+        check_graph(compiled.graph, IN_PLACE, sample)
+        second_input = residual.clone()
+        second = compiled.run(compiled.tensors)  # now compiled by the engine, on the sum of the first run
+        check_results(second, sample | {"residual": second_input})
+        assert second[0] is residual
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("index", range(0, len(SAMPLES), 2))
+def test_dynamic_rows_need_one_graph(index: int, in_place: bool) -> None:
+    """mark_dynamic on the rows: any number of them runs on the graph of the first call."""
+    sample = {k: v.clone() if isinstance(v, Tensor) else v for k, v in SAMPLES[index].items()}
+    if sample["x1"].dim() == 2:
+        sample["residual"] = sample["residual"].reshape(1, -1, sample["residual"].size(-1))
+    if sample["residual"].size(1) == 1:
+        pytest.skip("one row: torch specialises sizes of 1, there is nothing dynamic")
+    if not SAMPLES[index]["x2"].is_contiguous():
+        sample["x2"] = SAMPLES[index]["x2"].t().clone().t()
+    more = sample | {
+        name: torch.cat([sample[name]] * 3, dim=dim) for name, dim in (("x1", sample["x1"].dim() - 2), ("residual", 1))
+    }
+    originals = [{**s, "residual": s["residual"].clone()} for s in (sample, more)]
+    with compiling(sample, in_place=in_place, dynamic_rows=True) as compiled:
+        check_results(compiled.run(compiled.tensors), originals[0])
+        changed = compiled.tensors | {name: more[name] for name in ("x1", "residual")}
+        check_results(compiled.run(changed), originals[1])
+        assert fused_node(compiled.graph, IN_PLACE if in_place else TYPE)
+        assert any(-1 in (n.outputs[0].shape or ()) for n in compiled.graph.of_type("Data")), "rows are unknown"
+
+
+NAMED = {
+    "plain": 0, "transposed_bias": 2, "full_words": 4, "full_unsigned_words_transposed": 5, "weight_only": 8,
+    "per_group": 11, "per_group_transposed": 12, "int4": 14, "int4_per_group_transposed": 15,
+}  # fmt: skip
+"""Samples whose graph is a golden file, by position among the float16 ones."""
+
+
+@pytest.mark.parametrize("name", list(NAMED))
+@pytest.mark.parametrize("in_place", [False, True])
+def test_golden_text(name: str, in_place: bool) -> None:
+    with compiling(SAMPLES[NAMED[name]], in_place=in_place) as compiled:
+        compiled.run(compiled.tensors)
+        text = to_text(compiled.graph).replace(compiled.graph.name, "graph")
+    assert_same_graph(text, GOLDEN / f"mm_ar_norm_{name}{'_in_place' if in_place else ''}.txt")
+
+
+def test_scales_that_are_stored_transposed_need_no_transpose() -> None:
+    """A weight and its scales per group, both kept as (n, ...): the node reads them as they lie."""
+    sample = SAMPLES[NAMED["per_group_transposed"]]
+    stored = {name: sample[name].t().contiguous() for name in ("x2", "antiquant_scale", "antiquant_offset")}
+    rest = {name: value for name, value in sample.items() if name not in stored}
+    graphs: list[Executable] = []
+    native.graph_listeners.append(graphs.append)
+
+    def model(stored: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return nfg.npu_mm_all_reduce_add_rms_norm(**{n: t.t() for n, t in stored.items()}, **rest, hcom="0")
+
+    torch._dynamo.reset()
+    try:
+        with torch.no_grad():
+            results = torch.compile(model, backend=nfg.get_npu_backend(), dynamic=False, fullgraph=True)(stored)
+    finally:
+        native.graph_listeners.remove(graphs.append)
+    check_results(results, sample)
+    graph = graphs[0].graph
+    assert {graph.nodes[name].type for name in live_nodes(graph)} == {"Data", TYPE, "NetOutput"}
+
+
+Layout = Callable[[Tensor], Tensor]
+LAYOUTS: dict[str, tuple[Layout, Layout]] = {
+    # what becomes the graph's input, made from x2; what the graph makes of it
+    "as it is": (lambda x2: x2, lambda t: t),
+    "t() in the graph": (lambda x2: x2.t(), lambda t: t.t()),
+    "copied and t()": (lambda x2: x2.t().contiguous(), lambda t: t.t()),
+    "permute": (lambda x2: x2.t().contiguous(), lambda t: t.permute(1, 0)),
+    "mT": (lambda x2: x2.t(), lambda t: t.mT),
+    "t() twice": (lambda x2: x2, lambda t: t.t().t()),
+    "through views": (lambda x2: x2.t(), lambda t: t.t().unsqueeze(0).squeeze(0)),
+}
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize(
+    "name", [name for name in NAMED if name not in ("full_unsigned_words_transposed", "per_group")]
+)
+def test_weights_in_any_layout(name: str, layout: str) -> None:
+    """Where a transpose is taken, in front of the graph or in it, and by which op, changes no number."""
+    sample = SAMPLES[NAMED[name]]
+    outside, inside = LAYOUTS[layout]
+    rest = {k: v for k, v in sample.items() if k != "x2"}
+    given = inside(outside(sample["x2"]))
+    if not (given.is_contiguous() or given.t().is_contiguous()) or (
+        sample["x2"].dtype is torch.int32 and given.stride() != sample["x2"].stride()
+    ):
+        pytest.skip("another matrix: the copy holds int4 words along the other axis")
+
+    def model(t: Tensor) -> tuple[Tensor, Tensor]:
+        return nfg.npu_mm_all_reduce_add_rms_norm(x2=inside(t), **rest, hcom="0")
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        run = torch.compile(model, backend=nfg.get_npu_backend(), dynamic=False, fullgraph=True)
+        check_results(run(outside(sample["x2"])), sample)
+
+
+def test_scales_packed_in_the_graph() -> None:
+    """TransQuantParamV2 gives int64 or uint64, by version of CANN; the Bitcast makes it uint64 from either."""
+    sample = {k: v for k, v in SAMPLES[NAMED["full_words"]].items() if k != "dequant_scale"}
+    scale = torch.tensor([0.003])
+    graphs: list[Executable] = []
+    native.graph_listeners.append(graphs.append)
+
+    def model(scale: Tensor) -> tuple[Tensor, Tensor]:
+        words = nfg.npu_trans_quant_param(scale, None, 1)
+        return nfg.npu_mm_all_reduce_add_rms_norm(**sample, dequant_scale=words, hcom="0")
+
+    torch._dynamo.reset()
+    try:
+        with torch.no_grad():
+            results = torch.compile(model, backend=nfg.get_npu_backend(), dynamic=False, fullgraph=True)(scale)
+    finally:
+        native.graph_listeners.remove(graphs.append)
+    check_results(results, sample | {"dequant_scale": nfg.npu_trans_quant_param(scale, None, 1)})
+    (pack,) = graphs[0].graph.of_type("TransQuantParamV2")
+    assert pack.attrs["round_mode"] == 1
+    (bitcast,) = graphs[0].graph.of_type("Bitcast")
+    assert bitcast.inputs[0].source == Source(pack.name, 0)
+    assert Source(bitcast.name, 0) in fused_node(graphs[0].graph).sources()
 
 
 def test_each_attribute_reaches_the_node() -> None:
@@ -112,16 +274,6 @@ def test_epsilon_changes_the_result() -> None:
     _, large = compile_and_run(SAMPLES[0] | {"epsilon": 0.9})
     assert torch.equal(small[0][0], large[0][0])
     assert not torch.equal(small[0][1], large[0][1])
-
-
-def test_dynamic_rows() -> None:
-    sample = {k: v.clone() if isinstance(v, Tensor) else v for k, v in SAMPLES[0].items()}
-    sample["residual"] = sample["residual"].reshape(1, 8, 16)
-    graph, results = compile_and_run(sample, dynamic_rows=True)
-    assert len(graph.of_type(TYPE)) == 1
-    wanted = op.decompose(**sample, all_reduce=lambda x: x)
-    for got, want in zip(results[0], wanted, strict=True):
-        assert_close(got, want, scale=2)
 
 
 def test_empty_rows_compile() -> None:

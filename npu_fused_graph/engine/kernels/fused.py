@@ -1,14 +1,22 @@
-"""Kernels of our fused op types: the reference implementations, fed with the engine's communicator."""
+"""Kernels of our fused op types: the reference implementations, fed with the engine's communicator.
+
+What GE's shape inference or op definition would refuse is refused here too.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor
 
 from npu_fused_graph.comm import communicator
+from npu_fused_graph.engine.kernels._checks import require
 from npu_fused_graph.engine.registry import kernel
 from npu_fused_graph.errors import UnsupportedOpError
 from npu_fused_graph.ir.graph import Node
+from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as in_place
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as mm_ar_norm
+from npu_fused_graph.ops import trans_quant_param_v2 as quant_param
 
 
 @kernel("MatmulAllReduceAddRmsNorm", ignored=("comm_turn",), pure=False)
@@ -30,14 +38,56 @@ def matmul_all_reduce_add_rms_norm(
     epsilon: float = 1e-06,
     node: Node,
 ) -> tuple[Tensor, Tensor]:
-    if is_trans_a or reduce_op != "sum" or antiquant_group_size:
-        raise UnsupportedOpError(
-            f"[engine] {node.name} ({node.type}): expected is_trans_a=False, reduce_op='sum', antiquant_group_size=0, "
-            f"got {is_trans_a}, {reduce_op!r}, {antiquant_group_size}."
-        )
-    if antiquant_scale is not None or antiquant_offset is not None or dequant_scale is not None:
-        raise UnsupportedOpError(
-            f"[engine] {node.name} ({node.type}): expected the float scenario, got a quantised one."
-        )
-    weight = x2.t() if is_trans_b else x2
-    return mm_ar_norm.reference(x1, weight, residual, gamma, communicator(group).all_gather, epsilon=epsilon, bias=bias)
+    if is_trans_a or reduce_op != "sum":
+        raise _unsupported(node, "is_trans_a=False, reduce_op='sum'", f"{is_trans_a}, {reduce_op!r}")
+    tensors = {
+        "x1": x1, "x2": x2, "bias": bias, "residual": residual, "gamma": gamma, "antiquant_scale": antiquant_scale,
+        "antiquant_offset": antiquant_offset, "dequant_scale": dequant_scale,
+    }  # fmt: skip
+    _check_dtypes(node, tensors)
+    if is_trans_b:
+        x2 = x2.t()
+    if antiquant_scale is not None and antiquant_group_size:
+        k, n = x2.shape
+        groups = -(-k // antiquant_group_size)
+        wanted = (n, groups) if is_trans_b else (groups, n)
+        if antiquant_scale.shape != wanted:
+            raise _unsupported(node, f"antiquant_scale {list(wanted)}", list(antiquant_scale.shape))
+        if is_trans_b:
+            antiquant_scale = antiquant_scale.t()
+            antiquant_offset = None if antiquant_offset is None else antiquant_offset.t()
+    peer = communicator(group)
+    mm_ar_norm.SPEC.check_group(group, peer.size)
+    op = in_place if node.type == in_place.SPEC.ge_type else mm_ar_norm
+    result: tuple[Tensor, Tensor] = op.reference(
+        x1=x1, x2=x2, residual=residual, gamma=gamma, gather=peer.all_gather, epsilon=epsilon, bias=bias,
+        antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset, dequant_scale=dequant_scale,
+        antiquant_group_size=antiquant_group_size,
+    )  # fmt: skip
+    return result
+
+
+kernel("InplaceMatmulAllReduceAddRmsNorm", ignored=("comm_turn",), mutates=("residual",), pure=False)(
+    matmul_all_reduce_add_rms_norm
+)
+
+
+@kernel("TransQuantParamV2", specialise=require("TransQuantParamV2", round_mode=(0, 1)))
+def trans_quant_param_v2(scale: Tensor, offset: Tensor | None = None, *, round_mode: int = 0, node: Node) -> Tensor:
+    if scale.dtype.itemsize != 4 or not scale.is_floating_point():
+        raise _unsupported(node, "a float32 scale", scale.dtype)
+    return quant_param.reference(scale, offset, round_mode)
+
+
+_ROWS = [row.dtypes for row in mm_ar_norm.SPEC.rows]
+
+
+def _check_dtypes(node: Node, tensors: dict[str, Tensor | None]) -> None:
+    """Some column of the op definition must fit; int4 weights are held as int8."""
+    dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in tensors.items() if x is not None}
+    if not any(all(row[name] == dtype for name, dtype in dtypes.items()) for row in _ROWS):
+        raise _unsupported(node, "a combination of dtypes in ge_op_protos/README.md", dtypes)
+
+
+def _unsupported(node: Node, expected: str, got: Any) -> UnsupportedOpError:
+    return UnsupportedOpError(f"[engine] {node.name} ({node.type}): expected {expected}, got {got}.")

@@ -50,9 +50,9 @@ def dequantised(
 
 
 def unpacked(parameter: Tensor) -> tuple[Tensor, Tensor]:
-    """(scale, offset) of packed quantisation parameters: float bits in the low word, 9-bit offset from bit 37 on."""
+    """(scale, offset) of packed quantisation parameters: 19 float bits from bit 13 on, 9-bit offset from bit 37 on."""
     bits = parameter.contiguous().view(torch.int64)
-    scale = bits.view(torch.float32)[..., ::2]
+    scale = (bits & 0xFFFFE000).to(torch.uint32).view(torch.float32)
     offset = (bits >> 37) & 0x1FF
     return scale, torch.where(offset > 255, offset - 512, offset).float()
 
@@ -149,14 +149,3 @@ def ascend_dequant(
     if relu_flag:
         value = value.relu_()
     return value.to(dtype)
-
-
-@kernel("TransQuantParamV2", specialise=require("TransQuantParamV2", round_mode=(0,)))
-def trans_quant_param_v2(scale: Tensor, offset: Tensor | None = None, *, round_mode: int = 0) -> Tensor:
-    """Pack scale and offset into 64 bits: 19 high bits of the float, a 9-bit offset from bit 37, and bit 46."""
-    if scale.dtype is not torch.float32:
-        raise unsupported("TransQuantParamV2", "scale", "float32", scale.dtype)
-    packed = (scale.view(torch.int32).long() & 0xFFFFE000) | (1 << 46)
-    if offset is not None:
-        packed = packed | ((offset.round().clamp_(-256, 255).long() & 0x1FF) << 37)
-    return packed

@@ -215,4 +215,12 @@ CASES = [
         dtypes=ONE,
         name="offset",
     ),
+    OpCase(
+        "TransQuantParamV2",
+        lambda m: {"scale": torch.tensor([1 + 3 * 2**-11, 1 + 2**-11, 1 + 5 * 2**-12])},
+        lambda scale: torch.tensor([_packed(1 + 2**-9), _packed(1.0), _packed(1 + 2**-10)]),
+        {"round_mode": 1},
+        dtypes=ONE,
+        name="round_to_even",
+    ),
 ]

@@ -1,0 +1,35 @@
+"""npu_mm_all_reduce_add_rms_norm_ -> InplaceMatmulAllReduceAddRmsNorm.
+
+In a graph the mutation is already functionalised: what arrives is the functional overload, and a copy_ of its first
+result into the argument. A TensorMove keeps the node's write away from the old value, which others may still read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from npu_fused_graph.converters.matmul_all_reduce_add_rms_norm import converter
+
+from npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm import SPEC
+
+
+def register() -> None:
+    import torchair
+
+    functional = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_.functional
+    torchair.register_fx_node_ge_converter(functional)(_converter())
+
+
+def _converter() -> Callable[..., Any]:
+    from torchair._ge_concrete_graph import ge_apis as ge
+
+    convert = converter(SPEC)
+
+    def convert_copy(x1: Any, x2: Any, residual: Any, *args: Any, **kwargs: Any) -> Any:
+        own = ge.TensorMove(residual)
+        own.set_meta(residual.meta)
+        return convert(x1, x2, own, *args, **kwargs)
+
+    return convert_copy

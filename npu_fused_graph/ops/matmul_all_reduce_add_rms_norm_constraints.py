@@ -1,0 +1,342 @@
+"""The constraints of MatmulAllReduceAddRmsNorm that axes and layouts do not express (specification 1.7, A6 to A42).
+
+Each function is one numbered row. They see only facts every tensor has, fake or real, so the same call is refused
+with the same text by the fake implementation, in eager mode and by the converter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from npu_fused_graph.errors import argument_error, warn_once
+from npu_fused_graph.spec import Call, Constraint, OpSpec, TensorFacts
+
+_INT32_MAX = 2**31 - 1
+_UINT16_MAX = 2**16 - 1
+_FLOATS = ("float16", "bfloat16")
+_QUANT_INPUTS = ("antiquant_scale", "antiquant_offset", "dequant_scale")
+_PACKED_SCALES = ("int64", "uint64")
+
+Scenario = Literal["float", "full quantisation", "weight-only quantisation"]
+
+
+def scenario(call: Call) -> Scenario | None:
+    """What the dtypes of x1 and x2 make of a call; None if nothing is defined for them."""
+    x1, x2 = _tensor(call, "x1").dtype, _tensor(call, "x2").dtype
+    if x1 in _FLOATS and x2 in _FLOATS:
+        return "float"
+    if x1 == x2 == "int8":
+        return "full quantisation"
+    if x1 in _FLOATS and x2 in ("int8", "int4"):
+        return "weight-only quantisation"
+    return None
+
+
+def _tensor(call: Call, name: str) -> TensorFacts:
+    facts = call.tensors[name]
+    assert facts is not None, "OpSpec.check has seen to required tensors"
+    return facts
+
+
+def _rows(call: Call) -> Any:
+    rows: Any = 1
+    for dim in _tensor(call, "x1").shape[:-1]:
+        rows *= dim
+    return rows
+
+
+def _k_n(call: Call) -> tuple[Any, Any]:
+    k, n = _tensor(call, "x2").shape
+    return k, n
+
+
+def _refuse_given(spec: OpSpec, call: Call, names: Iterable[str], when: str) -> None:
+    given = [name for name in names if call.tensors.get(name) is not None]
+    if given:
+        raise argument_error(
+            spec.stem, ", ".join(given), f"nothing {when}", "a tensor", f"Leave {' and '.join(given)} out."
+        )
+
+
+def _expect_dtype(spec: OpSpec, call: Call, name: str, allowed: tuple[str, ...], why: str) -> None:
+    facts = call.tensors.get(name)
+    if facts is not None and facts.dtype not in allowed:
+        raise argument_error(spec.stem, name, f"{' or '.join(allowed)} ({why})", facts.dtype, "Convert it.")
+
+
+def _check_limit(spec: OpSpec, text: str, size: Any, limit: int) -> None:
+    """A limit no real size reaches must not become a guard, and a size may not be known before the graph runs."""
+    if isinstance(size, int):
+        is_over = size > limit
+    else:
+        from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
+
+        is_over = statically_known_true(size > limit) if limit == _INT32_MAX else guard_or_false(size > limit)
+    if is_over:
+        raise argument_error(spec.stem, "x1, x2", f"{text} of at most {limit}", size, "Split the problem.")
+
+
+# -- all scenarios -------------------------------------------------------------------------------------------
+
+
+def _a6_rows(spec: OpSpec, call: Call) -> None:
+    residual = _tensor(call, "residual")
+    rows, wanted = _rows(call), residual.shape[0] * residual.shape[1]
+    if rows != wanted:
+        raise argument_error(
+            spec.stem, "x1", f"{wanted} rows (b * s of residual)", f"{rows} rows in shape "
+            f"{list(_tensor(call, 'x1').shape)}", "Give x1 and residual the same number of rows.",
+        )  # fmt: skip
+
+
+def _a13_scenario(spec: OpSpec, call: Call) -> None:
+    if scenario(call) is None:
+        x1, x2 = _tensor(call, "x1").dtype, _tensor(call, "x2").dtype
+        raise argument_error(
+            spec.stem, "x1, x2", "float16 or bfloat16 for both, int8 for both, or float16 or bfloat16 with int8",
+            f"{x1} and {x2}", "Convert them.",
+        )  # fmt: skip
+
+
+def _a22_residual_gamma(spec: OpSpec, call: Call) -> None:
+    residual, gamma = _tensor(call, "residual"), _tensor(call, "gamma")
+    if residual.dtype not in _FLOATS or gamma.dtype != residual.dtype:
+        raise argument_error(
+            spec.stem, "residual, gamma", "one dtype for both, float16 or bfloat16",
+            f"{residual.dtype} and {gamma.dtype}", "Convert them.",
+        )  # fmt: skip
+
+
+def _a31_group_size_unused(spec: OpSpec, call: Call) -> None:
+    size = call.attrs["antiquant_group_size"]
+    if size and scenario(call) != "weight-only quantisation":
+        warn_once(
+            f"[{spec.stem}] antiquant_group_size: expected 0 with {scenario(call)}, got {size}. It has no effect; "
+            "leave it out."
+        )
+
+
+def _a33_k(spec: OpSpec, call: Call) -> None:
+    if _k_n(call)[0] == 0:
+        raise argument_error(spec.stem, "x1", "k of at least 1", "k = 0", "There is nothing to multiply.")
+
+
+def _a35_reduce_op(spec: OpSpec, call: Call) -> None:
+    if call.attrs["reduce_op"] != "sum":
+        raise argument_error(spec.stem, "reduce_op", "'sum'", repr(call.attrs["reduce_op"]), "Only sums are reduced.")
+
+
+def _a36_comm_turn(spec: OpSpec, call: Call) -> None:
+    if call.attrs["comm_turn"] != 0:
+        raise argument_error(spec.stem, "comm_turn", "0 (automatic)", call.attrs["comm_turn"], "Leave it out.")
+
+
+def _a37_epsilon(spec: OpSpec, call: Call) -> None:
+    if not 0 < call.attrs["epsilon"] < 1:
+        raise argument_error(
+            spec.stem, "epsilon", "a number in (0, 1)", call.attrs["epsilon"], "Usual are 1e-5 and 1e-6."
+        )
+
+
+def _a38_hcom(spec: OpSpec, call: Call) -> None:
+    hcom = call.attrs["hcom"]
+    if not isinstance(hcom, str) or not 0 < len(hcom.encode()) <= 127:
+        raise argument_error(
+            spec.stem, "hcom", "a communicator name of 1 to 127 bytes", repr(hcom),
+            "Pass the group's c10d name or get_hccl_comm_name(rank).",
+        )  # fmt: skip
+
+
+def _a42_devices(spec: OpSpec, call: Call) -> None:
+    device = _tensor(call, "x1").device
+    for name, facts in call.tensors.items():
+        if facts is not None and facts.device != device:
+            raise argument_error(
+                spec.stem, name, f"a tensor on {device} (the device of x1)", f"one on {facts.device}", "Move it."
+            )
+
+
+# -- float ---------------------------------------------------------------------------------------------------
+
+
+def _a14_float_dtypes(spec: OpSpec, call: Call) -> None:
+    if scenario(call) == "float":
+        for name in ("x2", "bias", "residual", "gamma"):
+            _expect_dtype(spec, call, name, (_tensor(call, "x1").dtype,), "the dtype of x1")
+
+
+def _a15_float_has_no_scales(spec: OpSpec, call: Call) -> None:
+    if scenario(call) == "float":
+        _refuse_given(spec, call, _QUANT_INPUTS, "to quantise with floating-point x1 and x2")
+
+
+def _a32_float_sizes(spec: OpSpec, call: Call) -> None:
+    if scenario(call) == "float":
+        k, n = _k_n(call)
+        for name, size in (("b * s", _rows(call)), ("k", k), ("n", n)):
+            _check_limit(spec, name, size, _INT32_MAX)
+
+
+# -- full quantisation ---------------------------------------------------------------------------------------
+
+
+def _is_full(call: Call) -> bool:
+    return scenario(call) == "full quantisation"
+
+
+def _a16_dequant_scale_given(spec: OpSpec, call: Call) -> None:
+    if _is_full(call) and call.tensors.get("dequant_scale") is None:
+        raise argument_error(
+            spec.stem, "dequant_scale", "a tensor with int8 x1 and x2", "None",
+            "Pass bfloat16 scales, or float16's packed by npu_trans_quant_param.",
+        )  # fmt: skip
+
+
+def _a17_full_has_no_antiquant(spec: OpSpec, call: Call) -> None:
+    if _is_full(call):
+        _refuse_given(spec, call, ("antiquant_scale", "antiquant_offset"), "with int8 x1 and x2")
+
+
+def _a18_full_bias(spec: OpSpec, call: Call) -> None:
+    if _is_full(call):
+        _expect_dtype(spec, call, "bias", ("int32",), "with int8 x1 and x2")
+
+
+def _a19_a20_dequant_dtype(spec: OpSpec, call: Call) -> None:
+    if _is_full(call):
+        allowed = _PACKED_SCALES if _tensor(call, "residual").dtype == "float16" else ("bfloat16",)
+        scale = _tensor(call, "dequant_scale")
+        if scale.dtype not in allowed:
+            raise argument_error(
+                spec.stem, "dequant_scale", f"{' or '.join(allowed)} with a {_tensor(call, 'residual').dtype} residual",
+                scale.dtype, "Pack it with npu_trans_quant_param." if allowed is _PACKED_SCALES else "Convert it.",
+            )  # fmt: skip
+
+
+def _a21_dequant_shape(spec: OpSpec, call: Call) -> None:
+    if _is_full(call):
+        n = _k_n(call)[1]
+        shape = _tensor(call, "dequant_scale").shape
+        if shape not in ((1,), (n,), (1, n)):
+            raise argument_error(
+                spec.stem, "dequant_scale", f"shape (1), (n) or (1, n) with n={n}", f"shape {list(shape)}",
+                "Reshape it.",
+            )  # fmt: skip
+
+
+def _a23_full_sizes(spec: OpSpec, call: Call) -> None:
+    if not _is_full(call):
+        return
+    k, n = _k_n(call)
+    last, name = (k, "k") if _tensor(call, "x2").is_transposed else (n, "n")
+    for text, size, limit in (
+        ("b * s", _rows(call), _INT32_MAX),
+        ("k", k, _UINT16_MAX),
+        (f"{name}, the axis of x2 that is stored last,", last, _UINT16_MAX),
+    ):
+        _check_limit(spec, text, size, limit)
+
+
+# -- weight-only quantisation --------------------------------------------------------------------------------
+
+
+def _is_weight_only(call: Call) -> bool:
+    return scenario(call) == "weight-only quantisation"
+
+
+def _a24_weight_only_sizes(spec: OpSpec, call: Call) -> None:
+    if _is_weight_only(call):
+        k, n = _k_n(call)
+        for text, size, limit in (("b * s", _rows(call), _INT32_MAX), ("k", k, _UINT16_MAX), ("n", n, _UINT16_MAX)):
+            _check_limit(spec, text, size, limit)
+
+
+def _a25_antiquant_scale(spec: OpSpec, call: Call) -> None:
+    if _is_weight_only(call):
+        if call.tensors.get("antiquant_scale") is None:
+            raise argument_error(
+                spec.stem, "antiquant_scale", "a tensor with a quantised x2", "None", "Pass the scales of x2."
+            )
+        for name in ("antiquant_scale", "bias", "residual", "gamma"):
+            _expect_dtype(spec, call, name, (_tensor(call, "x1").dtype,), "the dtype of x1")
+
+
+def _a26_weight_only_has_no_dequant(spec: OpSpec, call: Call) -> None:
+    if _is_weight_only(call):
+        _refuse_given(spec, call, ("dequant_scale",), "with floating-point x1")
+
+
+def _a28_offset(spec: OpSpec, call: Call) -> None:
+    offset = call.tensors.get("antiquant_offset")
+    if _is_weight_only(call) and offset is not None:
+        scale = _tensor(call, "antiquant_scale")
+        if (offset.shape, offset.dtype) != (scale.shape, scale.dtype):
+            raise argument_error(
+                spec.stem, "antiquant_offset", f"{scale.dtype}{list(scale.shape)}, like antiquant_scale",
+                f"{offset.dtype}{list(offset.shape)}", "Give both the same shape and dtype.",
+            )  # fmt: skip
+
+
+def _a29_group_size(spec: OpSpec, call: Call) -> None:
+    size = call.attrs["antiquant_group_size"]
+    if _is_weight_only(call) and size != 0:
+        k = _k_n(call)[0]
+        if size % 32 or not 32 <= size <= _INT32_MAX or size >= k:
+            raise argument_error(
+                spec.stem, "antiquant_group_size", f"0, or a multiple of 32 in [32, k - 1] with k={k}", size,
+                "Leave it out for scales per tensor or per channel.",
+            )  # fmt: skip
+
+
+def _a30_group_of_one_scale(spec: OpSpec, call: Call) -> None:
+    size = call.attrs["antiquant_group_size"]
+    if _is_weight_only(call) and size and _tensor(call, "antiquant_scale").shape in ((1,), (1, 1)):
+        raise argument_error(
+            spec.stem, "antiquant_group_size", "0 with one antiquant_scale for the whole tensor", size, "Leave it out."
+        )
+
+
+def _a27_antiquant_shape(spec: OpSpec, call: Call) -> None:
+    if not _is_weight_only(call):
+        return
+    size = call.attrs["antiquant_group_size"]
+    k, n = _k_n(call)
+    shape = _tensor(call, "antiquant_scale").shape
+    if size:
+        groups = (k + size - 1) // size
+        fits, text = shape == (groups, n), f"({groups}, {n}), ceil(k / antiquant_group_size) and n"
+    else:
+        fits, text = shape in ((1,), (n,), (1, n)), f"(1), (n) or (1, n) with n={n}"
+    if not fits:
+        raise argument_error(spec.stem, "antiquant_scale", f"shape {text}", f"shape {list(shape)}", "Reshape it.")
+
+
+CONSTRAINTS = (
+    Constraint("A6", _a6_rows),
+    Constraint("A13", _a13_scenario),
+    Constraint("A14", _a14_float_dtypes),
+    Constraint("A15", _a15_float_has_no_scales),
+    Constraint("A16", _a16_dequant_scale_given),
+    Constraint("A17", _a17_full_has_no_antiquant),
+    Constraint("A18", _a18_full_bias),
+    Constraint("A22", _a22_residual_gamma),
+    Constraint("A19, A20", _a19_a20_dequant_dtype),
+    Constraint("A21", _a21_dequant_shape),
+    Constraint("A23", _a23_full_sizes),
+    Constraint("A24", _a24_weight_only_sizes),
+    Constraint("A25", _a25_antiquant_scale),
+    Constraint("A26", _a26_weight_only_has_no_dequant),
+    Constraint("A28", _a28_offset),
+    Constraint("A29", _a29_group_size),
+    Constraint("A30", _a30_group_of_one_scale),
+    Constraint("A27", _a27_antiquant_shape),
+    Constraint("A31", _a31_group_size_unused),
+    Constraint("A32", _a32_float_sizes),
+    Constraint("A33", _a33_k),
+    Constraint("A35", _a35_reduce_op),
+    Constraint("A36", _a36_comm_turn),
+    Constraint("A37", _a37_epsilon),
+    Constraint("A38", _a38_hcom),
+    Constraint("A42", _a42_devices),
+)

@@ -1,0 +1,118 @@
+"""MatmulAllReduceAddRmsNorm on the engine: signatures are the SPECs', and what GE would refuse is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from npu_fused_graph.engine import compile_graph, registered_types
+from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
+from npu_fused_graph.ops import specs
+from npu_fused_graph.spec import OpSpec
+from npu_fused_graph.testing import assert_close
+from tests.engine.graphs import graph_of, node
+from tests.ops.exact import exact
+from tests.passes.capture import fake_group
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+TYPES = ("MatmulAllReduceAddRmsNorm", "InplaceMatmulAllReduceAddRmsNorm")
+
+
+@pytest.mark.parametrize("spec", specs(), ids=lambda s: s.stem)
+def test_signature_is_the_spec(spec: OpSpec) -> None:
+    kernel = registered_types()[spec.ge_type]
+    assert [(p.name, p.kind) for p in kernel.inputs] == [(t.name, t.kind) for t in spec.inputs]
+    assert {a.name for a in kernel.attrs} | kernel.ignored == {a.name for a in spec.attrs}
+    for attr in kernel.attrs:
+        (wanted,) = (a for a in spec.attrs if a.name == attr.name)
+        assert (attr.required, attr.default) == (wanted.default is None, wanted.default)
+    assert set(kernel.mutates) == {t.name for t in spec.inputs if t.python_name in spec.mutated}
+    assert kernel.pure == (not spec.group_sizes), "a collective is never folded"
+
+
+def run(ge_type: str, tensors: dict[str, Tensor], **attrs: Any) -> list[Tensor]:
+    inputs = {t.name: t.name if tensors.get(t.name) is not None else None for t in op.SPEC.inputs}
+    outputs = ("residual" if ge_type.startswith("Inplace") else "y", "norm_out")
+    fused = node("fused", ge_type, inputs, outputs, **{"group": "0"} | attrs)
+    graph = graph_of({k: v for k, v in tensors.items() if v is not None}, [fused], ["fused:0", "fused:1"])
+    return compile_graph(graph).run([v for v in tensors.values() if v is not None])
+
+
+def ints(*shape: int) -> Tensor:
+    return torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(0)).to(torch.int8)
+
+
+def tensors(kind: str) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    half = {
+        name: torch.randn(shape, generator=generator).half()
+        for name, shape in {"x1": (6, 80), "x2": (80, 8), "residual": (1, 6, 8), "gamma": (8,)}.items()
+    }
+    if kind == "float":
+        return half
+    if kind == "full":
+        words = torch.full((8,), 0x3A800000 | 1 << 46)
+        return half | {"x1": ints(6, 80), "x2": ints(80, 8), "dequant_scale": words.to(torch.uint64)}
+    scale = (torch.rand(3, 8, generator=generator) * 0.02).half()
+    return half | {"x2": ints(80, 8), "antiquant_scale": scale, "antiquant_offset": scale * 100}
+
+
+@pytest.mark.parametrize("ge_type", TYPES)
+def test_a_transposed_weight_has_transposed_scales_per_group(ge_type: str) -> None:
+    given = tensors("per group")
+    stored = given | {n: given[n].t().contiguous() for n in ("x2", "antiquant_scale", "antiquant_offset")}
+    wanted = exact([given | {"antiquant_group_size": 32}], given["residual"], given["gamma"], 1e-6)
+    plain = run(ge_type, given | {"residual": given["residual"].clone()}, antiquant_group_size=32)
+    for got, want in zip(plain, wanted, strict=True):
+        assert_close(got, want, scale=8)
+    other = run(ge_type, stored | {"residual": given["residual"].clone()}, antiquant_group_size=32, is_trans_b=True)
+    assert all(torch.equal(a, b) for a, b in zip(other, plain, strict=True))
+    # a converter that only sets the flag fails GE's shape inference (specification 0, fact 6)
+    flag_only = stored | {n: given[n] for n in ("antiquant_scale", "antiquant_offset")}
+    with pytest.raises(Exception, match=r"fused \(.*\): expected antiquant_scale \[8, 3\], got \[3, 8\]"):
+        run(ge_type, flag_only, antiquant_group_size=32, is_trans_b=True)
+
+
+def test_the_in_place_type_writes_the_buffer_it_is_given() -> None:
+    """GE's reference semantics; TorchAir puts a TensorMove in front where the caller's tensor must stay."""
+    given = tensors("float")
+    functional = run(TYPES[0], given)
+    out = run(TYPES[1], given)
+    assert torch.equal(out[0], functional[0])
+    assert torch.equal(given["residual"], functional[0])
+
+
+BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "transposed x1": ("float", {}, {"is_trans_a": True}, "expected is_trans_a=False, reduce_op='sum'"),
+    "reduce_op": ("float", {}, {"reduce_op": "max"}, "expected is_trans_a=False, reduce_op='sum', got False, 'max'"),
+    "int64 words": (
+        "full",
+        {"dequant_scale": torch.ones(8, dtype=torch.int64)},
+        {},
+        "expected a combination of dtypes",
+    ),
+    "float scale": ("full", {"dequant_scale": torch.ones(8).half()}, {}, "expected a combination of dtypes"),
+    "bias": ("full", {"bias": torch.ones(8).half()}, {}, "expected a combination of dtypes"),
+    "mixed": ("float", {"gamma": torch.ones(8).bfloat16()}, {}, "expected a combination of dtypes"),
+    "float32": ("float", {"x1": torch.ones(6, 80), "x2": torch.ones(80, 8)}, {}, "expected a combination of dtypes"),
+}
+
+
+@pytest.mark.parametrize("ge_type", TYPES)
+@pytest.mark.parametrize("name", list(BAD))
+def test_refused(ge_type: str, name: str) -> None:
+    kind, change, attrs, text = BAD[name]
+    with pytest.raises(Exception, match=r"\[engine\] fused") as caught:
+        run(ge_type, tensors(kind) | change, **attrs)
+    assert text in str(caught.value)
+
+
+def test_number_of_ranks() -> None:
+    dist.destroy_process_group()
+    with fake_group(3), pytest.raises(Exception, match="expected a group of 1, 2, 4 or 8 ranks, got '0' with 3"):
+        run(TYPES[0], tensors("float"))
