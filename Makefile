@@ -31,7 +31,7 @@ check: .venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m npu_fused_graph.codegen --check
-	$(BIN)/clang-format --dry-run --Werror ge_op_protos/*.h
+	$(BIN)/clang-format --dry-run --Werror ge_op_protos/*.h tests/codegen/reg_op_double/graph/*.h
 
 format: .venv
 	$(BIN)/ruff check --fix .

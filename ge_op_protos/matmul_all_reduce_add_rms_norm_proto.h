@@ -5,7 +5,7 @@
 #include "graph/operator_reg.h"
 
 namespace ge {
-// Matmul, all-reduce, residual add and RMSNorm in one kernel. Source: requirement 002.
+// Matmul, all-reduce, residual add and RMSNorm in one kernel. Source: requirement 002 (MindSpeed's document of npu_mm_all_reduce_add_rms_norm).
 REG_OP(MatmulAllReduceAddRmsNorm)
     .INPUT(x1, TensorType({DT_FLOAT16, DT_BF16, DT_INT8}))
     .INPUT(x2, TensorType({DT_FLOAT16, DT_BF16, DT_INT8, DT_INT4}))
@@ -23,7 +23,7 @@ REG_OP(MatmulAllReduceAddRmsNorm)
     .ATTR(is_trans_b, Bool, false)
     .ATTR(comm_turn, Int, 0)
     .ATTR(antiquant_group_size, Int, 0)
-    .ATTR(epsilon, Float, 1e-06)
+    .ATTR(epsilon, Float, 1e-06f)
     .OP_END_FACTORY_REG(MatmulAllReduceAddRmsNorm)
 }  // namespace ge
 

@@ -40,6 +40,10 @@ def _operator(spec: OpSpec) -> list[str]:
         default = "required" if attr.default is None else f"`{attr.default!r}`"
         lines.append(f"| {attr.name} | {attr.python_name or '-'} | {attr.type} | {default} | {attr.doc} |")
     names = [t.name for t in (*spec.inputs, *spec.outputs)]
+    lines += [
+        "",
+        "Legal combinations of dtypes, as GE's prototype spells them; what a scenario has no use for stays unfed.",
+    ]
     lines += ["", f"| scenario | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [f"| {row.scenario} | {' | '.join(row.dtypes.get(n, '-') for n in names)} |" for row in spec.rows]
     return lines

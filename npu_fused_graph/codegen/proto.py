@@ -46,4 +46,6 @@ def _attr(attr: AttrSpec) -> str:
 def _literal(value: str | int | float | bool) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        return f"{value!r}f"
     return f'"{value}"' if isinstance(value, str) else repr(value)
