@@ -62,6 +62,7 @@ def _load_installed() -> types.ModuleType | None:
 
 def _load_host() -> types.ModuleType:
     from npu_fused_graph.host import native
+    from npu_fused_graph.host.compile_cache import refresh_groups_code
     from npu_fused_graph.host.random import rng_state_class
     from npu_fused_graph.ops import specs
 
@@ -95,8 +96,10 @@ def _load_host() -> types.ModuleType:
     finally:
         # TorchAir installs handlers that swallow Ctrl-C (it re-sends the signal after ignoring it)
         _restore_handlers(handlers)
-    graphs = importlib.import_module("torchair.ge._ge_graph")
-    graphs.map_graph_rng_state = rng_state_class(graphs._GraphRngState)  # type: ignore[attr-defined]
+    graphs: Any = importlib.import_module("torchair.ge._ge_graph")
+    graphs.map_graph_rng_state = rng_state_class(graphs._GraphRngState)
+    lowering: Any = importlib.import_module("torchair._ge_concrete_graph.fx2ge_converter")
+    lowering.codegen_refresh_cache_pgname = refresh_groups_code
     core = importlib.import_module("torchair.core")
     for name, module in modules.items():
         setattr(core, name.rpartition(".")[2], module)
