@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from torch.fx import GraphModule
 
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError, argument_error
 from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
-from npu_fused_graph.passes.records import FusionSite, Numerics
+from npu_fused_graph.passes.guards import refuse_strides_of_what_is_not_dense, separate_assigned_values
+from npu_fused_graph.passes.records import FusionSite, Numerics, Refusal
 
 log = logging.getLogger("npu_fused_graph")
 
@@ -33,18 +36,23 @@ def get_npu_backend(
     """A backend for ``torch.compile(model, backend=..., dynamic=False)`` that fuses.
 
     compiler_config: a ``torchair.CompilerConfig``; it is not modified. custom_decompositions: as in TorchAir.
-    numerics: largest change of rounding a fusion may bring: "same_rounding", "one_ulp" or "any". min_rows: fuse only
-    sites with at least that many rows (None: any number). passes: () = TorchAir with our converters and guards, without
-    fusion. on_sites: called with the verdict records of every graph. Raises InvalidArgumentError for a bad option,
-    UnsupportedModeError for TorchAir modes other than "max-autotune" in host mode.
+    numerics: largest change of rounding a fusion may bring: "same_rounding" (only the order in which ranks are summed),
+    "one_ulp" (norm_out is rounded once more) or "any". min_rows: fuse only sites with at least that many rows (None:
+    any number). passes: () = TorchAir with our converters and guards, without fusion. on_sites: called with the verdict
+    records of every graph. Raises InvalidArgumentError for a bad option, UnsupportedModeError for TorchAir modes other
+    than "max-autotune" in host mode.
     """
     from npu_fused_graph import converters
     from npu_fused_graph.host import load_torchair
 
     torchair = load_torchair()
     converters.register_all()
+    if not isinstance(custom_decompositions, (Mapping, types.NoneType)):
+        raise argument_error(
+            "backend", "custom_decompositions", "a mapping from operators to functions",
+            type(custom_decompositions).__name__, "As torch._decomp.get_decompositions returns it.",
+        )  # fmt: skip
     config = _private_copy(torchair.CompilerConfig() if compiler_config is None else compiler_config)
-    _check_mode(config)
     enable_fusion(config, numerics=numerics, min_rows=min_rows, passes=passes, on_sites=on_sites)
     with warnings.catch_warnings():
         # TorchAir puts warnings.filterwarnings("once", UserWarning) in front of the user's filters (defect T6)
@@ -65,9 +73,10 @@ def enable_fusion(
     """Add our passes to a ``torchair.CompilerConfig`` you already use; returns it.
 
     The pass runs after your own ``post_grad_custom_pre_pass`` and before TorchAir's pattern passes. Our converters
-    are registered, and ``experimental_config.enable_view_optimize`` is switched off (it miscompiles, see
-    docs/torchair_defects.md). Options are those of get_npu_backend. Calling it twice on one config changes only the
-    options. Raises InvalidArgumentError for a bad option.
+    are registered, ``experimental_config.enable_view_optimize`` is switched off (it miscompiles), and guards run after
+    your own ``post_grad_custom_post_pass`` (docs/torchair_defects.md: T1, T9, T10). Options are those of
+    get_npu_backend. Calling it twice on one config changes only the options. Raises InvalidArgumentError for a bad
+    option, UnsupportedModeError like get_npu_backend.
     """
     from npu_fused_graph import converters
 
@@ -76,9 +85,12 @@ def enable_fusion(
         raise argument_error("fusion", "on_sites", "a function of a list of sites", repr(on_sites), "Pass a callable.")
     converters.register_all()
     _check_config(config)
+    _check_host_mode(config)
     current = config.post_grad_custom_pre_pass.value
     user_pass = current.user_pass if isinstance(current, FusionHook) else current
     config.post_grad_custom_pre_pass = FusionHook(options, user_pass, on_sites)
+    current = config.post_grad_custom_post_pass.value
+    config.post_grad_custom_post_pass = current if isinstance(current, GuardHook) else GuardHook(current)
     config.experimental_config.enable_view_optimize = False
     return config
 
@@ -103,11 +115,33 @@ class FusionHook:
         converters.register_all()  # a model's package may have defined operators since the backend was made
         if self.user_pass is not None:
             self.user_pass(gm, example_inputs, config)
-        sites = fuse_all(gm, self.options)
+        mode = "max-autotune" if config is None else config.mode.value
+        sites = fuse_all(gm, replace(self.options, unavailable=unavailable(mode)))
         for site in sites:
             log.info("%s", site)
         if self.on_sites is not None:
             self.on_sites(sites)
+
+
+class GuardHook:
+    """The ``post_grad_custom_post_pass`` that guards against T9 and T10, after the pass the user had installed."""
+
+    def __init__(self, user_pass: Callable[..., Any] | None) -> None:
+        self.user_pass = user_pass
+        self.__name__ = "npu_fused_graph_guard"
+
+    def __call__(self, gm: GraphModule, example_inputs: Any = None, config: Any = None) -> None:
+        if self.user_pass is not None:
+            self.user_pass(gm, example_inputs, config)
+        refuse_strides_of_what_is_not_dense(gm)
+        separate_assigned_values(gm)
+
+
+def unavailable(mode: str = "max-autotune") -> dict[str, Refusal]:
+    """Refusals, by stem, of operators the installed CANN or the chip lacks. mode: TorchAir's ``config.mode``."""
+    from npu_fused_graph import converters
+
+    return {stem: Refusal(*gap) for stem, gap in converters.gaps(mode).items()}
 
 
 class _Backend:
@@ -229,10 +263,21 @@ def _private_copy(config: Any) -> Any:
     return private
 
 
-def _check_mode(config: Any) -> None:
+_WITHOUT_EFFECT = ("dump_config.enable_dump", "aoe_config.aoe_mode")
+"""Options GE's runtime or AOE acts on: on a CPU nothing would happen, silently."""
+
+
+def _check_host_mode(config: Any) -> None:
     from npu_fused_graph.host import mode
 
-    if mode() == "host" and config.mode.value != "max-autotune":
+    if mode() == "device":
+        return
+    for name in _WITHOUT_EFFECT:
+        option = functools.reduce(getattr, name.split("."), config)
+        if option:
+            text = f"[backend] {name}: expected no value without an NPU, got {option.value!r}. It has no effect."
+            warnings.warn(text, stacklevel=3)
+    if config.mode.value != "max-autotune":
         raise UnsupportedModeError(
             f"[backend] mode: expected 'max-autotune' without an NPU, got {config.mode.value!r}: it captures NPU "
             "streams and has no GE graph. Set config.mode = 'max-autotune'."

@@ -7,14 +7,14 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.fx import GraphModule
 
-from npu_fused_graph.backend import compile_with_aot
+from npu_fused_graph.backend import compile_with_aot, unavailable
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from npu_fused_graph.passes.records import FusionSite, Numerics
@@ -59,9 +59,10 @@ def explain(
 ) -> FusionReport:
     """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every candidate site.
 
-    Runs the model once on the inputs, without autograd. Needs no other rank: where no process group is initialised,
-    one of ``world_size`` ranks (default 2) that communicates nothing is used and removed again, so numbers mean
-    nothing then and only the verdicts count. numerics, min_rows: as in get_npu_backend. Nothing is lowered or kept.
+    Runs the model once on the inputs, without autograd: what it writes in place is written. Needs no other rank: where
+    no process group is initialised, one of ``world_size`` ranks (default 2) that communicates nothing is used and
+    removed again, so numbers mean nothing then and only the verdicts count. numerics, min_rows: as in
+    get_npu_backend. Nothing is lowered or kept.
     Raises InvalidArgumentError for a bad option, or if ``world_size`` contradicts an initialised group.
     """
     from npu_fused_graph.host import load_torchair
@@ -70,6 +71,7 @@ def explain(
     if not callable(model):
         raise argument_error("explain", "model", "a module or function", repr(model), "Pass the model first.")
     load_torchair()
+    options = replace(options, unavailable=unavailable())
     from torchair.npu_fx_compiler import CompilerConfig, _get_merged_decompositions
 
     found: list[FusionSite] = []

@@ -212,8 +212,8 @@ def test_t3_stock_torchair_counts_inputs_wrongly_past_a_device_mesh(dtensor_rank
 
 def test_t2_t3_our_backend_compiles_dtensors(dtensor_ranks: list[dict[str, Any]]) -> None:
     for rank in dtensor_ranks:
-        # the ranks' partial sums meet in another order than in one matrix product
-        assert [rank[k] < 1e-5 for k in ("eager", "ours, parameters", "ours, inputs and results")] == [True] * 3, rank
+        # the ranks' partial sums meet in another order than in one matrix product, by how much depends on the CPU
+        assert [rank[k] < 5e-5 for k in ("eager", "ours, parameters", "ours, inputs and results")] == [True] * 3, rank
 
 
 # -- T4: GroupedMatmul -------------------------------------------------------------------------------------
@@ -308,6 +308,79 @@ def test_t8_our_converter_draws_with_replacement() -> None:
     drawn = ours(lambda w: torch.multinomial(w, 64, True), weights)
     assert set(drawn.tolist()) == {1, 2}
     assert sorted(ours(lambda w: torch.multinomial(w, 2, False), weights).tolist()) == [1, 2]
+
+
+# -- T9: one value for several mutated inputs ------------------------------------------------------------------
+
+
+def two_inputs(r: Tensor, h: Tensor) -> Tensor:
+    r.add_(1)
+    h.copy_(r)
+    return r * 2
+
+
+def three_inputs(r: Tensor, h: Tensor, q: Tensor) -> Tensor:
+    r.add_(1)
+    h.copy_(r.detach())
+    q.copy_(r)
+    return r
+
+
+def test_t9_stock_torchair_writes_only_the_last_input() -> None:
+    r, h = torch.zeros(2), torch.zeros(2)
+    stock(two_inputs, r, h)
+    assert r.tolist() == [0, 0], "unchanged"
+    assert h.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("model", [two_inputs, three_inputs])
+def test_t9_our_backend_writes_every_input(model: Model) -> None:
+    compiled = torch.compile(model, backend=nfg.get_npu_backend(), dynamic=False, fullgraph=True)
+    inputs = [torch.zeros(2) for _ in range(2 if model is two_inputs else 3)]
+    with torch.no_grad():
+        for count in (1, 2):
+            compiled(*inputs)
+            assert [x.tolist() for x in inputs] == [[count, count]] * len(inputs)
+
+
+def test_t9_the_users_own_post_pass_still_runs() -> None:
+    torchair = nfg.load_torchair()
+    seen: list[Any] = []
+    config = torchair.CompilerConfig()
+    config.post_grad_custom_post_pass = lambda gm, *rest: seen.append(gm)
+    nfg.enable_fusion(nfg.enable_fusion(config))
+    r, h = torch.zeros(2), torch.zeros(2)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        backend = torchair.get_npu_backend(compiler_config=config)
+        torch.compile(two_inputs, backend=backend, dynamic=False, fullgraph=True)(r, h)
+    assert len(seen) == 1
+    assert (r.tolist(), h.tolist()) == ([1, 1], [1, 1])
+
+
+# -- T10: as_strided of what is not dense ------------------------------------------------------------------------
+
+
+def strided(x: Tensor) -> Tensor:
+    return x.as_strided((4, 6), (6, 1)) * 1
+
+
+def test_t10_stock_torchair_applies_strides_of_memory_to_a_dense_tensor() -> None:
+    x = random(6, 4).t()
+    assert not torch.allclose(stock(strided, x), strided(x))
+
+
+@pytest.mark.parametrize("x", [random(6, 4).t(), random(8, 6)[4:]], ids=["transposed", "offset"])
+def test_t10_our_backend_refuses_it(x: Tensor) -> None:
+    with pytest.raises(
+        Exception, match=r"\[backend\] as_strided at .*: expected a contiguous tensor, got one with strides"
+    ):
+        ours(strided, x)
+
+
+def test_t10_dense_tensors_may_be_strided() -> None:
+    x = random(4, 6)
+    assert_close(ours(strided, x), strided(x).double())
 
 
 # -- T6: warning filters -----------------------------------------------------------------------------------

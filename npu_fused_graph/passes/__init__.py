@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch.fx import GraphModule
 
@@ -19,16 +19,20 @@ DEFAULT_PASSES: tuple[Pass, ...] = (matmul_all_reduce_add_rms_norm.run,)
 
 @dataclass(frozen=True, slots=True)
 class FusionOptions:
-    """numerics: largest class allowed. min_rows: size policy; None = fuse whatever is legal."""
+    """numerics: largest class allowed. min_rows: size policy; None = fuse whatever is legal.
+
+    unavailable: operators the installed CANN or the chip does not have, by stem, with the refusal of their sites.
+    """
 
     numerics: Numerics = "same_rounding"
     min_rows: int | None = None
     passes: Sequence[Pass] = DEFAULT_PASSES
+    unavailable: Mapping[str, Refusal] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.numerics not in NUMERICS:
             expected = f"one of {NUMERICS}"
-            raise argument_error("fusion", "numerics", expected, repr(self.numerics), "See FusionSite.numerics.")
+            raise argument_error("fusion", "numerics", expected, repr(self.numerics), "See get_npu_backend.")
         is_count = self.min_rows is None or (type(self.min_rows) is int and self.min_rows >= 0)
         if not is_count:
             raise argument_error("fusion", "min_rows", "a number of rows or None", repr(self.min_rows), "Leave it out.")

@@ -55,13 +55,16 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     norms: dict[Node, RmsNorm] = {}
     for norm in recognise.rms_norms(gm.graph):
         norms.setdefault(through_views(norm.source), norm)
-    sites = []
+    sites: list[FusionSite] = []
     for node in list(recognise.all_reduces(gm.graph)):
-        sites.append(_site(gm.graph, node, norms, order, options))
+        domain = next((site.group for site in sites if site.is_fused), None)
+        sites.append(_site(gm.graph, node, norms, order, options, domain))
     return sites
 
 
-def _site(graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: Order, options: FusionOptions) -> FusionSite:
+def _site(
+    graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: Order, options: FusionOptions, domain: str | None
+) -> FusionSite:
     producer = through_views(node.args[0]) if isinstance(node.args[0], Node) else node
     numerics: Numerics | None = None
     name, rows = node.name, None
@@ -75,7 +78,7 @@ def _site(graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: Order, op
         site = _match(node, norms)
         numerics = site.norm.numerics
         rows = site.rows
-        _check(site, order, options)
+        _check(site, order, options, domain)
         name = rewrite(graph, site, order).name
     except _Refused as refused:
         refusal = refused.refusal
@@ -219,10 +222,20 @@ def _adds_vector(add: Node) -> bool:
 # -- legality -------------------------------------------------------------------------------------------------
 
 
-def _check(site: Site, order: Order, options: FusionOptions) -> None:
+def _check(site: Site, order: Order, options: FusionOptions, domain: str | None) -> None:
+    """domain: the group of the sites fused before this one."""
+    if STEM in options.unavailable:
+        raise _Refused(options.unavailable[STEM])
     _check_norm(site)
     _check_tensors(site)
     _check_group(site.reduce.group)
+    if domain is not None and domain != site.reduce.group:
+        _refuse(
+            "second_group",
+            f"the site is on group {site.reduce.group!r}, sites before it on {domain!r}; Atlas A2 has one "
+            "communication domain for fused operators",
+            "Use one tensor-parallel group for all row-parallel layers.",
+        )
     _check_order(site, order)
     if torch.are_deterministic_algorithms_enabled():
         _refuse(
@@ -332,8 +345,8 @@ def _check_order(site: Site, order: Order) -> None:
             "a stream scope or an event lies between the matmul and the norm",
             "Keep the whole block on one stream.",
         )
-    waits = [n for n in site.reduce.inner if is_call(n, recognise.WAIT)]
-    if order.heavy_between(start, order.of(waits[0])):
+    waits = [order.of(n) for n in site.reduce.inner if is_call(n, recognise.WAIT)]
+    if order.heavy_between(start, max(waits)):
         _refuse(
             "overlapped",
             "other matmuls run between the all-reduce and its wait, on purpose it seems",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Graph, Node
 
 from npu_fused_graph.passes import recognise
-from npu_fused_graph.passes.recognise import aten, is_call
+from npu_fused_graph.passes.recognise import aten
 
 _COLLECTIVES = {
     "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "c10d", "_dtensor", "npu_define",
-    "npu_fused_graph",
 }  # fmt: skip
+_GROUP_ARGUMENTS = {"hcom", "hcomm", "group", "group_name", "group_ep", "group_tp"}
+"""How operators that communicate by themselves call their communicator."""
 _STREAMS = "air"  # TorchAir's stream scopes, events and waits
 _HEAVY = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default}
 
@@ -28,10 +30,9 @@ class Order:
         for node, i in self._position.items():
             if node.op != "call_function":
                 continue
-            namespace = getattr(node.target, "namespace", "")
-            if namespace in _COLLECTIVES and not is_call(node, recognise.WAIT):
+            if _communicates(node):
                 self._collectives.append(node)
-            elif namespace == _STREAMS:
+            elif getattr(node.target, "namespace", "") == _STREAMS:
                 self._streams.append(i)
             elif node.target in _HEAVY:
                 self._heavy.append(i)
@@ -52,3 +53,13 @@ class Order:
 
     def stream_changes_between(self, start: int, end: int) -> bool:
         return bisect_left(self._streams, start + 1) < bisect_left(self._streams, end)
+
+
+def _communicates(node: Node) -> bool:
+    """Whether a call takes part in a collective, also one that functionalisation wrapped because it mutates."""
+    target = node.target
+    if isinstance(target, HigherOrderOperator) and node.args and isinstance(node.args[0], OpOverload):
+        target = node.args[0]
+    if not isinstance(target, OpOverload) or target is recognise.WAIT:
+        return False
+    return target.namespace in _COLLECTIVES or any(a.name in _GROUP_ARGUMENTS for a in target._schema.arguments)

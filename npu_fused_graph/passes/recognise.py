@@ -266,6 +266,9 @@ def all_reduce(node: Node) -> AllReduce | None:
     if len(copies) == 1 and len(wait.users) == 1 and copies[0].args[0] is operand:
         result = copies[0]  # dist.all_reduce(t): t.copy_(all_reduce(t)) after functionalisation
         inner.add(result)
+    while len(result.users) == 1 and is_call(again := next(iter(result.users)), WAIT):
+        result = again  # funcol.wait_tensor(funcol.all_reduce(t)): the functional collective waits by itself, too
+        inner.add(result)
     return AllReduce(node, operand, result, str(reduce_op), str(group), frozenset(inner))
 
 

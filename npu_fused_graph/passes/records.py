@@ -7,7 +7,11 @@ from typing import Any, Literal
 
 Numerics = Literal["same_rounding", "one_ulp", "any"]
 NUMERICS: tuple[Numerics, ...] = ("same_rounding", "one_ulp", "any")
-"""Classes N0, N1, N2: same roundings; one rounding more in norm_out; roundings move."""
+"""How much of the unfused graph's rounding a fusion keeps, strictest first.
+
+"same_rounding": only the order in which ranks are summed may differ. "one_ulp": norm_out is rounded once more (at most
+one unit in the last place, in about a quarter of its elements). "any": roundings move, as when a bias is folded.
+"""
 
 
 @dataclass(frozen=True, slots=True)

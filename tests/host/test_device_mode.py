@@ -1,0 +1,257 @@
+"""Device mode against a stand-in installation: the installed TorchAir is used as it is, CANN's gaps are refused.
+
+What can be seen without an NPU: which package is loaded, what is registered, which nodes are emitted, which
+implementation an eager call takes. The graphs run on our engine, tensors are on the CPU.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.installed import make_site
+from tests.processes import run_code
+
+TYPE = "MatmulAllReduceAddRmsNorm"
+
+PRELUDE = '''
+import json, sys
+import torch, torch_npu, torchair
+import torch.distributed as dist
+
+modules = {k: v for k, v in sys.modules.items() if k.partition(".")[0] in ("torchair", "torch_npu")}
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+import npu_fused_graph as nfg
+from npu_fused_graph import converters
+from npu_fused_graph.host import mode, native
+from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
+
+graphs = []
+native.graph_listeners.append(lambda executable: graphs.append([n.type for n in executable.graph.nodes.values()]))
+generator = torch.Generator().manual_seed(0)
+x, w, r, g = (torch.randn(s, generator=generator).half() for s in ((4, 8), (8, 16), (1, 4, 16), (16,)))
+config = torchair.CompilerConfig()
+config.experimental_config.pattern_fusion_pass = False  # TorchAir's own patterns need all of torch.ops.npu
+said = {}
+
+
+def compiled(model, backend, *inputs):
+    torch._dynamo.reset()
+    with torch.no_grad():
+        return torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(*inputs)
+
+
+def error_of(fn, *args, **kwargs):
+    try:
+        fn(*args, **kwargs)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def block(x, r):
+    """Llama's: matmul, all-reduce, add, norm."""
+    product = x @ w
+    dist.all_reduce(product)
+    y = product + r
+    wide = y.float()
+    return g * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(y.dtype), y
+'''
+
+EPILOGUE = """
+assert all(sys.modules[name] is module for name, module in modules.items()), "something was replaced"
+print(json.dumps(said))
+"""
+
+MINDSPEED = """
+library = torch.library.Library("mindspeed", "DEF")
+library.define(op.SPEC.torch_schema().replace("(Tensor y, Tensor norm_out)", "(Tensor, Tensor)"))
+calls = []
+
+
+def native_kernel(x1, x2, residual, gamma, hcom, **kwargs):
+    calls.append(hcom)
+    return residual + 1, residual + 2
+
+
+def meta(x1, x2, residual, *args, **kwargs):
+    return torch.empty_like(residual), torch.empty_like(residual)
+
+
+for key in ("PrivateUse1", "CPU"):  # this stand-in's tensors are CPU tensors
+    library.impl(op.SPEC.torch_name, native_kernel, key)
+library.impl(op.SPEC.torch_name, meta, "Meta")
+"""
+
+
+def run(site: Path, torchair: Path, code: str, **options: Any) -> Any:
+    import json
+
+    output = run_code(PRELUDE + code + EPILOGUE, env=make_site(site, torchair, **options))
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return tmp_path / "site"
+
+
+def test_the_installed_torchair_is_used_and_only_converters_are_added(site: Path, torchair_folder: Path) -> None:
+    """An existing pipeline: register_all(), TorchAir's own backend, our operator and MindSpeed's in one model."""
+    code = (
+        MINDSPEED
+        + """
+converters.register_all()
+said["mode"], said["file"] = mode(), torchair.__file__
+said["backend"] = nfg.load_torchair() is torchair
+backend = torchair.get_npu_backend(compiler_config=config)
+ours = compiled(lambda x, r: nfg.npu_mm_all_reduce_add_rms_norm(x, w, r, g, "0"), backend, x, r)
+theirs = compiled(lambda x, r: torch.ops.mindspeed.npu_mm_all_reduce_add_rms_norm(x, w, r, g, "0"), backend, x, r)
+wanted = op.decompose(x, w, r, g, lambda t: t)
+said["equal"] = [torch.allclose(a, b, atol=1e-2) for a, b in zip((*ours, *theirs), (*wanted, *wanted))]
+said["graphs"] = graphs
+bad = error_of(compiled, lambda x, r: torch.ops.mindspeed.npu_mm_all_reduce_add_rms_norm(x, w, r, g, "0", comm_turn=3),
+               backend, x, r)
+said["bad"] = "[matmul_all_reduce_add_rms_norm] comm_turn: expected 0 (automatic), got 3" in bad
+"""
+    )
+    said = run(site, torchair_folder, code)
+    assert said["mode"] == "device"
+    assert said["file"] == str(site / "torchair" / "__init__.py")
+    assert said["backend"]
+    assert said["equal"] == [True] * 4
+    assert [types.count(TYPE) for types in said["graphs"]] == [1, 1]
+    assert said["bad"], "MindSpeed's operator is checked by our converter"
+
+
+def test_fusion_in_device_mode(site: Path, torchair_folder: Path) -> None:
+    code = """
+backend = nfg.get_npu_backend(compiler_config=config)
+results = compiled(block, backend, x, r)
+eager = block(x, r)
+said["equal"] = [torch.allclose(a, b, atol=1e-2) for a, b in zip(results, eager)]
+said["graphs"] = graphs
+said["sites"] = [s.as_dict() for s in nfg.explain(block, x, r).sites]
+"""
+    said = run(site, torchair_folder, code)
+    assert said["equal"] == [True, True]
+    assert TYPE in said["graphs"][0]
+    assert [s["fused"] for s in said["sites"]] == [True]
+
+
+UNAVAILABLE = {
+    "type not registered": (
+        {"missing": (TYPE,)},
+        "ge_type_not_registered",
+        f"[matmul_all_reduce_add_rms_norm] the installed CANN does not know the GE op type {TYPE}. Install a CANN",
+    ),
+    "other prototype": (
+        {"renamed": {"residual": "x3"}},
+        "ge_ir_differs",
+        f"[matmul_all_reduce_add_rms_norm] the installed CANN's {TYPE} has the inputs ['x1', 'x2', 'bias', 'x3'",
+    ),
+    "other chip": (
+        {"soc": "Ascend910_9382"},
+        "soc",
+        "[matmul_all_reduce_add_rms_norm] device: expected Ascend910Bx (Atlas A2), got 'Ascend910_9382'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(UNAVAILABLE))
+def test_what_cann_does_not_have_is_refused_and_the_model_still_compiles(
+    name: str, site: Path, torchair_folder: Path
+) -> None:
+    options, reason, text = UNAVAILABLE[name]
+    code = """
+backend = nfg.get_npu_backend(compiler_config=config)
+results = compiled(block, backend, x, r)
+said["equal"] = [torch.allclose(a, b, atol=1e-2) for a, b in zip(results, block(x, r))]
+said["graphs"] = graphs
+said["sites"] = [s.as_dict() for s in nfg.explain(block, x, r).sites]
+said["error"] = error_of(compiled, lambda x, r: nfg.npu_mm_all_reduce_add_rms_norm(x, w, r, g, "0"), backend, x, r)
+"""
+    said = run(site, torchair_folder, code, **options)
+    assert said["equal"] == [True, True]
+    assert TYPE not in said["graphs"][0]
+    assert "HcomAllReduce" in said["graphs"][0]
+    (found,) = said["sites"]
+    assert (found["fused"], found["reason"]) == (False, reason)
+    assert found["cure"]
+    assert text in said["error"], said["error"]
+
+
+def test_modes_that_run_op_by_op_need_a_kernel(site: Path, torchair_folder: Path) -> None:
+    """TorchAir's reduce-overhead mode makes no GE graph: fusing pays only where MindSpeed brings a kernel."""
+    code = (
+        """
+said["without"] = {stem: gap[0] for stem, gap in converters.gaps("reduce-overhead").items()}
+"""
+        + MINDSPEED
+        + """
+said["with"] = {stem: gap[0] for stem, gap in converters.gaps("reduce-overhead").items()}
+said["graph mode"] = converters.gaps()
+"""
+    )
+    said = run(site, torchair_folder, code)
+    assert said["without"]["matmul_all_reduce_add_rms_norm"] == "no_eager_kernel"
+    assert "matmul_all_reduce_add_rms_norm" not in said["with"]
+    assert said["graph mode"] == {}
+
+
+EAGER = '''
+nfg.npu_trans_quant_param  # registers
+
+
+def on_npu(overload, *args, **kwargs):
+    """The implementation an NPU tensor would reach."""
+    return overload.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1), *args, **kwargs)
+
+
+functional = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm.default
+in_place = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_.unaliased
+wanted = op.reference(x, w, r, g, lambda t: [t])
+
+
+def same(results, wanted):
+    return all(torch.allclose(a, b, atol=1e-2) for a, b in zip(results, wanted))
+'''
+
+
+def test_eager_calls_go_through_decompose_or_mindspeeds_own_operator(site: Path, torchair_folder: Path) -> None:
+    code = (
+        EAGER
+        + """
+said["decompose"] = same(on_npu(functional, x, w, r, g, "0"), wanted)
+residual = r.clone()
+norm_out = on_npu(in_place, x, w, residual, g, "0")
+said["in place"] = same((residual, norm_out), wanted)
+said["bad"] = error_of(on_npu, functional, x, w, r, g, "0", comm_turn=3)
+"""
+        + MINDSPEED
+        + """
+results = on_npu(functional, x, w, r, g, "0")
+said["native"] = [torch.equal(results[0], r + 1), torch.equal(results[1], r + 2), calls]
+said["checked first"] = error_of(on_npu, functional, x, w[:4], r, g, "0") != "" and len(calls) == 1
+"""
+    )
+    said = run(site, torchair_folder, code)
+    assert said["decompose"]
+    assert said["in place"]
+    assert said["bad"].startswith("[matmul_all_reduce_add_rms_norm] comm_turn: expected 0 (automatic), got 3")
+    assert said["native"] == [True, True, ["0"]]
+    assert said["checked first"]
+
+
+def test_eager_calls_ask_for_the_chip(site: Path, torchair_folder: Path) -> None:
+    code = (
+        EAGER
+        + """
+said["error"] = error_of(on_npu, functional, x, w, r, g, "0")
+"""
+    )
+    said = run(site, torchair_folder, code, soc="Ascend310P3")
+    assert said["error"].startswith("[matmul_all_reduce_add_rms_norm] device: expected Ascend910Bx (Atlas A2)")
+    assert "Ascend310P3" in said["error"]
