@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", "compile a tensor-parallel decoder on two CPU ranks and check it", _demo)
     demo.add_argument("--ranks", type=int, default=2, choices=(1, 2, 4, 8), help="gloo ranks (default 2)")
-    demo.add_argument("--layers", type=int, default=4, help="decoder layers (default 4)")
+    demo.add_argument("--layers", type=_positive, default=4, help="decoder layers (default 4)")
     demo.add_argument("--output", type=Path, help="folder for the graph dump (default: a new temporary one)")
 
     _command(commands, "doctor", "versions, mode, what is missing and how to get it", _doctor)
@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument("--wheel", type=Path, help="a torch_npu wheel on disk, instead of downloading it")
     install.add_argument("--force", action="store_true", help="unpack again")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return number
 
 
 def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:

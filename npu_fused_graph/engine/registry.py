@@ -29,7 +29,7 @@ from typing import Any, Literal, NewType, TypeVar, get_type_hints
 
 import torch
 
-from npu_fused_graph.errors import UnsupportedOpError
+from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError
 
 Int = NewType("Int", int)
 Ints = NewType("Ints", list)  # type: ignore[type-arg]
@@ -141,11 +141,20 @@ def register_kernel(
 ) -> None:
     """Give the engine a kernel for a GE op type of your own.
 
-    ge_type: as in ``torchair.ge.custom_op``. fn: its signature is the op's IR (module text of
-    ``npu_fused_graph.engine.registry``). ignored: attributes that change nothing on a CPU. mutates: inputs it
-    writes in place. pure: allow constant folding.
-    replace: needed to take the place of an existing kernel. Raises UnsupportedOpError otherwise.
+    ge_type: as in ``torchair.ge.custom_op``. fn: its signature is the op's IR: inputs by position and IR name,
+    attributes keyword-only, ``fn(x, y, *, alpha=1.0)`` (more in the text of ``npu_fused_graph.engine.registry``).
+    ignored: attributes that change nothing on a CPU. mutates: inputs it writes in place. pure: allow constant folding.
+    replace: needed to take the place of an existing kernel. Raises UnsupportedOpError otherwise, InvalidArgumentError
+    for what is no name or no function.
     """
+    for parameter, value, fits, expected in (
+        ("ge_type", ge_type, isinstance(ge_type, str) and ge_type != "", "the name of a GE op type"),
+        ("fn", fn, callable(fn), "a function"),
+    ):
+        if not fits:
+            raise InvalidArgumentError(
+                f"[engine] {parameter}: expected {expected}, got {value!r}. See register_kernel."
+            )
     _load_families()
     if ge_type in _KERNELS and not replace:
         raise UnsupportedOpError(
