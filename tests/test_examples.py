@@ -71,6 +71,15 @@ def test_03_two_ranks() -> None:
         assert f"rank {rank}: fused into matmul_all_reduce_add_rms_norm (same_rounding): proj" in out
 
 
+def test_04_quantised() -> None:
+    out = run("examples/04_quantised.py")
+    for name in ("W8A8", "A16W8 per group"):
+        (line,) = (line for line in out.splitlines() if line.startswith(f"{name}: "))
+        assert line.endswith("compiled equal to eager: True")
+        assert float(line.partition("error of y ")[2].partition(",")[0]) < 0.1, "int8 noise on values of about 1"
+    assert "in place: y is the residual: True, equal: True" in out
+
+
 def test_demo(tmp_path: Path) -> None:
     facts = json.loads(run("-m", "npu_fused_graph.cli", "demo", "--json", "--output", str(tmp_path)))
     assert (facts["fused"], facts["legal"], facts["ranks"]) == (8, 8, 2)
