@@ -53,9 +53,9 @@ def npu_mm_all_reduce_add_rms_norm_(
     """:func:`npu_mm_all_reduce_add_rms_norm` that writes the sum into ``residual``.
 
     Arguments, scenarios and errors are the same. No other argument may share memory with residual: eager calls refuse
-    it, a compiled graph cannot see it. Returns (residual, norm_out). In a graph TorchAir puts a copy of residual in
-    front of the node, so there the form saves no memory traffic over the plain one. Source: MindSpeed's in-place form
-    of requirement 002.
+    it, a compiled graph cannot see it. Returns (residual, norm_out). In a GE graph the node works on a copy of residual
+    (a TensorMove), so there the form saves no memory traffic over the plain one. Source: MindSpeed's in-place form of
+    requirement 002.
     """
     arguments = {
         "x1": x1, "x2": x2, "residual": residual, "gamma": gamma, "hcom": hcom, "reduce_op": reduce_op,
