@@ -25,6 +25,7 @@ import keyword
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from threading import RLock
 from typing import Any, Literal, NewType, TypeVar, get_type_hints
 
 import torch
@@ -104,6 +105,7 @@ class Kernel:
 
 _KERNELS: dict[str, Kernel] = {}
 _loaded = False
+_lock = RLock()
 
 
 def kernel(
@@ -187,9 +189,10 @@ def _load_families() -> None:
     global _loaded
     if _loaded:
         return
-    _loaded = True
-    for family in FAMILIES:
-        import_module(f"npu_fused_graph.engine.kernels.{family}")
+    with _lock:  # threads may load their first graphs together
+        for family in FAMILIES:
+            import_module(f"npu_fused_graph.engine.kernels.{family}")
+        _loaded = True
 
 
 def _ir_name(param: str) -> str:
