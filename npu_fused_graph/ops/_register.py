@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from npu_fused_graph import comm
 from npu_fused_graph.errors import CommunicationError, argument_error
 from npu_fused_graph.ops import STEMS, _ascend
+from npu_fused_graph.ops._calls import OpCall, observed
 from npu_fused_graph.ops._int4 import packed_axis
 from npu_fused_graph.spec import Call, OpSpec, TensorFacts
 
@@ -131,12 +132,18 @@ class _Overload:
 
     def cpu(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._prepared(self._checked(args, kwargs))
+        given = dict(arguments)
+        group = None
         if self.spec.group_sizes:
-            group = comm.communicator(arguments["hcom"])
-            _ascend.check_group(self.spec, group.group)
-            arguments["gather"] = group.all_gather
+            communicator = comm.communicator(arguments["hcom"])
+            group = communicator.group
+            _ascend.check_group(self.spec, group)
+            arguments["gather"] = communicator.all_gather
         with torch._C._DisableAutocast():  # the roundings are the kernel's, whatever surrounds the call
-            return self._results(arguments, self._call(self.module.reference, arguments))
+            results = observed(
+                lambda: self._description(given, group), lambda: self._call(self.module.reference, arguments)
+            )
+            return self._results(arguments, results)
 
     def npu(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._prepared(self._checked(args, kwargs))
@@ -201,6 +208,12 @@ class _Overload:
         for name, value in arguments.items():
             if isinstance(value, Tensor):
                 yield name, value
+
+    def _description(self, arguments: dict[str, Any], group: torch.distributed.ProcessGroup | None) -> OpCall:
+        names = {t.python_name for t in self.spec.inputs}
+        tensors = {name: value for name, value in arguments.items() if name in names}
+        attrs = {name: value for name, value in arguments.items() if name not in names}
+        return OpCall(self.spec, tensors, attrs, group)
 
     def _check_memory(self, arguments: dict[str, Any]) -> None:
         for mutated in self.mutated:

@@ -16,11 +16,12 @@ from npu_fused_graph.errors import warn_once
 from npu_fused_graph.ops._arguments import check_types
 from npu_fused_graph.ops._int4 import packed_axis, unpacked_int4
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_constraints import CONSTRAINTS
+from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_exact import exact as exact
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_samples import samples as samples
 from npu_fused_graph.ops.trans_quant_param_v2 import unpack_quant_param
 from npu_fused_graph.spec import AttrSpec, DTypeRow, OpSpec, TensorSpec
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 16 << 20
 """Size of the reference's accumulator: one chunk of rows. What the ranks gather is at most half of it per rank."""
 EXACT_K = 1024
 """Products of int8 whose sum float32 holds without rounding: 2**24 / 2**14."""

@@ -17,6 +17,7 @@ from npu_fused_graph.ir.graph import Node
 from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as in_place
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as mm_ar_norm
 from npu_fused_graph.ops import trans_quant_param_v2 as quant_param
+from npu_fused_graph.ops._calls import OpCall, observed
 
 
 @kernel("MatmulAllReduceAddRmsNorm", ignored=("comm_turn",), pure=False)
@@ -59,10 +60,16 @@ def matmul_all_reduce_add_rms_norm(
     peer = communicator(group)
     mm_ar_norm.SPEC.check_group(group, peer.size)
     op = in_place if node.type == in_place.SPEC.ge_type else mm_ar_norm
-    result: tuple[Tensor, Tensor] = op.reference(
-        x1=x1, x2=x2, residual=residual, gamma=gamma, gather=peer.all_gather, epsilon=epsilon, bias=bias,
-        antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset, dequant_scale=dequant_scale,
-        antiquant_group_size=antiquant_group_size,
+    arguments = {
+        **tensors, "x2": x2, "antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset,
+    }  # fmt: skip
+    attributes = {"epsilon": epsilon, "antiquant_group_size": antiquant_group_size}
+    result: tuple[Tensor, Tensor] = observed(
+        lambda: OpCall(
+            op.SPEC, arguments, {"hcom": group, "reduce_op": reduce_op, **attributes, "comm_turn": 0}, peer.group,
+            node.name,
+        ),
+        lambda: op.reference(**arguments, **attributes, gather=peer.all_gather),
     )  # fmt: skip
     return result
 
@@ -76,7 +83,13 @@ kernel("InplaceMatmulAllReduceAddRmsNorm", ignored=("comm_turn",), mutates=("res
 def trans_quant_param_v2(scale: Tensor, offset: Tensor | None = None, *, round_mode: int = 0, node: Node) -> Tensor:
     if scale.dtype.itemsize != 4 or not scale.is_floating_point():
         raise _unsupported(node, "a float32 scale", scale.dtype)
-    return quant_param.reference(scale, offset, round_mode)
+    result: Tensor = observed(
+        lambda: OpCall(
+            quant_param.SPEC, {"scale": scale, "offset": offset}, {"round_mode": round_mode}, None, node.name
+        ),
+        lambda: quant_param.reference(scale, offset, round_mode),
+    )
+    return result
 
 
 _ROWS = [row.dtypes for row in mm_ar_norm.SPEC.rows]

@@ -1,0 +1,47 @@
+"""Who wants to know about calls of our operators: ``npu-fused-graph run`` counts and records them here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch import distributed as dist
+
+from npu_fused_graph.spec import OpSpec
+
+
+@dataclass(frozen=True, slots=True)
+class OpCall:
+    """One execution of an operator.
+
+    tensors, attrs: arguments by Python name; tensors may be written by the call. group: of a communicating operator.
+    node: name of the GE node, "" for an eager call.
+    """
+
+    spec: OpSpec
+    tensors: Mapping[str, Tensor | None]
+    attrs: Mapping[str, Any]
+    group: dist.ProcessGroup | None
+    node: str = ""
+
+
+Finish = Callable[[tuple[Tensor, ...]], None]
+
+Listener = Callable[[OpCall], Finish | None]
+
+listeners: list[Listener] = []
+"""Called before an operator runs; what they return is called with its results, in GE order."""
+
+
+def observed(call: Callable[[], OpCall], run: Callable[[], Any]) -> Any:
+    """``run()``, with the listeners told. call: makes the description, when anybody listens."""
+    if not listeners:
+        return run()
+    description = call()
+    finishes = [finish for listener in listeners if (finish := listener(description)) is not None]
+    results = run()
+    for finish in finishes:
+        finish(results if isinstance(results, tuple) else (results,))
+    return results
