@@ -13,7 +13,8 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,7 +29,7 @@ from npu_fused_graph.errors import CommunicationError
 from npu_fused_graph.ir.graph import Graph, Node
 from npu_fused_graph.ir.text import node_text
 
-__all__ = ["Communicator", "abort", "communicator", "handshake", "rank_text", "resolve", "timeout"]
+__all__ = ["Communicator", "abort", "communicator", "handshake", "provide", "rank_text", "resolve", "timeout"]
 
 # gloo cannot reduce these; the wider type gives the same result after the cast back (wrap-around included)
 _REDUCED_AS = {torch.int16: torch.int32, torch.uint16: torch.int64, torch.uint32: torch.int64, torch.bool: torch.int64}
@@ -80,6 +81,18 @@ def _hccl_names(group: dist.ProcessGroup) -> list[str]:
 
 
 _by_name: dict[str, Communicator] = {}
+_provided: dict[str, Any] = {}
+
+
+@contextmanager
+def provide(ranks: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, group strings of ``ranks`` mean these, and no process group: see :mod:`npu_fused_graph.comm_local`."""
+    _provided.update(ranks)
+    try:
+        yield
+    finally:
+        for name in ranks:
+            del _provided[name]
 
 
 def communicator(name: str) -> Communicator:
@@ -90,16 +103,19 @@ def communicator(name: str) -> Communicator:
 
 
 def _find(name: str) -> Communicator:
+    if name in _provided:
+        found: Communicator = _provided[name]
+        return found
     alive = c10d._world.pg_map
-    found = _by_name.get(name)
-    if found is None or found.group not in alive:
+    known = _by_name.get(name)
+    if known is None or known.group not in alive:
         group = resolve(name)
         for key in [key for key, stale in _by_name.items() if stale.group not in alive]:
             del _by_name[key]
         _forget_at_exit()
-        found = next((c for c in _by_name.values() if c.group is group), None) or Communicator(group)
-        _by_name[name] = found
-    return found
+        known = next((c for c in _by_name.values() if c.group is group), None) or Communicator(group)
+        _by_name[name] = known
+    return known
 
 
 @lru_cache(maxsize=1)
