@@ -44,6 +44,20 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--layers", type=_positive, default=4, help="decoder layers (default 4)")
     demo.add_argument("--output", type=Path, help="folder for the graph dump (default: a new temporary one)")
 
+    run = _command(commands, "run", "run a script written for NPUs on this machine", _run)
+    run.add_argument("-m", dest="module", action="store_true", help="the script is a module's name")
+    run.add_argument("--seed", type=int, help="makes torch's random numbers repeatable, rank by rank")
+    run.add_argument("--record", metavar="DIR", help="store inputs and outputs of every call of a fused operator")
+    run.add_argument("--strict", action="store_true", help="fail on an eager fallback or a failed child, too")
+    run.add_argument("--devices", type=_positive, default=16, help="NPUs the machine claims to have (default 16)")
+    run.add_argument("--soc", default="Ascend910B3", help="chip the machine claims to have (default Ascend910B3)")
+    run.add_argument("script", nargs=argparse.REMAINDER, help="script.py and its arguments, or torchrun and its own")
+
+    replay = _command(commands, "replay", "execute recorded calls again and compare", _replay)
+    replay.add_argument("folder", type=Path, metavar="DIR", help="what `run --record DIR` wrote")
+    replay.add_argument("--method", action="append", choices=("reference", "decompose", "float64", "engine"),
+                        help="only this implementation (repeatable; default: all)")  # fmt: skip
+
     _command(commands, "doctor", "versions, mode, what is missing and how to get it", _doctor)
 
     ops = _command(commands, "ops", "the operator table", _ops)
@@ -74,6 +88,10 @@ def _print(arguments: argparse.Namespace, facts: Any, text: str) -> None:
     print(json.dumps(facts, indent=2) if arguments.json else text)
 
 
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from npu_fused_graph.demo import format_facts, run_demo
 
@@ -82,6 +100,31 @@ def _demo(arguments: argparse.Namespace) -> int:
     facts = run_demo(ranks=arguments.ranks, layers=arguments.layers, output=arguments.output)
     _print(arguments, facts, format_facts(facts))
     return 0 if facts["fused"] == facts["legal"] else 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from npu_fused_graph.host.run import format_report, run_script
+    from npu_fused_graph.host.standin.state import RunOptions
+
+    options = RunOptions(arguments.devices, arguments.soc, arguments.seed, arguments.record)
+    report = run_script(arguments.script, is_module=arguments.module, options=options)
+    # standard output is the script's
+    print(json.dumps(report.as_dict()) if arguments.json else format_report(report), file=sys.stderr)
+    return report.exit_code or int(arguments.strict and not report.is_clean)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from npu_fused_graph.host.replay import METHODS, format_replay, replay
+
+    calls = []
+    for call in replay(arguments.folder, arguments.method or METHODS, log=_progress):
+        calls.append(call)
+        if not arguments.json:
+            print(format_replay(call), flush=True)
+    close = sum(call.is_close for call in calls)
+    facts = {"calls": [c.as_dict() for c in calls], "agree": close, "count": len(calls)}
+    _print(arguments, facts, f"{close} of {len(calls)} calls agree")
+    return 0 if close == len(calls) else 1
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -109,7 +152,7 @@ def _ops(arguments: argparse.Namespace) -> int:
 def _host_install(arguments: argparse.Namespace) -> int:
     from npu_fused_graph.host.install import install
 
-    folder = install(arguments.wheel, force=arguments.force, log=lambda text: print(text, file=sys.stderr))
+    folder = install(arguments.wheel, force=arguments.force, log=_progress)
     _print(arguments, {"folder": str(folder)}, str(folder))
     return 0
 

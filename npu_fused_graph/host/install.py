@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from npu_fused_graph.errors import HostError
-from npu_fused_graph.host.paths import TORCH_NPU_VERSION, holds_torchair, unpacked_dir
+from npu_fused_graph.host.paths import EXTRA_FILES, TORCH_NPU_VERSION, holds_torchair, unpacked_dir
 
 WHEEL_SHA256 = {"2.13.0": "0deb809cf447d3fce636ccfdc9c9f874950f1fe76f18f4aaab31e2d345f7dac0"}
 """Digest of the one wheel that is fetched (CPython 3.11, x86_64; its Python sources are the same in all of them)."""
@@ -38,11 +38,6 @@ _PIP_TARGET = (
     "--abi",
     "cp311",
 )
-_EXTRA_FILES = {
-    "torch_npu/csrc/aten/npu_native_functions.yaml": "npu_native_functions.yaml",
-    "torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml": "npu_native_functions_by_codegen.yaml",
-    "torch_npu/op_plugin/meta/_meta_registrations.py": "_meta_registrations.py",
-}
 _TORCHAIR = "torch_npu/dynamo/torchair/"
 
 
@@ -79,7 +74,7 @@ def _install(wheel: Path | None, scratch: Path, target: Path, log: Callable[[str
     # once here instead of at each start: importing TorchAir from source costs seconds, and warns
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compileall.compile_dir(fresh / "torchair", quiet=2, stripdir=str(fresh), prependdir=str(target))
+        compileall.compile_dir(fresh, quiet=2, stripdir=str(fresh), prependdir=str(target))
     _replace(fresh, target, scratch / "replaced")
 
 
@@ -146,8 +141,8 @@ def _destination(name: str) -> PurePosixPath | None:
         return None
     if name.startswith(_TORCHAIR) and path.suffix != ".so":
         return PurePosixPath("torchair") / path.relative_to(_TORCHAIR)
-    if name in _EXTRA_FILES:
-        return PurePosixPath(_EXTRA_FILES[name])
+    if name in EXTRA_FILES:
+        return PurePosixPath(EXTRA_FILES[name])
     if ".dist-info/licenses/" in name:
         return PurePosixPath("LICENSE-torch_npu") / path.name
     return None

@@ -10,7 +10,7 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ from npu_fused_graph.errors import HostError
 from npu_fused_graph.host.paths import find_torchair, installed_wheel, is_cann_present
 
 Mode = Literal["device", "host"]
+
+on_load: list[Callable[[], None]] = []
+"""Called once TorchAir is there."""
 
 _loaded: tuple[Mode, types.ModuleType] | None = None
 _lock = threading.RLock()
@@ -44,6 +47,8 @@ def _load() -> tuple[Mode, types.ModuleType]:
         device = _load_installed()
         found: tuple[Mode, types.ModuleType] = ("host", _load_host()) if device is None else ("device", device)
         _loaded = found
+        for hook in on_load:
+            hook()
         return found
 
 
@@ -77,7 +82,7 @@ def _load_host() -> types.ModuleType:
     own = {spec.ge_type: spec.ir_def() for spec in specs()}
     modules = native.build_modules(native.IrRegistry(folder / "torchair", own))
     sys.modules.update(modules)
-    sys.meta_path.append(_TorchairFinder(folder))
+    sys.meta_path.insert(0, _TorchairFinder(folder))  # before the shim of host/site
     handlers = _signal_handlers()
     try:
         with warnings.catch_warnings():

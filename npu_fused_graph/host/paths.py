@@ -12,6 +12,16 @@ from npu_fused_graph.errors import HostError
 TORCH_NPU_VERSION = "2.13.0"
 """The torch_npu release whose TorchAir is fetched and that everything here is tested with."""
 
+SITE = Path(__file__).parent / "site"
+"""The stand-in packages of ``npu-fused-graph run``."""
+
+EXTRA_FILES = {
+    "torch_npu/csrc/aten/npu_native_functions.yaml": "npu_native_functions.yaml",
+    "torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml": "npu_native_functions_by_codegen.yaml",
+    "torch_npu/op_plugin/meta/_meta_registrations.py": "_meta_registrations.py",
+}
+"""What is unpacked besides TorchAir: place in the wheel -> name in the cache."""
+
 
 def cache_dir() -> Path:
     """Per-user cache: ``NFG_CACHE``, else ``$XDG_CACHE_HOME/npu_fused_graph``, else ``~/.cache/npu_fused_graph``."""
@@ -61,15 +71,32 @@ def holds_torchair(folder: Path) -> bool:
 
 def installed_wheel() -> Path | None:
     """Where an installed torch_npu has its ``torchair``; None without torch_npu."""
-    try:
-        distribution = importlib.metadata.distribution("torch_npu")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return Path(str(distribution.locate_file("torch_npu/dynamo")))
+    for distribution in importlib.metadata.distributions(name="torch_npu"):
+        folder = Path(str(distribution.locate_file("torch_npu/dynamo")))
+        if SITE not in folder.parents:
+            return folder
+    return None
 
 
 def is_cann_present() -> bool:
     """Whether this looks like a machine where ``import torch_npu`` can work."""
     if "torch_npu" in sys.modules:
-        return hasattr(sys.modules["torch_npu"], "npu")
+        module = sys.modules["torch_npu"]
+        return hasattr(module, "npu") and not hasattr(module, "__npu_fused_graph_stand_in__")
     return any(os.environ.get(name) for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"))
+
+
+def wheel_file(name: str) -> Path:
+    """A file of the torch_npu wheel besides TorchAir: one of :data:`EXTRA_FILES`, beside the TorchAir that is found.
+
+    Raises HostError with the one command that cures its absence.
+    """
+    folder, _ = find_torchair()
+    inside = next(path for path, short in EXTRA_FILES.items() if short == name)
+    for candidate in (folder / name, folder.parents[1] / inside):
+        if candidate.is_file():
+            return candidate
+    raise HostError(
+        f"[host] {name}: expected it beside TorchAir in {folder}, got no such file. "
+        "Run: npu-fused-graph host install --force (and unset NFG_TORCHAIR)"
+    )

@@ -1,0 +1,70 @@
+"""One call of an operator as a GE graph: TorchAir lowers it, the engine executes it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+class OneOperator(torch.nn.Module):
+    """A call of one operator, as a function of its tensors: what is compiled."""
+
+    def __init__(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        leaves, self._structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        self.op = op
+        self.tensors = [x for x in leaves if isinstance(x, Tensor)]
+        self._places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        self._leaves = [None if isinstance(x, Tensor) else x for x in leaves]
+        self._out_structure: Any = None
+
+    def forward(self, *tensors: Tensor) -> Any:
+        leaves = list(self._leaves)
+        for place, tensor in zip(self._places, tensors, strict=True):
+            leaves[place] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+        flat, self._out_structure = pytree.tree_flatten(self.op(*args, **kwargs))
+        return tuple(flat)
+
+    def compile(self) -> Callable[[Sequence[Tensor]], Any]:  # type: ignore[override]
+        """A function of tensors like those of the call, giving what the operator gives. Raises what TorchAir raises."""
+        outcome: list[Any] = []
+
+        def compile_here() -> None:
+            try:
+                outcome.append(_compile(self, self.tensors))
+            except Exception as error:
+                outcome.append(error)
+
+        # In a thread of its own: the caller may be in the middle of a dispatcher call, below autograd.
+        thread = threading.Thread(target=compile_here)
+        thread.start()
+        thread.join()
+        (graph,) = outcome
+        if isinstance(graph, Exception):
+            raise graph
+        self.tensors = []
+
+        def run(tensors: Sequence[Tensor]) -> Any:
+            return pytree.tree_unflatten(list(graph(*tensors)), self._out_structure)
+
+        return run
+
+
+def _compile(module: OneOperator, tensors: list[Tensor]) -> Callable[..., Any]:
+    from npu_fused_graph import converters
+    from npu_fused_graph.backend import compile_with_aot
+    from npu_fused_graph.host import load_torchair
+
+    torchair = load_torchair()
+    converters.register_all()
+    config = torchair.CompilerConfig()
+    config.experimental_config.pattern_fusion_pass = False
+    with torch.no_grad():
+        graph: Any = module  # AOTAutograd takes any module
+        return compile_with_aot(graph, [t.detach() for t in tensors], torchair.get_compiler(config), {})

@@ -1,0 +1,148 @@
+"""Records of fused calls: what ``npu-fused-graph run --record DIR`` writes.
+
+``DIR/run.json``: the command, the seed, versions. Per rank a folder ``DIR/rank_<r>`` (``process_<pid>`` without a
+process group) with three files per call, numbered in order: ``<n>_<op>.inputs.safetensors``, written before the
+call; ``<n>_<op>.outputs.safetensors``; ``<n>_<op>.json``, written last: op, attributes, group, and of each input
+dtype, shape and whether the file holds its transpose. Names are those of the operator's Python arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch import distributed as dist
+
+from npu_fused_graph.errors import HostError
+from npu_fused_graph.ops._calls import Finish, OpCall
+
+FORMAT = 1
+
+
+class Recorder:
+    """A listener of operator calls that writes each to disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers: Counter[Path] = Counter()
+        self._turns: Counter[str] = Counter()
+
+    def __call__(self, call: OpCall) -> Finish:
+        rank = dist.get_rank() if dist.is_initialized() else None
+        folder = self._folder / (f"process_{os.getpid()}" if rank is None else f"rank_{rank}")
+        folder.mkdir(exist_ok=True)
+        place = folder / f"{self._numbers[folder]:05d}_{call.spec.stem}"
+        self._numbers[folder] += 1
+        tensors = {name: x for name, x in call.tensors.items() if x is not None}
+        save_file({name: _stored(x) for name, x in tensors.items()}, _file(place, "inputs"))
+        facts = {
+            "format": FORMAT,
+            "op": call.spec.stem,
+            "ge_type": call.spec.ge_type,
+            "node": call.node,
+            "rank": rank,
+            "group": self._group(call),
+            "attrs": dict(call.attrs),
+            "inputs": {name: None if x is None else _facts(x) for name, x in call.tensors.items()},
+            "outputs": [o.python_name for o in call.spec.outputs],
+        }
+
+        def finish(results: tuple[Tensor, ...]) -> None:
+            named = zip(call.spec.outputs, results, strict=True)
+            save_file({o.python_name: x.contiguous() for o, x in named}, _file(place, "outputs"))
+            place.with_suffix(".json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+        return finish
+
+    def _group(self, call: OpCall) -> dict[str, Any] | None:
+        """The ranks, and the how manieth recorded call of that group this is: it matches the ranks' records."""
+        if call.group is None:
+            return None
+        ranks = dist.get_process_group_ranks(call.group)
+        name = call.group.group_name
+        self._turns[name] += 1
+        return {"name": name, "ranks": ranks, "turn": self._turns[name] - 1}
+
+
+def _file(place: Path, what: str) -> str:
+    return f"{place}.{what}.safetensors"
+
+
+def _is_transposed(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.dim() >= 2 and x.transpose(-1, -2).is_contiguous()
+
+
+def _stored(x: Tensor) -> Tensor:
+    """Files hold contiguous tensors: the transpose of a transposed one, so that its layout is kept."""
+    return (x.transpose(-1, -2) if _is_transposed(x) else x).detach().contiguous()
+
+
+def _facts(x: Tensor) -> dict[str, Any]:
+    dtype = str(x.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "shape": list(x.shape), "is_transposed": _is_transposed(x)}
+
+
+class RecordedCall:
+    """One rank's record of one call, read when asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise HostError(f"[replay] {path}: expected a record of a call, got: {error}. Record again.") from None
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+            raise HostError(f"[replay] {path}: expected a record of format {FORMAT}, got another. Record again.")
+        self.op: str = facts["op"]
+        self.node: str = facts["node"]
+        self.rank: int | None = facts["rank"]
+        self.group: dict[str, Any] | None = facts["group"]
+        self.attrs: dict[str, Any] = facts["attrs"]
+        self._inputs: dict[str, Any] = facts["inputs"]
+        self.output_names: list[str] = facts["outputs"]
+
+    def arguments(self) -> dict[str, Any]:
+        """Tensors and attributes by Python name, as the operator was called."""
+        stored = self._load("inputs")
+        tensors: dict[str, Any] = {}
+        for name, facts in self._inputs.items():
+            if facts is None:
+                tensors[name] = None
+            elif name not in stored:
+                raise HostError(f"[replay] {self.path}: expected input {name} in the record, got none. Record again.")
+            else:
+                tensors[name] = stored[name].transpose(-1, -2) if facts["is_transposed"] else stored[name]
+        return {**tensors, **self.attrs}
+
+    def outputs(self) -> list[Tensor]:
+        """The results, in GE order."""
+        stored = self._load("outputs")
+        return [stored[name] for name in self.output_names]
+
+    def _load(self, what: str) -> dict[str, Tensor]:
+        file = _file(self.path.with_suffix(""), what)
+        try:
+            loaded: dict[str, Tensor] = load_file(file)
+        except Exception as error:  # the library has one class for each way a file can be damaged
+            raise HostError(f"[replay] {file}: expected the tensors of a record, got: {error}. Record again.") from None
+        return loaded
+
+
+def write_run_facts(folder: Path, command: list[str], seed: int | None) -> None:
+    """``run.json``."""
+    from npu_fused_graph import __version__
+
+    facts = {
+        "format": FORMAT,
+        "command": command,
+        "seed": seed,
+        "npu_fused_graph": __version__,
+        "torch": torch.__version__,
+    }
+    (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -1,0 +1,236 @@
+"""``npu-fused-graph run``: a script written for NPUs, unmodified, on a machine without one.
+
+The script runs in a child process that finds the stand-in packages first; it and all its children tell the launcher
+what they do. The launcher waits, cleans up after them, and says what happened.
+"""
+
+from __future__ import annotations
+
+import compileall
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from npu_fused_graph.errors import HostError, InvalidArgumentError
+from npu_fused_graph.host import descendants
+from npu_fused_graph.host.paths import SITE, wheel_file
+from npu_fused_graph.host.record import write_run_facts
+from npu_fused_graph.host.standin.state import RUN_VARIABLE, RunOptions
+
+_PATIENCE = 5.0
+"""Seconds a process gets to end by itself, after the script has ended or a signal was passed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A process that did not end well. rank: -1 = it never joined a process group."""
+
+    pid: int
+    rank: int
+    what: str
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What happened in a run.
+
+    exit_code: the script's (128 + n for signal n). ranks: processes that joined a process group. graphs: GE graphs
+    TorchAir built, summed over processes, like fused: calls by operator, eager or as a node. graph_breaks: reason ->
+    times Dynamo gave a part of a model back to Python. fallbacks: those of them where TorchAir failed. failures:
+    processes that did not end well, whether or not the script looked. left: processes that had to be ended.
+    """
+
+    exit_code: int = 0
+    ranks: int = 0
+    graphs: int = 0
+    fused: dict[str, int] = field(default_factory=dict)
+    graph_breaks: dict[str, int] = field(default_factory=dict)
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    left: int = 0
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing happened that ``--strict`` refuses."""
+        return self.exit_code == 0 and not (self.fallbacks or self.failures)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_script(command: Sequence[str], *, is_module: bool = False, options: RunOptions | None = None) -> RunReport:
+    """Run ``python command...`` with the stand-ins and wait for it and all its children.
+
+    command: a script and its arguments, or with is_module a module's name; ``torchrun`` is known. Raises HostError
+    without TorchAir, InvalidArgumentError for a script that is not there or options that make no sense.
+    """
+    arguments = _python_arguments(list(command), is_module)
+    options = _checked(options or RunOptions())
+    # Says what is missing before anything starts; compiled here instead of in each process, which may not keep it.
+    compileall.compile_file(wheel_file("_meta_registrations.py"), quiet=2)
+    folder = Path(tempfile.mkdtemp(prefix="nfg-run-"))
+    try:
+        (folder / "options.json").write_text(json.dumps(asdict(options)), encoding="utf-8")
+        if options.record is not None:
+            write_run_facts(Path(options.record), [*command], options.seed)
+        exit_code, left = _run([sys.executable, *arguments], _environment(folder))
+        return _report(folder, exit_code, left)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _python_arguments(command: list[str], is_module: bool) -> list[str]:
+    if not command:
+        raise InvalidArgumentError("[run] script: expected one, got none. npu-fused-graph run script.py args...")
+    if is_module:
+        return ["-m", *command]
+    if command[0] == "torchrun" and not Path("torchrun").exists():
+        return ["-m", "torch.distributed.run", *command[1:]]
+    if not Path(command[0]).exists():
+        raise InvalidArgumentError(f"[run] script: expected a file, got {command[0]}. Use -m for a module.")
+    return command
+
+
+def _checked(options: RunOptions) -> RunOptions:
+    if options.devices < 1:
+        raise InvalidArgumentError(f"[run] devices: expected at least 1, got {options.devices}. Leave it out for 16.")
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise InvalidArgumentError(f"[run] seed: expected 0 to 2**63 - 1, got {options.seed}. Pass a small number.")
+    if options.record is None:
+        return options
+    folder = Path(options.record).absolute()
+    if folder.exists() and any(folder.iterdir()):
+        raise InvalidArgumentError(
+            f"[run] record: expected a new or empty folder, got {folder}. Remove it, or name another."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"[run] record: expected to make the folder {folder}, got: {error}. Name another.") from None
+    return RunOptions(options.devices, options.soc, options.seed, str(folder))
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    environment = dict(os.environ)
+    paths = [str(SITE), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    environment[RUN_VARIABLE] = str(folder)
+    if environment.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
+        del environment["TORCH_DEVICE_BACKEND_AUTOLOAD"]  # torch would not look for the stand-in
+    return environment
+
+
+# -- the processes -------------------------------------------------------------------------------------------
+
+
+def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, int]:
+    """(exit code, number of processes that had to be ended)."""
+    descendants.adopt_orphans()
+    stopped: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        stopped.append(number)
+        if child is not None and not (number == signal.SIGINT and _terminal_sends_it()):
+            child.send_signal(number)
+
+    child: subprocess.Popen[bytes] | None = None
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        child = subprocess.Popen(arguments, env=environment, preexec_fn=descendants.end_with_parent)
+        code = _wait(child, stopped)
+        left = descendants.end_all(_PATIENCE)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        return 128 + stopped[0], left
+    return (128 - code if code < 0 else code), left
+
+
+def _terminal_sends_it() -> bool:
+    """Whether Ctrl-C reached the script, too: the terminal signals its whole foreground group."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def _wait(child: subprocess.Popen[bytes], stopped: list[int]) -> int:
+    """The child's code. Once it was told to stop it gets some time, then is told more and more firmly."""
+    firmness = iter((signal.SIGTERM, signal.SIGKILL))
+    while True:
+        try:
+            return child.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            if stopped:
+                child.send_signal(next(firmness, signal.SIGKILL))
+
+
+# -- what they told ------------------------------------------------------------------------------------------
+
+
+def _report(folder: Path, exit_code: int, left: int) -> RunReport:
+    report = RunReport(exit_code=exit_code, left=left)
+    breaks: Counter[str] = Counter()
+    fused: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.jsonl")):
+        events = {}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            event = json.loads(line)
+            events[event["event"]] = event
+        end, rank = events.get("end"), events.get("rank", {}).get("rank", -1)
+        report.ranks += rank >= 0
+        if end is None:
+            if rank >= 0:
+                report.failures.append(Failure(int(path.stem), rank, "killed, or ended without Python's knowledge"))
+            continue
+        if end.get("code"):
+            what = end.get("error") or f"exit code {end['code']}"
+            report.failures.append(Failure(int(path.stem), rank, what))
+        report.graphs += end["counts"].get("graphs", 0)
+        fused.update({k.removeprefix("fused "): v for k, v in end["counts"].items() if k.startswith("fused ")})
+        breaks.update(end["breaks"])
+    report.fused = dict(sorted(fused.items()))
+    report.graph_breaks = dict(breaks)
+    report.fallbacks = {reason: n for reason, n in breaks.items() if "Backend compiler exception" in reason}
+    report.failures.sort(key=lambda f: f.rank)
+    return report
+
+
+def format_report(report: RunReport) -> str:
+    """The report in a few lines."""
+    fused = ", ".join(f"{name} {n}" for name, n in report.fused.items()) or "none"
+    lines = [
+        f"npu-fused-graph run: exit code {report.exit_code}, {_count(report.ranks, 'rank')}, "
+        f"{_count(report.graphs, 'graph')} compiled, {_count(sum(report.fallbacks.values()), 'eager fallback')}; "
+        f"fused calls: {fused}"
+    ]
+    for reason, n in report.fallbacks.items():
+        lines.append(
+            f"  eager fallback, {n} times: TorchAir failed and the model ran eagerly instead: {_short(reason)}"
+        )
+    for failure in report.failures:
+        who = f"rank {failure.rank}" if failure.rank >= 0 else "process"
+        lines.append(f"  {who} (pid {failure.pid}) failed: {failure.what}")
+    if report.left:
+        lines.append(f"  {_count(report.left, 'process')} still ran after the script and had to be ended")
+    return "\n".join(lines)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "es" if what.endswith("s") else "s")
+
+
+def _short(reason: str) -> str:
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    found = next((line for line in lines if line.startswith("Explanation:")), lines[0])
+    return found.removeprefix("Explanation:").strip()

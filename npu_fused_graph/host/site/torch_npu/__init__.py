@@ -1,0 +1,50 @@
+"""Stand-in for torch_npu in processes of ``npu-fused-graph run``: the same names, on the CPU."""
+
+
+def _autoload() -> None:
+    """What ``import torch`` calls; importing this package was all there is to do."""
+
+
+# Above: when torch_npu is imported before torch, torch's autoload asks the half-imported package for it.
+
+import sys  # noqa: E402
+from typing import Any  # noqa: E402
+
+import torch  # noqa: E402
+
+from npu_fused_graph.host.standin import device, hccl, operators, process  # noqa: E402
+from npu_fused_graph.host.standin.operators import (  # noqa: E402, F401
+    empty_with_format,
+    get_npu_format,
+    get_storage_size,
+    npu_format_cast,
+    npu_format_cast_,
+)
+
+__version__ = "2.13.0"
+__npu_fused_graph_stand_in__ = True
+
+# numbers of the types torch does not have, as npu operators take them
+int4 = 285
+hifloat8 = 290
+float8_e5m2 = 291
+float8_e4m3fn = 292
+float8_e8m0fnu = 293
+float4_e2m1fn_x2 = 296
+float4_e1m2fn_x2 = 297
+
+from torch_npu import npu  # noqa: E402
+
+device.install(npu)
+torch.npu = npu
+hccl.install()
+process.begin()
+
+from torch_npu import _C, contrib, distributed, dynamo, profiler, utils  # noqa: E402, F401
+
+operators.install()
+
+
+def __getattr__(name: str) -> Any:
+    """npu_* operators, from torch.ops.npu."""
+    return operators.python_function(sys.modules[__name__], name)

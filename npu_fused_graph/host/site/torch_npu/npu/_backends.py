@@ -1,0 +1,13 @@
+"""The chip as a number, as the operators' Meta functions ask for it."""
+
+from __future__ import annotations
+
+from npu_fused_graph.host.standin import state
+
+_SOC_NUMBERS = (("Ascend910_95", 260), ("Ascend950", 260), ("Ascend910_93", 250), ("Ascend910B", 220))
+
+
+def get_soc_version() -> int:
+    """torch_npu's number of the first chip of the family of ``--soc``."""
+    name = state.options().soc
+    return next((number for prefix, number in _SOC_NUMBERS if name.startswith(prefix)), 220)

@@ -1,0 +1,57 @@
+"""Memory of the device: that of this process and of the machine, in bytes."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+_PAGE = resource.getpagesize()
+
+
+def empty_cache() -> None:
+    """The CPU's allocator keeps no cache of its own."""
+
+
+def memory_allocated(device: Any = None) -> int:
+    """Resident memory of this process."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * _PAGE
+
+
+def max_memory_allocated(device: Any = None) -> int:
+    """Largest resident memory of this process so far; it cannot be reset."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+memory_reserved = memory_allocated
+max_memory_reserved = max_memory_allocated
+
+
+def mem_get_info(device: Any = None) -> tuple[int, int]:
+    """(available, total) memory of the machine."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in file)}
+    return sizes["MemAvailable"], sizes["MemTotal"]
+
+
+def memory_stats(device: Any = None) -> dict[str, int]:
+    """The keys scripts read, from :func:`memory_allocated` and :func:`max_memory_allocated`."""
+    now, peak = memory_allocated(), max_memory_allocated()
+    kinds = ("allocated_bytes", "reserved_bytes", "active_bytes")
+    stats = {f"{kind}.all.current": now for kind in kinds} | {f"{kind}.all.peak": peak for kind in kinds}
+    return {**stats, "num_alloc_retries": 0, "num_ooms": 0}
+
+
+def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in memory_stats().items())
+
+
+def reset_peak_memory_stats(device: Any = None) -> None:
+    """The kernel's record of this process stays."""
+
+
+reset_max_memory_allocated = reset_peak_memory_stats
+
+
+def set_per_process_memory_fraction(fraction: float, device: Any = None) -> None:
+    """The CPU's allocator has no limit of its own."""

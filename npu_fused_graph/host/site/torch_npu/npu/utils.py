@@ -1,0 +1,13 @@
+"""Versions: no CANN here, and TorchAir asks."""
+
+from __future__ import annotations
+
+
+def get_cann_version(module: str = "CANN") -> str:
+    """No CANN is installed: the version whose public headers and prototypes this project is checked against."""
+    return "8.1.RC1"
+
+
+def _is_gte_cann_version(version: str, module: str = "CANN") -> bool:
+    """The engine is not bound to a CANN: what is asked for is there or is refused by name."""
+    return True

@@ -1,0 +1,256 @@
+"""Device names: ``npu`` and ``npu:3`` are accepted everywhere, tensors are ordinary CPU tensors.
+
+What a device does and an alias cannot know is corrected where scripts depend on it: ``.cpu()`` copies, a second
+``.npu()`` does not, ``torch.Generator("npu")``, autocast, pinned memory, torch.accelerator and torch.load work.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.host.standin import state
+
+_keep: list[Any] = []
+"""What torch refers to without owning it: hooks, guards and libraries live as long as the process."""
+
+
+def install(npu: types.ModuleType) -> None:
+    """Teach torch the device type ``npu``; ``npu`` becomes ``torch.npu``."""
+    torch.utils.rename_privateuse1_backend("npu")
+    torch._register_device_module("npu", npu)
+    torch.utils.generate_methods_for_privateuse1_backend()
+    _register_hooks()
+    _register_factories()
+    _replace_methods()
+    _replace_generator()
+    _replace_accelerator(npu)
+    _replace_autocast()
+    _replace_fake_devices()
+    torch.serialization.register_package(5, lambda storage: None, _restore)
+
+
+# -- which tensors count as being on the device --------------------------------------------------------------
+
+
+class _Storages:
+    """A set of storages that does not keep them alive."""
+
+    def __init__(self) -> None:
+        self._weak: dict[int, int] = {}  # StorageImpl -> weak pointer; as long as it exists the address is not reused
+        self._limit = 1024
+
+    def add(self, x: Tensor) -> None:
+        storage = x.untyped_storage()
+        if storage._cdata in self._weak:
+            return
+        if len(self._weak) >= self._limit:
+            for key, weak in list(self._weak.items()):
+                if torch.UntypedStorage._expired(weak):
+                    torch.UntypedStorage._free_weak_ref(weak)
+                    del self._weak[key]
+            self._limit = max(1024, 2 * len(self._weak))
+        self._weak[storage._cdata] = storage._weak_ref()
+
+    def __contains__(self, x: Tensor) -> bool:
+        return x.untyped_storage()._cdata in self._weak
+
+
+_device_storages = _Storages()
+
+
+def mark(x: Tensor) -> Tensor:
+    """Let ``x`` count as a tensor on the device: its memory was made by a factory, ``.npu()`` or an operator there."""
+    if not _is_traced(x):
+        _device_storages.add(x)
+    return x
+
+
+def is_on_npu(x: Tensor) -> bool:
+    """Whether ``x``'s memory was made for the device."""
+    return not _is_traced(x) and x in _device_storages
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Tensors without memory of their own: fake ones, and those of subclasses that wrap others."""
+    return type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta or torch._is_functional_tensor(x)
+
+
+# -- torch's own extension points ----------------------------------------------------------------------------
+
+
+def _register_hooks() -> None:
+    acc: Any = torch._C._acc
+
+    class Hooks(acc.PrivateUse1Hooks):  # type: ignore[misc]
+        def is_available(self) -> bool:
+            return True
+
+        def is_built(self) -> bool:
+            return True
+
+        def has_primary_context(self, device: int) -> bool:
+            return True
+
+    class Guard(acc.DeviceGuard):  # type: ignore[misc]
+        def type_(self) -> Any:
+            return torch._C._autograd.DeviceType.PrivateUse1
+
+    hooks, guard = Hooks(), Guard()
+    acc.register_python_privateuseone_hook(hooks)
+    acc.register_python_privateuseone_device_guard(guard)
+    _keep.extend((hooks, guard))
+
+
+def _register_factories() -> None:
+    """No tensor has the device, so what is dispatched to it is a factory: make the tensor on the CPU."""
+    aten = torch.library.Library("aten", "IMPL")
+    aten.impl("empty.memory_format", _empty, "PrivateUse1")
+    aten.impl("empty_strided", _empty_strided, "PrivateUse1")
+    rest = torch.library.Library("_", "IMPL")
+    rest.fallback(_factory, "PrivateUse1")
+    rest.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    _keep.extend((aten, rest))
+
+
+def _empty(size: Any, *, memory_format: Any = None, dtype: Any = None, **ignored: Any) -> Tensor:
+    extra = {} if memory_format is None else {"memory_format": memory_format}
+    return mark(torch.empty(size, dtype=dtype, device="cpu", **extra))
+
+
+def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **ignored: Any) -> Tensor:
+    return mark(torch.empty_strided(size, stride, dtype=dtype, device="cpu"))
+
+
+def _factory(op: Any, *args: Any, **kwargs: Any) -> Any:
+    if "device" not in kwargs:
+        raise NotImplementedError(f"[run] {op}: expected CPU tensors behind the name npu, got another kind.")
+    return op(*args, **{**kwargs, "device": torch.device("cpu")})
+
+
+def _restore(storage: Any, location: str) -> Any:
+    return storage if location.startswith("npu") else None
+
+
+# -- methods -------------------------------------------------------------------------------------------------
+
+
+def _replace_methods() -> None:
+    to = Tensor.to
+
+    def npu(self: Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Tensor:
+        """The tensor on the device: a copy, or itself if it is there already."""
+        index = state.device_index(device)
+        if _is_traced(self) and not isinstance(self, torch.nn.Parameter):
+            return to(self, **kwargs) if kwargs else self  # in a graph everything is on the device
+        if is_on_npu(self):
+            return to(self, **kwargs) if kwargs else self
+        return mark(to(self, device=torch.device("npu", index), **kwargs))
+
+    @functools.wraps(to)
+    def to_device(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if _target(args, kwargs).startswith("npu") and is_on_npu(self):
+            args, kwargs = _without_device(args, kwargs)
+            return to(self, *args, **kwargs) if args or kwargs else self
+        result = to(self, *args, **kwargs)
+        # a snapshot: on a device this is a copy, and scripts write into the original afterwards
+        return self.clone() if result is self and _target(args, kwargs) == "cpu" else result
+
+    def cpu(self: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+        """A copy, as from a device."""
+        return self.clone(memory_format=memory_format)
+
+    Tensor.npu = npu  # type: ignore[attr-defined]
+    Tensor.is_npu = property(is_on_npu)  # type: ignore[attr-defined]
+    Tensor.to = to_device  # type: ignore[method-assign]
+    Tensor.cpu = cpu  # type: ignore[method-assign, assignment]
+    Tensor.pin_memory = lambda self, device=None: self  # type: ignore[method-assign, misc]
+
+
+def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The device that is asked for by name. ``x.device`` of an alias is the object cpu, which says nothing."""
+    device = kwargs.get("device", args[0] if args else None)
+    if isinstance(device, torch.device) and device.type == "npu":
+        return "npu"
+    return device if isinstance(device, str) else ""
+
+
+def _without_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of ``to`` without the device: what is left may change the dtype, or ask for a copy."""
+    if "device" in kwargs:
+        rest = {name: value for name, value in kwargs.items() if name not in ("device", "non_blocking")}
+        return args, rest
+    dtype, rest = args[1:2], dict(kwargs)
+    rest.pop("non_blocking", None)
+    for name, value in zip(("copy",), args[3:4], strict=False):
+        rest[name] = value
+    return (dtype if isinstance(dtype[0] if dtype else None, torch.dtype) else ()), rest
+
+
+def _replace_generator() -> None:
+    plain: Any = torch._C.Generator
+
+    class GeneratorType(type):
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return isinstance(instance, plain)
+
+    class Generator(metaclass=GeneratorType):
+        """torch.Generator, which also takes the device ``npu``."""
+
+        def __new__(cls, device: Any = "cpu") -> Any:
+            return plain(device="cpu" if str(device).startswith("npu") else device)
+
+    torch.Generator = Generator  # type: ignore[assignment, misc]
+
+
+def _replace_accelerator(npu: types.ModuleType) -> None:
+    """The functions of torch.accelerator that ask C++ for what only a device has."""
+    for module, names in (
+        (torch.accelerator, ("synchronize", "empty_cache", "memory_allocated", "memory_reserved", "memory_stats")),
+        (torch.accelerator, ("max_memory_allocated", "max_memory_reserved", "reset_peak_memory_stats")),
+    ):
+        for name in names:
+            _alias(module, name, getattr(npu, name))
+    _alias(torch.accelerator, "get_memory_info", npu.mem_get_info)
+    _alias(torch.accelerator, "reset_accumulated_memory_stats", npu.reset_peak_memory_stats)
+    for name in ("set_device_index", "set_device_idx"):
+        _alias(torch.accelerator, name, npu.set_device)
+    for name in ("current_device_index", "current_device_idx"):
+        _alias(torch.accelerator, name, npu.current_device)
+    _alias(torch.accelerator, "set_stream", npu.set_stream)
+
+
+def _alias(module: Any, name: str, function: Callable[..., Any]) -> None:
+    if hasattr(module, name):
+        setattr(module, name, function)
+
+
+def _replace_autocast() -> None:
+    """autocast("npu") casts what autocast("cpu") casts: the tensors are there."""
+    original = torch.autocast.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        original(self, "cpu" if device_type == "npu" else device_type, *args, **kwargs)
+
+    torch.autocast.__init__ = init  # type: ignore[method-assign]
+
+
+def _replace_fake_devices() -> None:
+    """While a graph is traced, too, the device is another name of the CPU: fake tensors remember no ``npu``."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    original = FakeTensor.__new__
+
+    @functools.wraps(original)
+    def new(cls: Any, fake_mode: Any, elem: Tensor, device: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.device(device).type == "npu":
+            device = torch.device("cpu")
+        return original(cls, fake_mode, elem, device, *args, **kwargs)
+
+    FakeTensor.__new__ = staticmethod(new)  # type: ignore[assignment, method-assign]

@@ -1,0 +1,146 @@
+"""The backend ``hccl``: gloo, with the names, options and windows of HCCL."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from npu_fused_graph.comm import timeout
+from npu_fused_graph.host.standin import process, windows
+
+DEFAULT_TIMEOUT = timedelta(seconds=120)
+"""Of groups for which the script names none, unless ``NFG_TIMEOUT`` is set: HCCL's own; torch's is half an hour."""
+
+_LONGEST_NAME = 127
+"""Bytes of a communicator's name, HCCL's limit."""
+
+
+class HcclOptions:
+    """``ProcessGroupHCCL.Options``: taken, and of no effect but for ``_timeout``."""
+
+    def __init__(self, is_high_priority_stream: bool = False) -> None:
+        self.is_high_priority_stream = is_high_priority_stream
+        self._timeout: timedelta | None = None
+        self.hccl_config: dict[str, Any] = {}
+        self.global_ranks_in_group: list[int] = []
+        self.group_id = ""
+
+
+class ProcessGroupHCCL(dist.ProcessGroupGloo):
+    """gloo under HCCL's name. Collectives are gloo's; the methods here are those of HCCL that scripts call."""
+
+    Options = HcclOptions
+
+    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta, group_id: str, ranks: list[int]) -> None:
+        super().__init__(store, rank, size, timeout=timeout)
+        self._store = store
+        self._ranks = ranks or list(range(size))
+        self._patience = timeout
+        self._comm_name = ""
+        self._group_id = group_id
+        self._window: torch.Tensor | None = None
+
+    def get_hccl_comm_name(self, rankid: int, *args: Any, init_comm: bool = True, **kwargs: Any) -> str:
+        """The name of the communicator, the same on all its ranks; "" before it was made (init_comm=True makes it)."""
+        if args:
+            init_comm = bool(args[0])
+        if not self._comm_name and init_comm:
+            self._comm_name = self._new_name()
+        return self._comm_name
+
+    def _new_name(self) -> str:
+        name = f"127.0.0.1%npu_{self._group_id}_60000_0"
+        if len(name.encode()) > _LONGEST_NAME:
+            digest = hashlib.sha256(self._group_id.encode()).hexdigest()[:32]
+            name = f"127.0.0.1%npu_{digest}_60000_0"
+        return name
+
+    def _set_hccl_comm_name(self, name: str) -> None:
+        self._comm_name = name
+
+    def get_hccl_comm(self, rankid: int) -> int:
+        """A number in the place of the communicator's address."""
+        return id(self)
+
+    # -- windows: memory of this rank that its peers may write ------------------------------------------------
+
+    def _window_register_and_exchange(self, window_size: int, peer_ranks: list[int]) -> None:
+        """Make this rank's window of ``window_size`` bytes, zeros, and map those of all ranks of the group.
+
+        Returns when every rank of the group has called it. Raises CommunicationError after the group's timeout.
+        """
+        self._windows = windows.exchange(self._store, self.rank(), self.size(), window_size, self._patience)
+
+    def _get_window_mem(self) -> torch.Tensor:
+        """This rank's window as int8."""
+        return self._windows[self.rank()]
+
+    # -- what there is nothing to do for ---------------------------------------------------------------------
+
+    def abort_hccl_comm(self, *args: Any) -> None:
+        """gloo's connections are closed with the group."""
+
+    def resume_hccl_comm(self, *args: Any) -> None:
+        """Nothing was stopped."""
+
+    def set_watchdog_status(self, *args: Any) -> None:
+        """There is no watchdog."""
+
+    def clear_workmeta_list(self, *args: Any) -> None:
+        """There is no list."""
+
+    def get_coll_stream_id(self, *args: Any) -> int:
+        return 0
+
+
+_new: list[tuple[str, ProcessGroupHCCL]] = []
+"""The backend made last, with its group's name: c10d asks once per device type, and both share one object."""
+
+
+def _create(options: Any, pg_options: Any) -> ProcessGroupHCCL:
+    for name, made in _new:
+        if name == options.group_id and not _is_published(made):
+            return made
+    timeout = options.timeout
+    if isinstance(pg_options, HcclOptions) and pg_options._timeout is not None:
+        timeout = pg_options._timeout
+    backend = ProcessGroupHCCL(
+        options.store, options.group_rank, options.group_size, timeout, options.group_id,
+        list(options.global_ranks_in_group),
+    )  # fmt: skip
+    _new[:] = [(options.group_id, backend)]
+    return backend
+
+
+def _is_published(backend: ProcessGroupHCCL) -> bool:
+    """Whether the group of ``backend`` exists already: then the name belongs to a new group."""
+    return any(group._get_backend(device) is backend for group in c10d._world.pg_map for device in group._device_types)
+
+
+def is_hccl_available() -> bool:
+    return True
+
+
+def install() -> None:
+    """Register the backend, and give torch.distributed what torch_npu gives it."""
+    dist.Backend.register_backend("hccl", _create, extended_api=True, devices=["cpu", "npu"])
+    dist.is_hccl_available = is_hccl_available  # type: ignore[attr-defined]
+    dist.ProcessGroupHCCL = ProcessGroupHCCL  # type: ignore[attr-defined]
+    c10d.ProcessGroupHCCL = ProcessGroupHCCL  # type: ignore[attr-defined]
+    c10d.default_pg_timeout = timeout() if "NFG_TIMEOUT" in os.environ else DEFAULT_TIMEOUT
+    original = c10d.init_process_group
+
+    @functools.wraps(original)
+    def init_process_group(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        process.became_rank(dist.get_rank(), dist.get_world_size())
+
+    c10d.init_process_group = init_process_group
+    dist.init_process_group = init_process_group

@@ -1,0 +1,166 @@
+"""torch.ops.npu: torch_npu's own schemas and Meta functions, and CPU implementations.
+
+An eager call of an operator is compiled by TorchAir's own converter into a GE graph of one operator, which the engine
+executes: eager and compiled models compute the same, and an operator works eagerly if and only if it works in a graph.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import threading
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from npu_fused_graph.errors import NpuFusedGraphError, UnsupportedOpError
+from npu_fused_graph.host.one_operator import OneOperator
+from npu_fused_graph.host.paths import wheel_file
+from npu_fused_graph.host.standin.device import mark
+
+_ND = 2
+_keep: list[Any] = []
+_SECTIONS = ("custom", "custom_autograd")
+
+
+def install() -> None:
+    """Define every operator of torch_npu, with its Meta function; give each a CPU implementation."""
+    library = torch.library.Library("npu", "FRAGMENT")
+    _keep.append(library)
+    names = []
+    for schema in _schemas():
+        library.define(schema)
+        names.append(schema.partition("(")[0].strip())
+    _run_meta_file(wheel_file("_meta_registrations.py"))
+    for name in names:
+        own = _OWN.get(name)
+        library.impl(name, own if own is not None else functools.partial(_call, name), "CPU")
+    for name in ("empty_with_format", "unsafe_empty_with_format"):
+        library.impl(name, empty_with_format, "PrivateUse1")
+    for name in ("npu_format_cast", "_npu_format_cast"):
+        library.impl(name, lambda x, *args, **kwargs: torch.empty_like(x), "Meta", allow_override=True)
+
+
+def python_function(module: types.ModuleType, name: str) -> Any:
+    """``torch_npu.<name>``. Raises AttributeError for what torch_npu has no operator for."""
+    if not name.startswith("__") and hasattr(torch.ops.npu, name):
+        return getattr(torch.ops.npu, name)
+    raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+
+# -- schemas and Meta functions, from the wheel --------------------------------------------------------------
+
+
+def _schemas() -> Iterator[str]:
+    for name in ("npu_native_functions.yaml", "npu_native_functions_by_codegen.yaml"):
+        section = ""
+        for line in wheel_file(name).read_text(encoding="utf-8").splitlines():
+            if re.match(r"\w", line):
+                section = line.rstrip(":")
+            found = re.match(r"[- ] *func: (.*)", line)
+            if found and section in _SECTIONS:
+                yield found[1]
+
+
+def _run_meta_file(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("torch_npu.op_plugin.meta._meta_registrations", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    _keep.append(module)
+    spec.loader.exec_module(module)
+
+
+# -- eager calls ---------------------------------------------------------------------------------------------
+
+_compiled: dict[Any, Callable[..., Any]] = {}
+_MOST = 512
+_lock = threading.RLock()
+
+
+def _call(name: str, *args: Any, **kwargs: Any) -> Any:
+    """Operator ``name`` (with overload), through TorchAir's converter and the engine."""
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    key = (name, structure, tuple(_key(x) for x in leaves))
+    run = _compiled.get(key)
+    if run is None:
+        with _lock:
+            run = _compile(name, args, kwargs)
+            if len(_compiled) >= _MOST:
+                _compiled.pop(next(iter(_compiled)))
+            _compiled[key] = run
+    results = run([x for x in leaves if isinstance(x, Tensor)])
+    return pytree.tree_map_only(Tensor, mark, results)
+
+
+def _key(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return tuple(x.shape), x.stride(), x.dtype
+    return type(x), repr(x)
+
+
+def _compile(name: str, args: Any, kwargs: Any) -> Callable[..., Any]:
+    packet, _, overload = name.partition(".")
+    op = getattr(getattr(torch.ops.npu, packet), overload or "default")
+    try:
+        return OneOperator(op, args, kwargs).compile()
+    except NpuFusedGraphError:
+        raise
+    except Exception as error:
+        raise UnsupportedOpError(
+            f"[run] {name}: expected an operator TorchAir can lower for the CPU engine, got: {_first_line(error)}. "
+            "See docs/run_on_a_laptop.md for the operators that run."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+# -- operators of memory formats: a CPU tensor is always ND --------------------------------------------------
+
+
+def npu_format_cast(x: Tensor, acl_format: Any = _ND, *args: Any, **kwargs: Any) -> Tensor:
+    """A copy: formats of a device's memory do not exist here, values and shape are those of any format."""
+    return x.clone()
+
+
+def npu_format_cast_(x: Tensor, acl_format: Any = _ND, *args: Any, **kwargs: Any) -> Tensor:
+    return x
+
+
+def get_npu_format(x: Tensor) -> int:
+    """ND."""
+    return _ND
+
+
+def get_storage_size(x: Tensor) -> int:
+    """Elements in ``x``'s memory."""
+    return x.untyped_storage().nbytes() // x.element_size()
+
+
+def empty_with_format(
+    size: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None,
+    acl_format: int = _ND, **ignored: Any,
+) -> Tensor:  # fmt: skip
+    return torch.empty(size, dtype=dtype)
+
+
+_OWN: dict[str, Callable[..., Any]] = {
+    "npu_format_cast": npu_format_cast,
+    "npu_format_cast.Tensor": npu_format_cast,
+    "_npu_format_cast": npu_format_cast,
+    "_npu_format_cast.aclnn": npu_format_cast,
+    "_npu_format_cast.input_dtype": npu_format_cast,
+    "npu_format_cast_": npu_format_cast_,
+    "npu_format_cast_.acl_format": npu_format_cast_,
+    "get_npu_format": get_npu_format,
+    "get_storage_size": get_storage_size,
+    "empty_with_format": empty_with_format,
+    "unsafe_empty_with_format": empty_with_format,
+}

@@ -1,0 +1,158 @@
+"""What a process of a run tells the launcher: that it began, which rank it is, what it did, how it ended.
+
+Each process appends lines to a file of its own in the run's folder. How a child ended is told by itself, since a
+script may never look: at its end multiprocessing runs finalizers while the exception that ends it is in flight.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import random
+import sys
+from collections import Counter
+from multiprocessing import process as mp_process
+from multiprocessing import util as mp_util
+from pathlib import Path
+from typing import Any
+
+from npu_fused_graph.host.standin import state
+from npu_fused_graph.ops import _calls
+
+_pid = 0
+_ended = False
+counts: Counter[str] = Counter()
+"""What this process did: graphs loaded, calls of fused operators."""
+
+
+def begin() -> None:
+    """Called in every process that imports the stand-in, and again in its children."""
+    if state.run_folder() is None:
+        return
+    _start()
+    _calls.listeners.append(lambda call: counts.update((f"fused {call.spec.stem}",)))
+    folder = state.options().record
+    if folder is not None:
+        _calls.listeners.append(_recorder(Path(folder)))
+    mp_util.register_after_fork(begin, lambda _: _start())
+    os.register_at_fork(after_in_child=_after_fork)
+    atexit.register(_end)
+    _wrap_excepthook()
+    _seed(int(os.environ.get("RANK", "0")))
+
+
+def became_rank(rank: int, size: int) -> None:
+    """The process joined a group of ``size`` as ``rank``: it gets its seed, and its share of the cores."""
+    import torch
+
+    _tell("rank", rank=rank, size=size)
+    if state.run_folder() is not None and torch.initial_seed() == _last_seed:
+        _seed(rank)
+    if "OMP_NUM_THREADS" not in os.environ and not _forked:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+
+
+def _recorder(folder: Path) -> _calls.Listener:
+    recorder: _calls.Listener | None = None
+
+    def record(call: _calls.OpCall) -> _calls.Finish | None:
+        nonlocal recorder
+        if recorder is None:  # imported where there is something to record
+            from npu_fused_graph.host.record import Recorder
+
+            recorder = Recorder(folder)
+        return recorder(call)
+
+    return record
+
+
+# -- beginning -----------------------------------------------------------------------------------------------
+
+_forked = False
+_last_seed: int | None = None
+
+
+def _after_fork() -> None:
+    import torch
+
+    global _forked
+    _forked = True
+    # a parent's OpenMP threads do not exist in the child, which would wait for them in its first parallel region
+    torch.set_num_threads(1)
+
+
+def _start() -> None:
+    global _pid, _ended
+    if _pid != os.getpid():
+        _pid, _ended = os.getpid(), False
+        counts.clear()
+        _tell("begin", parent=os.getppid(), argv=sys.argv, name=mp_process.current_process().name)
+    if mp_process.parent_process() is not None:
+        mp_util.Finalize(None, _end, exitpriority=-100)
+
+
+def _seed(rank: int) -> None:
+    import torch
+
+    global _last_seed
+    seed = state.options().seed
+    if seed is None:
+        return
+    _last_seed = seed + rank
+    torch.manual_seed(_last_seed)
+    random.seed(_last_seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(_last_seed % 2**32)
+
+
+# -- end -----------------------------------------------------------------------------------------------------
+
+
+def _wrap_excepthook() -> None:
+    original = sys.excepthook
+
+    def hook(kind: Any, error: Any, trace: Any) -> None:
+        _end(error)
+        original(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _end(error: BaseException | None = None) -> None:
+    """Tell how this process ends, once."""
+    global _ended
+    if _ended or _pid != os.getpid():
+        return
+    _ended = True
+    error = error or sys.exc_info()[1]
+    facts: dict[str, Any] = {"counts": dict(counts), "breaks": _graph_breaks()}
+    if isinstance(error, SystemExit):
+        facts["code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        facts["code"] = 1
+        facts["error"] = _one_line(error)
+    _tell("end", **facts)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    # torch's spawn hands on the child's traceback, which ends with what happened
+    text = lines[-1] if type(error).__name__ == "ProcessRaisedException" else lines[0]
+    return f"{type(error).__name__}: {text.strip()}"[:500]
+
+
+def _graph_breaks() -> dict[str, int]:
+    """Reasons why Dynamo gave a part of a model back to Python, with how often."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return {} if dynamo is None else {str(k)[:500]: v for k, v in dynamo.counters["graph_break"].items()}
+
+
+def _tell(event: str, **facts: Any) -> None:
+    folder = state.run_folder()
+    if folder is None or not folder.is_dir():
+        return
+    line = json.dumps({"event": event, "pid": os.getpid(), **facts})
+    with (folder / f"{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")

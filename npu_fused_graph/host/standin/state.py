@@ -1,0 +1,76 @@
+"""What ``npu-fused-graph run`` told this process, and what the script chose: options, current device."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from npu_fused_graph.errors import InvalidArgumentError
+
+RUN_VARIABLE = "NFG_RUN"
+"""Names the folder a run's processes share; set by the launcher, inherited by every child, not for users."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Options of ``npu-fused-graph run``.
+
+    devices: how many the machine claims to have. soc: the chip's name. seed: None = torch's own, different each time.
+    record: folder for the records of fused calls, None = none.
+    """
+
+    devices: int = 16
+    soc: str = "Ascend910B3"
+    seed: int | None = None
+    record: str | None = None
+
+
+def run_folder() -> Path | None:
+    """The folder of this run; None in a process that was started without the launcher."""
+    folder = os.environ.get(RUN_VARIABLE)
+    return Path(folder) if folder else None
+
+
+@lru_cache(maxsize=1)
+def options() -> RunOptions:
+    folder = run_folder()
+    if folder is None:
+        return RunOptions()
+    return RunOptions(**json.loads((folder / "options.json").read_text(encoding="utf-8")))
+
+
+_current = 0
+
+
+def current_device() -> int:
+    return _current
+
+
+def set_current_device(index: int) -> None:
+    global _current
+    _current = index
+
+
+def device_index(device: Any) -> int:
+    """The index of ``3``, ``"npu"``, ``"npu:3"``, a torch.device or None (the current device).
+
+    Raises InvalidArgumentError for another type of device or an index the machine does not claim to have.
+    """
+    text = "" if device is None else str(device)
+    kind, _, number = text.partition(":")
+    if text.lstrip("-").isdigit():
+        kind, number = "npu", text
+    if kind not in ("", "npu") or (number and not number.lstrip("-").isdigit()):
+        raise InvalidArgumentError(f"[run] device: expected npu or an index, got {device!r}. Write npu:0.")
+    if not number or int(number) == -1:
+        return _current
+    if not 0 <= int(number) < options().devices:
+        raise InvalidArgumentError(
+            f"[run] device: expected an index below {options().devices}, got {number}. "
+            "Claim more with npu-fused-graph run --devices N."
+        )
+    return int(number)
