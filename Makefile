@@ -21,10 +21,10 @@ demo: .venv
 	$(BIN)/npu-fused-graph demo
 
 test: .venv
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: .venv
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 check: .venv
 	$(BIN)/ruff check .

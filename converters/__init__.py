@@ -22,7 +22,7 @@ _MODULES = (
     "trans_quant_param_v2",
     "aten",
 )
-_LATE = ("matmul_all_reduce_add_rms_norm", "aten")
+_LATE = ("matmul_all_reduce_add_rms_norm", "npu_corrected", "aten")
 """Those that also take over operators other packages define, which may be after us."""
 
 
@@ -31,7 +31,7 @@ def register_all() -> None:
 
     Covered: our operators; the aten ops TorchAir has no working converter for; aten.gelu, whose own converter
     loses ``approximate``. From the first call after another package defined them: MindSpeed's
-    npu_mm_all_reduce_add_rms_norm, transformers' grouped_mm_fallback.
+    npu_mm_all_reduce_add_rms_norm, transformers' grouped_mm_fallback, torch_npu's npu_rotary_mul (T11).
     Loads TorchAir (host or device mode) if nobody did. Raises HostError without a TorchAir.
     """
     with _lock:

@@ -13,6 +13,7 @@ import hashlib
 import re
 import secrets
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,9 +114,22 @@ def _find(name: str) -> Communicator:
         for key in [key for key, stale in _by_name.items() if stale.group not in alive]:
             del _by_name[key]
         _forget_at_exit()
-        known = next((c for c in _by_name.values() if c.group is group), None) or Communicator(group)
+        known = next((c for c in _by_name.values() if c.group is group), None)
+        if known is None:
+            known = Communicator(group)
+            weakref.finalize(group, _group_ended, known).atexit = False
         _by_name[name] = known
     return known
+
+
+def _group_ended(known: Communicator) -> None:
+    """Let go of a group's store with the group: a group made later at the same address must find a new one.
+
+    After a failure the store stays until the process ends, for the other ranks to read why.
+    """
+    if not known.is_broken:
+        for name in [name for name, other in _by_name.items() if other is known]:
+            del _by_name[name]
 
 
 @lru_cache(maxsize=1)
@@ -144,7 +158,8 @@ class Communicator:
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self.group = group
+        self._group = weakref.ref(group)
+        self._name = group.group_name
         self.rank: int = group.rank()
         self.size: int = group.size()
         self.ranks: list[int] = dist.get_process_group_ranks(group)
@@ -154,7 +169,12 @@ class Communicator:
         self._meshes: dict[str, Mesh] = {}
 
     def __str__(self) -> str:
-        return f"group {self.group.group_name!r} (ranks {self.ranks})"
+        return f"group {self._name!r} (ranks {self.ranks})"
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group; None once it was destroyed."""
+        return self._group()
 
     @property
     def is_broken(self) -> bool:
@@ -284,11 +304,17 @@ class Communicator:
         if self._board is not None:
             self._board.linger(seconds)
 
+    def _alive(self) -> dist.ProcessGroup:
+        group = self.group
+        if group is None:
+            raise CommunicationError(f"[comm] {self}: expected a living group, got one that was destroyed.")
+        return group
+
     # -- before data moves -------------------------------------------------------------------------------
 
     def _get_board(self) -> Board:
         if self._board is None:
-            self._board = Board(self.group)
+            self._board = Board(self._alive())
         return self._board
 
     def _mesh(self, place: str, members: Sequence[int]) -> Mesh:

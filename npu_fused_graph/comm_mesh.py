@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -66,17 +67,21 @@ class Board:
         self.ranks: list[int] = dist.get_process_group_ranks(group)
         self.name = f"group {group.group_name!r} (ranks {self.ranks})"
         self.broken: str | None = None
-        self._root = c10d._world.pg_map[group][1]  # kept, for this process may be its host
+        root = c10d._world.pg_map[group][1]
+        # Not kept while all is well: this process may be its host, and a group made later at the same address must
+        # find a store of its own.
+        self._root: Any = weakref.ref(root)
         self._world = dist.get_rank(), dist.get_world_size()
-        self._is_host = _is_host(self._root)
+        self._is_host = _is_host(root)
         self._addresses: dict[int, str] = {}
         self._spoke = False
         self._left = False
+        self._kept: Any = None
         self._gone = False
         place = f"nfg/{group.group_name}/{'-'.join(map(str, self.ranks))}"
         try:
             # a connection of our own, with our own time-out
-            client: Any = self._root.clone()  # type: ignore[attr-defined]
+            client: Any = root.clone()  # type: ignore[attr-defined]
             client.set_timeout(timeout())
             # a store may outlive destroy_process_group: what earlier groups of that name left in it is not for us
             life = c10d.PrefixStore(place, client).add(f"life/{self.rank}", 1)
@@ -112,6 +117,7 @@ class Board:
         """This rank stops using the group: say why, unless the others know or are the reason."""
         if not self._left:
             self._left = True
+            self._kept = self._root()  # the others want to read why
             self.speak("heard" if self.broken else f"failed {reason[:2000]}")
             self.broken = self.broken or reason
             self._pin(f"left/{self.rank}", "")

@@ -43,7 +43,11 @@ class TorchNpuGraphBase:
         inputs, assigned, _stream = arguments
         _check_tensors("inputs", inputs, allow_none=False)
         _check_tensors("assigned_outputs", assigned, allow_none=True)
-        return self._loaded().run(inputs, assigned)
+        results = self._loaded().run(inputs, assigned)
+        for listener in result_listeners:
+            for result in results:
+                listener(result)
+        return results
 
     def auto_tune(self, arguments: tuple[Any, Any]) -> None:
         """AOE tunes NPU kernels: nothing to tune here; the arguments are still checked."""
@@ -60,6 +64,9 @@ class TorchNpuGraphBase:
 
 graph_listeners: list[Callable[[Executable], None]] = []
 """Called with every Executable that TorchAir loads (the demo and the reports look at graphs this way)."""
+
+result_listeners: list[Callable[[Tensor], Any]] = []
+"""Called with every result of every graph."""
 
 
 def _check_tensors(what: str, values: Any, *, allow_none: bool) -> None:

@@ -210,7 +210,7 @@ def format_report(report: RunReport) -> str:
     """The report in a few lines."""
     fused = ", ".join(f"{name} {n}" for name, n in report.fused.items()) or "none"
     lines = [
-        f"npu-fused-graph run: exit code {report.exit_code}, {_count(report.ranks, 'rank')}, "
+        f"npu-fused-graph run: on the CPU, exit code {report.exit_code}, {_count(report.ranks, 'rank')}, "
         f"{_count(report.graphs, 'graph')} compiled, {_count(sum(report.fallbacks.values()), 'eager fallback')}; "
         f"fused calls: {fused}"
     ]

@@ -135,10 +135,9 @@ class _Overload:
         given = dict(arguments)
         group = None
         if self.spec.group_sizes:
-            communicator = comm.communicator(arguments["hcom"])
-            group = communicator.group
+            group = comm.resolve(arguments["hcom"])
             _ascend.check_group(self.spec, group)
-            arguments["gather"] = communicator.all_gather
+            arguments["gather"] = comm.communicator(arguments["hcom"]).all_gather
         with torch._C._DisableAutocast():  # the roundings are the kernel's, whatever surrounds the call
             results = observed(
                 lambda: self._description(given, group), lambda: self._call(self.module.reference, arguments)

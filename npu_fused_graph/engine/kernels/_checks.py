@@ -35,7 +35,8 @@ def refuse_fed(ge_type: str, **inputs: object) -> None:
     """Raise if one of these optional inputs is fed."""
     for name, value in inputs.items():
         if value is not None:
-            raise unsupported(ge_type, name, "the input left out", value)
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise unsupported(ge_type, name, "the input left out", got)
 
 
 def aten_op(name: str) -> Callable[..., Tensor]:

@@ -12,11 +12,16 @@ LAYOUTS = ("BSH", "BSND", "BNSD", "BNSD_BSND")
 SPARSE_MODES = (0, 1, 2, 3, 4)
 
 
-def _heads_first(x: Tensor, layout: str, heads: int) -> Tensor:
-    """x as [B, N, S, D]."""
+def _heads_first(x: Tensor, layout: str, heads: int, ge_type: str, attribute: str) -> Tensor:
+    """x as [B, N, S, D]. attribute: where ``heads`` comes from."""
     if layout == "BSH":
+        if x.shape[2] % heads:
+            raise unsupported(ge_type, attribute, f"a divisor of the hidden size {x.shape[2]}", heads)
         return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
-    return x.transpose(1, 2) if layout == "BSND" else x
+    x = x.transpose(1, 2) if layout == "BSND" else x
+    if x.shape[1] != heads:
+        raise unsupported(ge_type, attribute, f"{x.shape[1]}, the N axis in layout {layout}", heads)
+    return x
 
 
 def _as_laid_out(x: Tensor, layout: str) -> Tensor:
@@ -108,14 +113,19 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """(attention, log-sum-exp [B, N, Sq, 1]). A row without visible keys gives 0 and +inf."""
     layout, _, out_layout = layout.partition("_")
-    q = _heads_first(query, layout, num_heads)
-    k = _heads_first(key, layout, num_key_value_heads or num_heads)
-    v = _heads_first(value, layout, num_key_value_heads or num_heads)
+    kv_heads = num_key_value_heads or num_heads
+    q = _heads_first(query, layout, num_heads, ge_type, "num_heads")
+    k = _heads_first(key, layout, kv_heads, ge_type, "num_key_value_heads")
+    v = _heads_first(value, layout, kv_heads, ge_type, "num_key_value_heads")
     batch, _, q_len, _ = q.shape
     kv_len = k.shape[2]
     q_valid = _lengths(q_lengths, batch, q_len)
     kv_valid = _lengths(kv_lengths, batch, kv_len)
     seen = _visible(mask, q_len, kv_len, q_valid, kv_valid, sparse_mode, pre_tokens, next_tokens, ge_type)
+    if kv_valid is not None:
+        # what lies behind the end of a sequence may be anything, NaN too, and a weight of 0 does not silence it
+        behind = (torch.arange(kv_len) >= kv_valid.squeeze(-1)).view(-1, 1, kv_len, 1)
+        k, v = k.masked_fill(behind, 0), v.masked_fill(behind, 0)
     bias = seen
     if pse_shift is not None:
         bias = pse_shift[..., :q_len, :kv_len]

@@ -130,7 +130,8 @@ def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **ignored: Any)
 def _factory(op: Any, *args: Any, **kwargs: Any) -> Any:
     if "device" not in kwargs:
         raise NotImplementedError(f"[run] {op}: expected CPU tensors behind the name npu, got another kind.")
-    return op(*args, **{**kwargs, "device": torch.device("cpu")})
+    result = op(*args, **{**kwargs, "device": torch.device("cpu")})
+    return mark(result) if isinstance(result, Tensor) else result
 
 
 def _restore(storage: Any, location: str) -> Any:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from npu_fused_graph.comm import timeout
+from npu_fused_graph.errors import CommunicationError
 from npu_fused_graph.host.standin import process, windows
 
 DEFAULT_TIMEOUT = timedelta(seconds=120)
@@ -38,14 +39,13 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
 
     Options = HcclOptions
 
-    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta, group_id: str, ranks: list[int]) -> None:
+    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta, group_id: str) -> None:
         super().__init__(store, rank, size, timeout=timeout)
         self._store = store
-        self._ranks = ranks or list(range(size))
         self._patience = timeout
         self._comm_name = ""
-        self._group_id = group_id
-        self._window: torch.Tensor | None = None
+        self.group_id = group_id
+        self._windows: list[torch.Tensor] = []
 
     def get_hccl_comm_name(self, rankid: int, *args: Any, init_comm: bool = True, **kwargs: Any) -> str:
         """The name of the communicator, the same on all its ranks; "" before it was made (init_comm=True makes it)."""
@@ -56,9 +56,9 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
         return self._comm_name
 
     def _new_name(self) -> str:
-        name = f"127.0.0.1%npu_{self._group_id}_60000_0"
+        name = f"127.0.0.1%npu_{self.group_id}_60000_0"
         if len(name.encode()) > _LONGEST_NAME:
-            digest = hashlib.sha256(self._group_id.encode()).hexdigest()[:32]
+            digest = hashlib.sha256(self.group_id.encode()).hexdigest()[:32]
             name = f"127.0.0.1%npu_{digest}_60000_0"
         return name
 
@@ -80,6 +80,10 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
 
     def _get_window_mem(self) -> torch.Tensor:
         """This rank's window as int8."""
+        if not self._windows:
+            raise CommunicationError(
+                "[run] window: expected one that was registered, got none. Call _window_register_and_exchange first."
+            )
         return self._windows[self.rank()]
 
     # -- what there is nothing to do for ---------------------------------------------------------------------
@@ -100,27 +104,24 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
         return 0
 
 
-_new: list[tuple[str, ProcessGroupHCCL]] = []
-"""The backend made last, with its group's name: c10d asks once per device type, and both share one object."""
+_made: list[ProcessGroupHCCL] = []
+"""Every backend whose group lives, and the newest. c10d keeps the C++ half only: without this a plain gloo is left."""
 
 
 def _create(options: Any, pg_options: Any) -> ProcessGroupHCCL:
-    for name, made in _new:
-        if name == options.group_id and not _is_published(made):
-            return made
+    if _made and _made[-1].group_id == options.group_id and not _is_published(_made[-1]):
+        return _made[-1]  # c10d asks once per device type, and both share one object
+    _made[:] = [backend for backend in _made if _is_published(backend)]
     timeout = options.timeout
     if isinstance(pg_options, HcclOptions) and pg_options._timeout is not None:
         timeout = pg_options._timeout
-    backend = ProcessGroupHCCL(
-        options.store, options.group_rank, options.group_size, timeout, options.group_id,
-        list(options.global_ranks_in_group),
-    )  # fmt: skip
-    _new[:] = [(options.group_id, backend)]
+    backend = ProcessGroupHCCL(options.store, options.group_rank, options.group_size, timeout, options.group_id)
+    _made.append(backend)
     return backend
 
 
 def _is_published(backend: ProcessGroupHCCL) -> bool:
-    """Whether the group of ``backend`` exists already: then the name belongs to a new group."""
+    """Whether a group has ``backend``; the newest one's group may still be in the making."""
     return any(group._get_backend(device) is backend for group in c10d._world.pg_map for device in group._device_types)
 
 
@@ -142,5 +143,14 @@ def install() -> None:
         original(*args, **kwargs)
         process.became_rank(dist.get_rank(), dist.get_world_size())
 
-    c10d.init_process_group = init_process_group
-    dist.init_process_group = init_process_group
+    destroy = c10d.destroy_process_group
+
+    @functools.wraps(destroy)
+    def destroy_process_group(group: Any = None) -> None:
+        destroy(group)
+        # a backend keeps its store alive, where the next group of the same name would find this one's addresses
+        _made[:] = [backend for backend in _made if _is_published(backend)]
+
+    for module in (c10d, dist):
+        module.init_process_group = init_process_group
+        module.destroy_process_group = destroy_process_group

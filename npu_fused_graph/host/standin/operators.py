@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from npu_fused_graph.errors import NpuFusedGraphError, UnsupportedOpError
+from npu_fused_graph.errors import UnsupportedOpError
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
 from npu_fused_graph.host.standin.device import mark
+from npu_fused_graph.host.standin.refusal import refused_attribute
 
 _ND = 2
 _keep: list[Any] = []
@@ -51,7 +52,7 @@ def python_function(module: types.ModuleType, name: str) -> Any:
     """``torch_npu.<name>``. Raises AttributeError for what torch_npu has no operator for."""
     if not name.startswith("__") and hasattr(torch.ops.npu, name):
         return getattr(torch.ops.npu, name)
-    raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+    raise refused_attribute(module.__name__, name)
 
 
 # -- schemas and Meta functions, from the wheel --------------------------------------------------------------
@@ -87,35 +88,32 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     """Operator ``name`` (with overload), through TorchAir's converter and the engine."""
     leaves, structure = pytree.tree_flatten((args, kwargs))
     key = (name, structure, tuple(_key(x) for x in leaves))
-    run = _compiled.get(key)
-    if run is None:
-        with _lock:
-            run = _compile(name, args, kwargs)
-            if len(_compiled) >= _MOST:
-                _compiled.pop(next(iter(_compiled)))
-            _compiled[key] = run
-    results = run([x for x in leaves if isinstance(x, Tensor)])
+    try:
+        run = _compiled.get(key)
+        if run is None:
+            with _lock:
+                run = OneOperator(_overload(name), args, kwargs).compile()
+                if len(_compiled) >= _MOST:
+                    _compiled.pop(next(iter(_compiled)))
+                _compiled[key] = run
+        results = run([x for x in leaves if isinstance(x, Tensor)])
+    except Exception as error:
+        raise UnsupportedOpError(
+            f"[run] {name}: expected a call TorchAir can lower and the CPU engine execute, got: {_first_line(error)}. "
+            "See docs/run_on_a_laptop.md for the operators that run."
+        ) from None
     return pytree.tree_map_only(Tensor, mark, results)
+
+
+def _overload(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.npu, packet), overload or "default")
 
 
 def _key(x: Any) -> Any:
     if isinstance(x, Tensor):
         return tuple(x.shape), x.stride(), x.dtype
     return type(x), repr(x)
-
-
-def _compile(name: str, args: Any, kwargs: Any) -> Callable[..., Any]:
-    packet, _, overload = name.partition(".")
-    op = getattr(getattr(torch.ops.npu, packet), overload or "default")
-    try:
-        return OneOperator(op, args, kwargs).compile()
-    except NpuFusedGraphError:
-        raise
-    except Exception as error:
-        raise UnsupportedOpError(
-            f"[run] {name}: expected an operator TorchAir can lower for the CPU engine, got: {_first_line(error)}. "
-            "See docs/run_on_a_laptop.md for the operators that run."
-        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -151,6 +149,13 @@ def empty_with_format(
     return torch.empty(size, dtype=dtype)
 
 
+def npu_apply_rotary_pos_emb(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """In place, as eagerly on a device; its schema does not say so, and in a graph it is not."""
+    for x, result in zip((query, key), _call("npu_apply_rotary_pos_emb", query, key, *args, **kwargs), strict=True):
+        x.copy_(result)
+    return query, key
+
+
 _OWN: dict[str, Callable[..., Any]] = {
     "npu_format_cast": npu_format_cast,
     "npu_format_cast.Tensor": npu_format_cast,
@@ -159,6 +164,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "_npu_format_cast.input_dtype": npu_format_cast,
     "npu_format_cast_": npu_format_cast_,
     "npu_format_cast_.acl_format": npu_format_cast_,
+    "npu_apply_rotary_pos_emb": npu_apply_rotary_pos_emb,
     "get_npu_format": get_npu_format,
     "get_storage_size": get_storage_size,
     "empty_with_format": empty_with_format,

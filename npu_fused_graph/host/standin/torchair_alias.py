@@ -7,10 +7,12 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from npu_fused_graph.host import load
+from npu_fused_graph.host.standin.device import mark
 
 
 def on_load() -> None:
@@ -20,6 +22,9 @@ def on_load() -> None:
     from npu_fused_graph.host.standin import process
 
     converters.register_all()
+    # TorchAir asks c10d for a group's default device in a deprecated way; nothing the script could change
+    warnings.filterwarnings("ignore", message=r"(`_get_pg_default_device`|Multiple backends are registered)")
+    native.result_listeners.append(mark)
     native.graph_listeners.append(lambda executable: process.counts.update(("graphs",)))
 
 

@@ -8,6 +8,7 @@ def _autoload() -> None:
 # Above: when torch_npu is imported before torch, torch's autoload asks the half-imported package for it.
 
 import sys  # noqa: E402
+from enum import IntEnum  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
@@ -23,6 +24,25 @@ from npu_fused_graph.host.standin.operators import (  # noqa: E402, F401
 
 __version__ = "2.13.0"
 __npu_fused_graph_stand_in__ = True
+
+
+class Format(IntEnum):
+    """Memory formats by ACL's numbers. Tensors here have one, ND."""
+
+    UNDEFINED = -1
+    NCHW = 0
+    NHWC = 1
+    ND = 2
+    NC1HWC0 = 3
+    FRACTAL_Z = 4
+    NC1HWC0_C04 = 12
+    HWCN = 16
+    NDHWC = 27
+    FRACTAL_NZ = 29
+    NCDHW = 30
+    NDC1HWC0 = 32
+    FRACTAL_Z_3D = 33
+
 
 # numbers of the types torch does not have, as npu operators take them
 int4 = 285

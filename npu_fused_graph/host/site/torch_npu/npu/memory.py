@@ -20,7 +20,8 @@ def memory_allocated(device: Any = None) -> int:
 
 def max_memory_allocated(device: Any = None) -> int:
     """Largest resident memory of this process so far; it cannot be reset."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # the kernel's two counts are not exact to the page
+    return max(memory_allocated(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 memory_reserved = memory_allocated

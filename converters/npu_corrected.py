@@ -1,0 +1,32 @@
+"""torch_npu operators whose converter in TorchAir means something else (docs/torchair_defects.md, T11)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_MODES = {"half": 0, "interleave": 1, "quarter": 2, "interleave-half": 3}
+
+
+def register_late() -> None:
+    """Once torch_npu, or its stand-in, has defined the operator."""
+    import torchair
+
+    packet = getattr(torch.ops.npu, "npu_rotary_mul", None)
+    if packet is not None:
+        torchair.register_fx_node_ge_converter(packet.default)(rotary_mul)
+
+
+def rotary_mul(
+    x: Any, r1: Any, r2: Any, rotary_mode: str = "half", rotate: Any = None, meta_outputs: Any = None
+) -> Any:
+    """TorchAir's converter hands rotary_mode on for one family of chips, or next to ``rotate``, only."""
+    from torchair._ge_concrete_graph import ge_apis as ge
+    from torchair._utils.check_platform import is_arch35
+
+    if rotary_mode not in _MODES:
+        raise NotImplementedError(f"npu_rotary_mul: expected rotary_mode in {list(_MODES)}, got {rotary_mode!r}")
+    if rotary_mode == "half" and rotate is None and not is_arch35():
+        return ge.RotaryMul(x, r1, r2)
+    return ge.RotaryPositionEmbedding(x, r1, r2, mode=_MODES[rotary_mode], rotate=rotate)

@@ -1,0 +1,101 @@
+"""Norms, SwiGLU, rotary embeddings: float64 oracles after the formulas of torch_npu's documents (op-plugin)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.host.npu_cases.base import (
+    FLOATS,
+    HALVES,
+    Case,
+    Cases,
+    normal,
+    short,
+    steps,
+    wide,
+)
+
+
+def rms_norm_of(x: np.ndarray, gamma: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    axes = tuple(range(x.ndim - gamma.ndim, x.ndim))
+    rstd = 1 / np.sqrt(np.mean(x * x, axes, keepdims=True) + epsilon)
+    return x * rstd * gamma, rstd
+
+
+def rms_norm_cases() -> Cases:
+    forms = [(dtype, dtype, (16,), {}) for dtype in FLOATS]
+    forms += [(dtype, torch.float32, (16,), {"epsilon": 0.05}) for dtype in HALVES]
+    forms += [(torch.float32, torch.float32, (3, 16), {"epsilon": 0.05})]
+    for dtype, gamma_dtype, shape, kwargs in forms:
+        x, gamma = normal(2, 3, 16, dtype=dtype), normal(*shape, dtype=gamma_dtype)
+        y, rstd = rms_norm_of(wide(x), wide(gamma), kwargs.get("epsilon", 1e-6))
+        name = f"{short(dtype)}, gamma {short(gamma_dtype)} {len(shape)}d"
+        yield name, Case("npu_rms_norm", (x, gamma), ((y, dtype), (rstd, torch.float32)), kwargs)
+
+
+def add_rms_norm_cases() -> Cases:
+    for dtype, kwargs in zip(FLOATS, ({}, {"epsilon": 0.05}, {}), strict=True):
+        x1, x2 = (steps(4, 3, 16, most=8, step=0.125, dtype=dtype) for _ in range(2))  # sums are exact
+        gamma = normal(16, dtype=dtype)
+        x = wide(x1) + wide(x2)
+        y, rstd = rms_norm_of(x, wide(gamma), kwargs.get("epsilon", 1e-6))
+        expected = ((y, dtype), (rstd, torch.float32), (x, dtype))
+        yield short(dtype), Case("npu_add_rms_norm", (x1, x2, gamma), expected, kwargs)
+
+
+def swiglu_cases() -> Cases:
+    for dtype, kwargs in zip(FLOATS, ({}, {"dim": 1}, {"dim": -2}), strict=True):
+        x = normal(2, 6, 8, dtype=dtype, scale=2)
+        a, b = np.split(wide(x), 2, kwargs.get("dim", -1))
+        yield f"{short(dtype)}, {kwargs}", Case("npu_swiglu", (x,), ((a / (1 + np.exp(-a)) * b, dtype),), kwargs)
+
+
+# -- rotary embedding ----------------------------------------------------------------------------------------
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, mode: str = "half") -> np.ndarray:
+    """half: element i turns with i + D / 2. interleave: element 2 i turns with 2 i + 1."""
+    if mode == "interleave":
+        turned = np.stack((-wide(x)[..., 1::2], wide(x)[..., 0::2]), -1).reshape(x.shape)
+    else:
+        first, second = np.split(wide(x), 2, -1)
+        turned = np.concatenate((-second, first), -1)
+    return wide(x) * wide(cos) + turned * wide(sin)
+
+
+def angles(*shape: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    cos, sin = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype)
+    return cos, sin
+
+
+def rotary_mul_cases() -> Cases:
+    forms = {
+        "BSND": ((2, 5, 3, 16), (1, 5, 1, 16), ()),
+        "BNSD": ((2, 3, 5, 16), (1, 1, 5, 16), ("half",)),
+        "SBND": ((5, 2, 3, 16), (5, 1, 1, 16), ()),
+        "TND": ((5, 3, 16), (5, 1, 16), ("half",)),
+        "BSND, interleave": ((2, 5, 3, 16), (1, 5, 1, 16), ("interleave",)),
+    }
+    for index, (layout, (shape, angle_shape, mode)) in enumerate(forms.items()):
+        dtype = FLOATS[index % 3]
+        x, (cos, sin) = normal(*shape, dtype=dtype), angles(*angle_shape, dtype=dtype)
+        yield (
+            f"{layout} {short(dtype)}",
+            Case("npu_rotary_mul", (x, cos, sin, *mode), ((rotated(x, cos, sin, *mode), dtype),)),
+        )
+
+
+def apply_rotary_cases() -> Cases:
+    """The returned tensors. On a device query and key are overwritten as well."""
+    for dtype, rows, args in zip(FLOATS, ((2, 5), (2, 5), (10,)), ((), ("BSND", "half"), ("TND",)), strict=True):
+        query, key = normal(*rows, 4, 64, dtype=dtype), normal(*rows, 2, 64, dtype=dtype)
+        cos, sin = angles(*rows, 1, 64, dtype=dtype)
+        expected = ((rotated(query, cos, sin), dtype), (rotated(key, cos, sin), dtype))
+        yield f"{short(dtype)} {args}", Case("npu_apply_rotary_pos_emb", (query, key, cos, sin, *args), expected)
+
+
+def cases() -> Cases:
+    for family in (rms_norm_cases, add_rms_norm_cases, swiglu_cases, rotary_mul_cases, apply_rotary_cases):
+        yield from family()

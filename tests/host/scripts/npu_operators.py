@@ -1,0 +1,53 @@
+"""Every case of tests/host/npu_cases, eager and compiled. Argument: a folder with calls.pt, gets results.pt."""
+
+import sys
+
+import torch
+import torch_npu
+import torchair
+from torch.utils import _pytree as pytree
+
+FOLDER = sys.argv[1]
+
+
+def matmul_with_packed_scale(x1, x2, scale, round_mode, **kwargs):
+    packed = torch_npu.npu_trans_quant_param(scale, round_mode=round_mode)
+    return torch_npu.npu_quant_matmul(x1, x2, packed, **kwargs)
+
+
+def matmul_with_nz_weight(x1, x2, scale, **kwargs):
+    return torch_npu.npu_quant_matmul(x1, torch_npu.npu_format_cast(x2, 29), scale, **kwargs)
+
+
+def error_of(function, *args):
+    try:
+        function(*args)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def on_npu(calls):
+    return pytree.tree_map_only(torch.Tensor, lambda x: x.clone().npu(), calls)
+
+
+groups = torch.load(FOLDER + "/calls.pt")
+backend = torchair.get_npu_backend()
+results = {"eager": {}, "compiled": {}}
+for name, calls in groups.items():
+    function = getattr(torch_npu, name) if name.startswith("npu_") else globals()[name]
+
+    def model(calls, function=function):
+        return [function(*args, **kwargs) for args, kwargs in calls]
+
+    torch._dynamo.reset()
+    results["eager"][name] = model(on_npu(calls))
+    compiled = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)
+    results["compiled"][name] = compiled(on_npu(calls))
+boxes, scores = torch.rand(2, 5), torch.rand(2)
+results["error"] = error_of(torch_npu.npu_nms_rotated, boxes.npu(), scores.npu(), 0.5)
+query, key = torch.ones(1, 2, 1, 64).npu(), torch.ones(1, 2, 1, 64).npu()
+cos, sin = torch.full((1, 2, 1, 64), 2.0).npu(), torch.zeros(1, 2, 1, 64).npu()
+rotated = torch_npu.npu_apply_rotary_pos_emb(query, key, cos, sin)
+results["in place"] = rotated[0] is query and rotated[1] is key, query.unique().tolist(), key.unique().tolist()
+torch.save(results, FOLDER + "/results.pt")

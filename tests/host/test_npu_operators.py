@@ -1,0 +1,88 @@
+"""Inference operators of torch_npu under the stand-in, eager and compiled, against numpy oracles in float64.
+
+One fresh interpreter computes every case; the tests compare what it saved. Where results are integers, data are chosen
+so that float32 arithmetic is exact or stays clear of ties, and results compare exactly.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from npu_fused_graph.host.paths import SITE
+from npu_fused_graph.testing import assert_close
+from tests.host.npu_cases import attention, pointwise, quantised
+from tests.host.npu_cases.base import Case
+from tests.processes import run_python
+from tests.scripts import script
+
+pytestmark = pytest.mark.xdist_group("npu_operators")
+
+CASES: dict[str, Case] = {}
+for _name, _case in chain(pointwise.cases(), quantised.cases(), attention.cases()):
+    assert CASES.setdefault(f"{_case.operator}: {_name}", _case) is _case
+
+
+def flat(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """eager and compiled: results by case; error: type and text of an error; in place: see the script."""
+    folder: Path = tmp_path_factory.mktemp("npu_operators")
+    groups: dict[str, list[str]] = {}
+    for name, case in CASES.items():
+        groups.setdefault(case.operator, []).append(name)
+    calls = {op: [(list(CASES[n].args), CASES[n].kwargs) for n in names] for op, names in groups.items()}
+    torch.save(calls, folder / "calls.pt")
+    found = run_python(script("npu_operators.py"), str(folder), env={"PYTHONPATH": str(SITE)})
+    assert found.returncode == 0, found.stderr
+    raw = torch.load(folder / "results.pt")
+    by_case: dict[str, Any] = {"error": raw["error"], "in place": raw["in place"]}
+    for way in ("eager", "compiled"):
+        by_case[way] = {
+            name: flat(result) for op, names in groups.items() for name, result in zip(names, raw[way][op], strict=True)
+        }
+    return by_case
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_values(name: str, results: dict[str, Any]) -> None:
+    """An eager call computes what the documents say."""
+    actual, expected = results["eager"][name], CASES[name].expected
+    assert len(actual) == len(expected)
+    for index, (tensor, wanted) in enumerate(zip(actual, expected, strict=True)):
+        if wanted is None:
+            continue
+        values, dtype = torch.from_numpy(np.asarray(wanted[0])), wanted[1]
+        assert tensor.dtype is dtype, f"result {index}"
+        assert tensor.shape == values.shape, f"result {index}"
+        if dtype.is_floating_point:
+            tensor = tensor.masked_fill(values.isnan(), torch.nan)
+        assert_close(tensor, values, message=f"result {index}")
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_compiled_is_exactly_eager(name: str, results: dict[str, Any]) -> None:
+    eager, compiled = results["eager"][name], results["compiled"][name]
+    assert [(x.dtype, x.shape) for x in compiled] == [(x.dtype, x.shape) for x in eager]
+    assert all(torch.equal(*pair) for pair in zip(compiled, eager, strict=True))
+
+
+def test_an_operator_without_converter_is_named_in_one_line(results: dict[str, Any]) -> None:
+    kind, text = results["error"]
+    assert kind == "UnsupportedOpError"
+    assert text.startswith("[run] npu_nms_rotated: ")
+    assert "docs/run_on_a_laptop.md" in text
+    assert "\n" not in text
+
+
+def test_rotary_embeddings_are_in_place_eagerly(results: dict[str, Any]) -> None:
+    assert results["in place"] == (True, [2.0], [2.0])

@@ -1,0 +1,176 @@
+"""`npu-fused-graph run`: what the launcher starts, waits for, cleans up and says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import TIMEOUT, free_port, run_python
+from tests.scripts import script
+
+RUN = ("-m", "npu_fused_graph.cli", "run")
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[subprocess.CompletedProcess[str], Any]:
+    """What the launcher's process gave, and the facts it printed."""
+    result = run_python(*RUN, "--json", *arguments, env=env)
+    return result, json.loads(result.stderr.splitlines()[-1])
+
+
+def test_a_script_that_only_imports_torch(tmp_path: Path) -> None:
+    """Arguments and exit code are the script's; ``.npu()`` and the backend named npu are there."""
+    result, facts = run(script("only_torch.py"), "--flag", "7", env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
+    assert result.stdout.splitlines() == ["['--flag', '7']", "graph equals eager: True"]
+    assert (result.returncode, facts["exit_code"], facts["graphs"], facts["fallbacks"]) == (7, 7, 1, {})
+
+
+@pytest.mark.parametrize("name", ["torchair_first.py", "torchair_in_torch_npu.py"])
+def test_torchair_is_one_package_under_every_name(name: str) -> None:
+    result, facts = run(script(name))
+    assert (result.returncode, result.stdout) == (0, "one package\n"), result.stderr
+    assert facts["graphs"] >= 1
+
+
+def test_forked_ranks_after_torch_work_and_a_crash_the_script_ignores() -> None:
+    arguments = (script("fork_after_work.py"), str(free_port()))
+    result, facts = run(*arguments)
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == "run npu success."
+    assert facts["ranks"] == 2
+    (failure,) = facts["failures"]
+    assert (failure["rank"], failure["what"]) == (1, "ValueError: rank 1 crashes")
+
+
+def test_strict_does_not_ignore_it() -> None:
+    result = run_python(*RUN, "--strict", script("fork_after_work.py"), str(free_port()))
+    assert result.returncode == 1
+    assert "rank 1 (pid " in result.stderr
+    assert ") failed: ValueError: rank 1 crashes" in result.stderr
+
+
+def test_an_eager_fallback_is_told() -> None:
+    """torch turns some failures of a backend into a graph break: the script goes on without a graph."""
+    result, facts = run("--strict", script("fallback.py"))
+    assert result.stdout.splitlines()[-1] == "finished tensor([2., 2.])"
+    assert (result.returncode, facts["exit_code"], facts["graphs"]) == (1, 0, 0)
+    (reason,) = facts["fallbacks"]
+    assert "falling::back" in reason
+
+
+def test_torchrun_with_seeds() -> None:
+    """Every rank draws its own numbers, the same in each run, unless the script seeds."""
+    drawn = []
+    for command in (("torchrun",), ("-m", "torch.distributed.run")):
+        result, facts = run(
+            "--seed", "5", *command, "--nproc-per-node=2", f"--master-port={free_port()}", script("torchrun_ranks.py")
+        )
+        assert result.returncode == 0, result.stderr
+        assert facts["ranks"] == 2
+        drawn.append(sorted(json.loads(line) for line in result.stdout.splitlines()))
+    first, second = drawn
+    assert first == second
+    (_, device0, own0, seeded0), (_, device1, own1, seeded1) = first
+    assert (device0, device1) == (0, 1)
+    assert own0 != own1
+    assert seeded0 == seeded1
+
+
+WRONG = {
+    "no such file": (["no_such.py"], "[run] script: expected a file, got no_such.py. Use -m for a module."),
+    "nothing": ([], "[run] script: expected one, got none. npu-fused-graph run script.py args..."),
+    "seed": (["--seed", "-1", "x.py"], "[run] seed: expected 0 to 2**63 - 1, got -1. Pass a small number."),
+    "record": (["--record", "full", "x.py"], "[run] record: expected a new or empty folder, got "),
+    "no TorchAir": (["x.py"], "[host] TorchAir: expected it in the cache ("),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_wrong_use_is_one_line_with_a_cure(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.py").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    arguments, text = WRONG[name]
+    monkeypatch.chdir(tmp_path)
+    env = {"NFG_CACHE": str(tmp_path / "empty")} if name == "no TorchAir" else None
+    result = run_python(*RUN, *arguments, env=env)
+    assert result.returncode == 1
+    assert result.stderr.startswith(text)
+    assert len(result.stderr.splitlines()) == 1
+
+
+# -- ends ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The launcher with both pipes, running; it is ended if the test did not."""
+    process = subprocess.Popen(
+        [sys.executable, *RUN, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(TIMEOUT)
+
+
+def pids_of_ranks(process: subprocess.Popen[str]) -> dict[int, int]:
+    """Two ranks print ``rank <r> <pid>`` once they have joined."""
+    assert process.stdout is not None
+    found = {}
+    while len(found) < 2:
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+        _, rank, pid = line.split()
+        found[int(rank)] = int(pid)
+    return found
+
+
+def left_of(pids: dict[int, int]) -> list[int]:
+    return [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
+
+
+def test_ctrl_c_ends_everything() -> None:
+    with started(script("waiting_ranks.py"), str(free_port())) as process:
+        pids = pids_of_ranks(process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert left_of(pids) == []
+    assert "npu-fused-graph run: on the CPU, exit code 130, 2 ranks" in errors
+
+
+def test_a_killed_rank_ends_the_others_and_is_told() -> None:
+    shared = set(os.listdir("/dev/shm"))
+    with started(script("waiting_ranks.py"), str(free_port())) as process:
+        pids = pids_of_ranks(process)
+        os.kill(pids[1], signal.SIGKILL)
+        begin = time.monotonic()
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert time.monotonic() - begin < 60, "well before the group's timeout"
+    assert process.returncode == 1
+    assert left_of(pids) == []
+    assert f"rank 1 (pid {pids[1]}) failed: killed, or ended without Python's knowledge" in errors
+    assert {name for name in set(os.listdir("/dev/shm")) - shared if "npu" in name or "psm_" in name} == set()
+
+
+def test_what_the_script_leaves_running_is_ended_and_told() -> None:
+    result, facts = run(script("leaves_a_process.py"))
+    assert result.returncode == 0
+    assert facts["left"] == 1
+    assert not Path(f"/proc/{int(result.stdout)}").exists()
