@@ -85,7 +85,7 @@ def enable_fusion(
         raise argument_error("fusion", "on_sites", "a function of a list of sites", repr(on_sites), "Pass a callable.")
     converters.register_all()
     _check_config(config)
-    _check_host_mode(config)
+    check_host_mode(config)
     current = config.post_grad_custom_pre_pass.value
     user_pass = current.user_pass if isinstance(current, FusionHook) else current
     config.post_grad_custom_pre_pass = FusionHook(options, user_pass, on_sites)
@@ -267,7 +267,8 @@ _WITHOUT_EFFECT = ("dump_config.enable_dump", "aoe_config.aoe_mode")
 """Options GE's runtime or AOE acts on: on a CPU nothing would happen, silently."""
 
 
-def _check_host_mode(config: Any) -> None:
+def check_host_mode(config: Any) -> None:
+    """Without an NPU: raise UnsupportedModeError for a mode without a GE graph, warn about options without effect."""
     from npu_fused_graph.host import mode
 
     if mode() == "device":

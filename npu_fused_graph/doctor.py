@@ -6,11 +6,12 @@ import importlib.metadata
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 from npu_fused_graph import __version__
 from npu_fused_graph.errors import HostError
-from npu_fused_graph.host.paths import TORCH_NPU_VERSION, find_torchair, is_cann_present
+from npu_fused_graph.host.paths import TORCH_NPU_VERSION, find_torchair, installed_wheel, is_cann_present, wheel_file
 
 INSTALL = "npu-fused-graph host install"
 TESTED = {"python": "3.11", "torch": "2.13", "torch_npu": TORCH_NPU_VERSION}
@@ -45,7 +46,13 @@ def diagnose() -> dict[str, Any]:
             explicit = os.environ.get("NFG_TORCHAIR")
             cure = "unset NFG_TORCHAIR, or point it at an unpacked torch_npu wheel" if explicit else INSTALL
             problems.append({"problem": str(error), "cure": cure})
-    if _version("torch_npu") and not is_device:
+    can_run = False
+    if torchair is not None:
+        try:
+            can_run = bool(wheel_file("_meta_registrations.py"))
+        except HostError as error:
+            problems.append({"problem": str(error), "cure": f"{INSTALL} --force"})
+    if installed_wheel() is not None and not is_device:
         problems.append(
             {
                 "problem": "torch_npu is installed but CANN is not: `import torch` and `import transformers` break",
@@ -60,6 +67,10 @@ def diagnose() -> dict[str, Any]:
         "torch_npu": _version("torch_npu"),
         "transformers": _version("transformers"),
         "protobuf": _version("protobuf"),
+        "mindspeed": _version("mindspeed"),
+        "cann": _cann(),
+        "collectives": "HCCL" if is_device else "gloo, also under the name hccl in `run`",
+        "run": "ready" if can_run else "not possible",
         "mode": "device" if is_device else "host",
         "torchair": torchair,
         "tested_with": TESTED,
@@ -69,14 +80,27 @@ def diagnose() -> dict[str, Any]:
 
 def format_diagnosis(diagnosis: dict[str, Any]) -> str:
     """The diagnosis as a person reads it."""
-    names = ("npu_fused_graph", "python", "torch", "torch_npu", "transformers", "protobuf", "mode")
+    names = ("npu_fused_graph", "python", "torch", "torch_npu", "transformers", "protobuf", "mindspeed", "cann", "mode")
     lines = [f"{name:<16}{diagnosis[name] or 'not installed'}" for name in names]
     torchair = diagnosis["torchair"]
     lines.append(f"{'torchair':<16}" + (f"{torchair['folder']} ({torchair['found_by']})" if torchair else "not found"))
+    lines += [f"{name:<16}{diagnosis[name]}" for name in ("collectives", "run")]
     lines.append(f"{'tested with':<16}" + ", ".join(f"{k} {v}" for k, v in diagnosis["tested_with"].items()))
     for problem in diagnosis["problems"]:
         lines += ["", f"problem: {problem['problem']}", f"cure:    {problem['cure']}"]
     return "\n".join([*lines, "", "everything is in place" if diagnosis["ok"] else "something is missing"])
+
+
+def _cann() -> str | None:
+    """Folder and version of the CANN the environment points at; the version as its install file has it."""
+    folder = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+    if not folder:
+        return None
+    for path in sorted(Path(folder).glob("*/ascend_toolkit_install.info")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("version="):
+                return f"{line.removeprefix('version=')} in {folder}"
+    return f"unknown version in {folder}"
 
 
 def _version(name: str) -> str | None:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 TIMEOUT = 120
 
 
-def run_python(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: str, env: Mapping[str, str] | None = None, timeout: float = TIMEOUT
+) -> subprocess.CompletedProcess[str]:
     """``python arguments...`` with ``env`` on top of this process's environment."""
     return subprocess.run(
         [sys.executable, *arguments],
@@ -19,7 +21,7 @@ def run_python(*arguments: str, env: Mapping[str, str] | None = None) -> subproc
         capture_output=True,
         text=True,
         check=False,
-        timeout=TIMEOUT,
+        timeout=timeout,
     )
 
 

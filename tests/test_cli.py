@@ -29,6 +29,8 @@ def test_console_script_is_installed() -> None:
     [
         (["--help"], ["doctor", "demo", "ops", "host", "compile a tensor-parallel decoder"]),
         (["doctor", "--help"], ["--json"]),
+        (["run", "--help"], ["--seed", "--record", "--strict", "--devices", "--soc", "-m"]),
+        (["replay", "--help"], ["--method", "--json"]),
         (["host", "install", "--help"], ["--wheel", "--force", "--json"]),
         (["--version"], [__version__]),
     ],
@@ -83,6 +85,8 @@ def test_doctor_where_all_is_in_place(capsys: pytest.CaptureFixture[str]) -> Non
     assert facts["npu_fused_graph"] == __version__
     assert facts["mode"] == "host"
     assert (Path(facts["torchair"]["folder"]) / "torchair" / "npu_fx_compiler.py").is_file()
+    assert (facts["run"], facts["collectives"]) == ("ready", "gloo, also under the name hccl in `run`")
+    assert facts["cann"] is None
     assert facts["tested_with"] == {"python": "3.11", "torch": "2.13", "torch_npu": "2.13.0"}
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
@@ -104,9 +108,13 @@ def test_doctor_without_torchair(
     assert (facts["ok"], facts["torchair"]) == (False, None)
     assert [p["cure"] for p in facts["problems"]] == ["npu-fused-graph host install"]
     # CANN alone is not enough
+    (tmp_path / "x86_64-linux").mkdir()
+    (tmp_path / "x86_64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=8.1.RC1\n")
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
     assert main(["doctor", "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
+    assert facts["cann"] == f"8.1.RC1 in {tmp_path}"
+    assert facts["run"] == "not possible"
     assert (facts["mode"], facts["problems"][0]["cure"]) == ("host", "npu-fused-graph host install")
     # installing cannot cure a wrong NFG_TORCHAIR
     monkeypatch.setenv("NFG_TORCHAIR", str(tmp_path))
@@ -188,3 +196,16 @@ def test_more_text_than_a_pipe_holds(monkeypatch: pytest.MonkeyPatch, capfd: pyt
         first.stdout.close()
         assert first.stderr.read() == ""
     assert first.returncode == 0
+
+
+def test_doctor_where_only_torchair_was_unpacked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, torchair_folder: Path
+) -> None:
+    """An NFG_TORCHAIR without the operators' schemas compiles models and cannot run scripts."""
+    (tmp_path / "torchair").symlink_to(torchair_folder)
+    monkeypatch.setenv("NFG_TORCHAIR", str(tmp_path))
+    assert main(["doctor", "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["run"] == "not possible"
+    (problem,) = facts["problems"]
+    assert problem["cure"] == "npu-fused-graph host install --force"

@@ -500,3 +500,30 @@ def test_backend_takes_a_config_that_was_enabled_before() -> None:
     backend = nfg.get_npu_backend(compiler_config=config, on_sites=lambda sites: order.append("ours"))
     torch.compile(lambda x: x + 1, backend=backend, dynamic=False, fullgraph=True)(torch.ones(2))
     assert order == ["user's", "ours"]
+
+
+# -- T12: batch norm in training ---------------------------------------------------------------------------------
+
+
+def normalised(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    return F.batch_norm(x, mean, var, training=True, momentum=0.5)
+
+
+def test_t12_stock_torchair_writes_the_batch_into_the_running_mean() -> None:
+    x, mean, var = random(6, 3) + 2, torch.zeros(3), torch.ones(3)
+    op = torch.ops.aten._native_batch_norm_legit_functional.default
+    stock_with(op, "_native_batch_norm_legit_functional", normalised, x, mean, var)
+    assert_close(mean, x.double().mean(0))  # a momentum of 1 instead of 0.5
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (2, 3, 4, 5), (2, 3, 2, 3, 4), (2, 3, 2, 2, 2, 2)], ids=len)
+def test_t12_our_converter_updates_the_running_statistics(shape: tuple[int, ...]) -> None:
+    x, mean, var = random(*shape) * 2 + 1, torch.zeros(3), torch.ones(3)
+    y = ours(normalised, x, mean, var)
+    axes = [i for i in range(len(shape)) if i != 1]
+    wide = x.double()
+    batch_mean, batch_var = wide.mean(axes), wide.var(axes, correction=0)
+    each = [1, 3] + [1] * (len(shape) - 2)
+    assert_close(y, (wide - batch_mean.reshape(each)) / (batch_var.reshape(each) + 1e-5).sqrt())
+    assert_close(mean, batch_mean / 2)
+    assert_close(var, (1 + wide.var(axes, correction=1)) / 2)

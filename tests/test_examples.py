@@ -80,6 +80,13 @@ def test_04_quantised() -> None:
     assert "in place: y is the residual: True, equal: True" in out
 
 
+def test_05_npu_script(tmp_path: Path) -> None:
+    out = run("-m", "npu_fused_graph.cli", "run", "--record", str(tmp_path / "calls"), "examples/05_npu_script.py")
+    assert sorted(out.splitlines()) == [f"rank {r} on npu:{r}: graph equals eager: True" for r in (0, 1)]
+    replayed = run("-m", "npu_fused_graph.cli", "replay", str(tmp_path / "calls"))
+    assert replayed.splitlines()[-1] == "2 of 2 calls agree"
+
+
 def test_demo(tmp_path: Path) -> None:
     facts = json.loads(run("-m", "npu_fused_graph.cli", "demo", "--json", "--output", str(tmp_path)))
     assert (facts["fused"], facts["legal"], facts["ranks"]) == (8, 8, 2)

@@ -22,7 +22,8 @@ FOLD_LIMIT = 1 << 20
 """Largest result, in bytes, that constant folding keeps for the lifetime of the graph."""
 
 _DATA = ("Data", "RefData")
-_LAYOUT_ATTRS = {"input_layout_info", "output_layout_info"}
+_IGNORED_ATTRS = {"input_layout_info", "output_layout_info", "torchair_enable_data_dump"}
+"""Attributes any node may carry: layouts, which never change the order in memory here, and marks for GE's dump."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,7 @@ def bind_attrs(node: Node, kernel: Kernel) -> dict[str, Any]:
     unknown = [
         name
         for name in node.attrs
-        if name not in values and not name.startswith("_") and name not in kernel.ignored | _LAYOUT_ATTRS
+        if name not in values and not name.startswith("_") and name not in kernel.ignored | _IGNORED_ATTRS
     ]
     if unknown:
         raise UnsupportedOpError(

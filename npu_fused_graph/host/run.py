@@ -45,8 +45,9 @@ class RunReport:
 
     exit_code: the script's (128 + n for signal n). ranks: processes that joined a process group. graphs: GE graphs
     TorchAir built, summed over processes, like fused: calls by operator, eager or as a node. graph_breaks: reason ->
-    times Dynamo gave a part of a model back to Python. fallbacks: those of them where TorchAir failed. failures:
-    processes that did not end well, whether or not the script looked. left: processes that had to be ended.
+    times Dynamo gave a part of a model back to Python. fallbacks: errors of TorchAir after which a model ran eagerly,
+    with how often. failures: processes that did not end well, whether or not the script looked. left: processes that
+    had to be ended.
     """
 
     exit_code: int = 0
@@ -182,6 +183,7 @@ def _report(folder: Path, exit_code: int, left: int) -> RunReport:
     report = RunReport(exit_code=exit_code, left=left)
     breaks: Counter[str] = Counter()
     fused: Counter[str] = Counter()
+    fallbacks: Counter[str] = Counter()
     for path in sorted(folder.glob("*.jsonl")):
         events = {}
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -197,11 +199,12 @@ def _report(folder: Path, exit_code: int, left: int) -> RunReport:
             what = end.get("error") or f"exit code {end['code']}"
             report.failures.append(Failure(int(path.stem), rank, what))
         report.graphs += end["counts"].get("graphs", 0)
-        fused.update({k.removeprefix("fused "): v for k, v in end["counts"].items() if k.startswith("fused ")})
+        for kind, found in (("fused ", fused), ("fallback ", fallbacks)):
+            found.update({k.removeprefix(kind): v for k, v in end["counts"].items() if k.startswith(kind)})
         breaks.update(end["breaks"])
     report.fused = dict(sorted(fused.items()))
     report.graph_breaks = dict(breaks)
-    report.fallbacks = {reason: n for reason, n in breaks.items() if "Backend compiler exception" in reason}
+    report.fallbacks = dict(fallbacks)
     report.failures.sort(key=lambda f: f.rank)
     return report
 
@@ -215,9 +218,7 @@ def format_report(report: RunReport) -> str:
         f"fused calls: {fused}"
     ]
     for reason, n in report.fallbacks.items():
-        lines.append(
-            f"  eager fallback, {n} times: TorchAir failed and the model ran eagerly instead: {_short(reason)}"
-        )
+        lines.append(f"  eager fallback ({n}): TorchAir failed, and the model ran eagerly instead: {reason}")
     for failure in report.failures:
         who = f"rank {failure.rank}" if failure.rank >= 0 else "process"
         lines.append(f"  {who} (pid {failure.pid}) failed: {failure.what}")
@@ -228,9 +229,3 @@ def format_report(report: RunReport) -> str:
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "es" if what.endswith("s") else "s")
-
-
-def _short(reason: str) -> str:
-    lines = [line.strip() for line in reason.splitlines() if line.strip()]
-    found = next((line for line in lines if line.startswith("Explanation:")), lines[0])
-    return found.removeprefix("Explanation:").strip()

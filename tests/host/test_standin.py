@@ -68,6 +68,13 @@ class TestDevice:
         assert len(device["is"]) == 23
         assert false_ones(device["is"]) == []
 
+    def test_kernels_a_script_registers_for_the_device_are_called(self, device: Any) -> None:
+        assert device["own kernels"] == [2, 3, 4]
+
+    def test_limits_of_cores_are_remembered(self, device: Any) -> None:
+        cores = {"cube_core_num": 12, "vector_core_num": 48}
+        assert device["limits"] == [cores, cores | {"vector_core_num": 20}, cores]
+
     def test_wrong_arguments(self, device: Any) -> None:
         cure = "Claim more with npu-fused-graph run --devices N."
         index = f"InvalidArgumentError: [run] device: expected an index below 16, got 99. {cure}"

@@ -32,6 +32,7 @@ def install(npu: types.ModuleType) -> None:
     _replace_accelerator(npu)
     _replace_autocast()
     _replace_fake_devices()
+    _replace_registration()
     torch.serialization.register_package(5, lambda storage: None, _restore)
 
 
@@ -255,3 +256,25 @@ def _replace_fake_devices() -> None:
         return original(cls, fake_mode, elem, device, *args, **kwargs)
 
     FakeTensor.__new__ = staticmethod(new)  # type: ignore[assignment, method-assign]
+
+
+_CPU_KEYS = {"PrivateUse1": "CPU", "NPU": "CPU", "AutogradPrivateUse1": "AutogradCPU"}
+
+
+def _replace_registration() -> None:
+    """A kernel a script registers for the device serves the CPU, too, unless the CPU has one of its own."""
+    original = torch.library.Library.impl
+
+    @functools.wraps(original)
+    def impl(self: Any, op_name: Any, fn: Any, dispatch_key: str = "", **options: Any) -> None:
+        original(self, op_name, fn, dispatch_key, **options)
+        key = _CPU_KEYS.get(dispatch_key or self.dispatch_key)
+        module = str(getattr(fn, "__module__", ""))
+        if key is None or (module.startswith("torch.") and not module.startswith("torch._library.")):
+            return  # torch registers its own kernels for every device, one by one
+        name = op_name if isinstance(op_name, str) else op_name.name()
+        name = name if "::" in name else f"{self.ns}::{name}"
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
+            original(self, op_name, fn, key, **options)
+
+    torch.library.Library.impl = impl  # type: ignore[method-assign, assignment]

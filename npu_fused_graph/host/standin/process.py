@@ -23,7 +23,7 @@ from npu_fused_graph.ops import _calls
 _pid = 0
 _ended = False
 counts: Counter[str] = Counter()
-"""What this process did: graphs loaded, calls of fused operators."""
+"""What this process did: ``graphs`` loaded, calls of operators (``fused <stem>``), ``fallback <error>`` of TorchAir."""
 
 
 def begin() -> None:
@@ -132,11 +132,12 @@ def _end(error: BaseException | None = None) -> None:
         facts["code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
     elif error is not None:
         facts["code"] = 1
-        facts["error"] = _one_line(error)
+        facts["error"] = one_line(error)
     _tell("end", **facts)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     # torch's spawn hands on the child's traceback, which ends with what happened
     text = lines[-1] if type(error).__name__ == "ProcessRaisedException" else lines[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -25,7 +26,34 @@ def on_load() -> None:
     # TorchAir asks c10d for a group's default device in a deprecated way; nothing the script could change
     warnings.filterwarnings("ignore", message=r"(`_get_pg_default_device`|Multiple backends are registered)")
     native.result_listeners.append(mark)
+    _watch_backend()
     native.graph_listeners.append(lambda executable: process.counts.update(("graphs",)))
+
+
+def _watch_backend() -> None:
+    """Count failures after which Dynamo lets the model run eagerly, with no more than a line in its log.
+
+    A configuration that cannot be served here is refused as by our own backend.
+    """
+    from torch._dynamo.exc import exceptions_allowed_to_be_fallback
+    from torchair import npu_fx_compiler
+
+    from npu_fused_graph.backend import check_host_mode
+    from npu_fused_graph.host.standin import process
+
+    original = npu_fx_compiler._npu_backend
+
+    @functools.wraps(original)
+    def backend(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("compiler_config") is not None:
+            check_host_mode(kwargs["compiler_config"])
+        try:
+            return original(*args, **kwargs)
+        except exceptions_allowed_to_be_fallback as error:
+            process.counts[f"fallback {process.one_line(error)}"] += 1
+            raise
+
+    npu_fx_compiler._npu_backend = backend
 
 
 def install(parent: str) -> None:

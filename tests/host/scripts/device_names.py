@@ -164,6 +164,28 @@ with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         x @ x.t()
 said["is"]["profiler"] = any("mm" in row.key for row in profile.key_averages())
 
+# kernels a script brings for the device
+own = torch.library.Library("own_kernels", "DEF")
+own.define("twice(Tensor x) -> Tensor")
+own.define("thrice(Tensor x) -> Tensor")
+own.impl("twice", lambda x: x * 2, "PrivateUse1")
+torch.library.impl("own_kernels::thrice", "npu")(lambda x: x * 3)
+
+
+@torch.library.custom_op("own_kernels::fourfold", mutates_args=(), device_types="npu")
+def fourfold(x: torch.Tensor) -> torch.Tensor:
+    return x * 4
+
+
+ones = torch.ones(1).npu()
+packet = torch.ops.own_kernels
+said["own kernels"] = [packet.twice(ones).item(), packet.thrice(ones).item(), packet.fourfold(ones).item()]
+torch.npu.set_device_limit(0, cube_num=12)
+torch.npu.set_stream_limit(stream, vector_num=20)
+said["limits"] = [torch.npu.get_device_limit(0), torch.npu.get_stream_limit(stream)]
+torch.npu.reset_stream_limit(stream)
+said["limits"].append(torch.npu.get_stream_limit(stream))
+
 # what cannot be emulated says so, with its name, when it is used
 said["refused"] = {
     "NPUGraph": error_of(torch.npu.NPUGraph),

@@ -1,5 +1,6 @@
 """Every case of tests/host/npu_cases, eager and compiled. Argument: a folder with calls.pt, gets results.pt."""
 
+import importlib
 import sys
 
 import torch
@@ -50,4 +51,14 @@ query, key = torch.ones(1, 2, 1, 64).npu(), torch.ones(1, 2, 1, 64).npu()
 cos, sin = torch.full((1, 2, 1, 64), 2.0).npu(), torch.zeros(1, 2, 1, 64).npu()
 rotated = torch_npu.npu_apply_rotary_pos_emb(query, key, cos, sin)
 results["in place"] = rotated[0] is query and rotated[1] is key, query.unique().tolist(), key.unique().tolist()
+
+# TorchAir's own converter in the place of ours (defect T11)
+stock = importlib.import_module("torchair._ge_concrete_graph.ge_converter.custom.npu_rotary_mul")
+lowering = importlib.import_module("torchair._ge_concrete_graph.fx2ge_converter")
+lowering._CHECKPOINT_MAP_FUNC.pop(torch.ops.npu.npu_rotary_mul.default, None)
+importlib.reload(stock)
+torch._dynamo.reset()
+x, cos, sin = torch.arange(4.0).reshape(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), torch.ones(1, 1, 1, 4)
+model = torch.compile(lambda x: torch_npu.npu_rotary_mul(x, cos, sin, "interleave"), backend=backend, dynamic=False)
+results["stock interleave"] = model(x).flatten().tolist()
 torch.save(results, FOLDER + "/results.pt")

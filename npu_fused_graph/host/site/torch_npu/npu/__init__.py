@@ -26,7 +26,20 @@ from torch_npu.npu.memory import (
     reset_peak_memory_stats,
     set_per_process_memory_fraction,
 )
-from torch_npu.npu.streams import Event, ExternalEvent, Stream, current_stream, default_stream, set_stream, stream
+from torch_npu.npu.streams import (
+    Event,
+    ExternalEvent,
+    Stream,
+    current_stream,
+    default_stream,
+    get_device_limit,
+    get_stream_limit,
+    reset_stream_limit,
+    set_device_limit,
+    set_stream,
+    set_stream_limit,
+    stream,
+)
 
 __all__ = [
     "Event",
@@ -35,6 +48,8 @@ __all__ = [
     "current_stream",
     "default_stream",
     "empty_cache",
+    "get_device_limit",
+    "get_stream_limit",
     "max_memory_allocated",
     "max_memory_reserved",
     "mem_get_info",
@@ -44,8 +59,11 @@ __all__ = [
     "memory_summary",
     "reset_max_memory_allocated",
     "reset_peak_memory_stats",
+    "reset_stream_limit",
+    "set_device_limit",
     "set_per_process_memory_fraction",
     "set_stream",
+    "set_stream_limit",
     "stream",
 ]
 

@@ -55,3 +55,13 @@ class profile(_profile):
         from torch.profiler import ProfilerActivity as TorchActivity
 
         super().__init__(activities=[TorchActivity.CPU], **options)
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        super().stop()
+
+    def step(self) -> None:
+        """Nothing after stop(): torch 2.13 ends the process there."""
+        if not self._is_stopped:
+            super().step()
