@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.host.standin import state
+from npu_fused_graph.ops import _calls
 
 _keep: list[Any] = []
 """What torch refers to without owning it: hooks, guards and libraries live as long as the process."""
@@ -33,6 +34,7 @@ def install(npu: types.ModuleType) -> None:
     _replace_autocast()
     _replace_fake_devices()
     _replace_registration()
+    _calls.listeners.append(lambda call: _mark_all)
     torch.serialization.register_package(5, lambda storage: None, _restore)
 
 
@@ -70,6 +72,11 @@ def mark(x: Tensor) -> Tensor:
     if not _is_traced(x):
         _device_storages.add(x)
     return x
+
+
+def _mark_all(results: tuple[Tensor, ...]) -> None:
+    for result in results:
+        mark(result)
 
 
 def is_on_npu(x: Tensor) -> bool:

@@ -30,6 +30,7 @@ def run(rank, port):
     model = torch.compile(Model(), backend=torchair.get_npu_backend(), dynamic=False, fullgraph=True)
     with torch.no_grad():
         compiled = model(x1, residual)
+    assert all(x.is_npu for x in (y, norm_out, *compiled))
     assert torch.equal(compiled[0], y) and torch.equal(compiled[1], norm_out)
 
     integers = [torch.randint(-128, 128, shape, dtype=torch.int8).npu() for shape in ((8, 32), (32, 16))]
