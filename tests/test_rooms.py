@@ -68,7 +68,21 @@ TORCHAIR_IN_FUNCTIONS: dict[str, str] = {
 }
 """Rooms that may import torchair or torch_npu inside functions, and why. Nobody may at module level."""
 
-TORCH_FREE = ("errors", "spec", "ir", "inspector", "codegen", "cli", "doctor", "host.paths", "host.install", "")
+TORCH_FREE = (
+    "errors",
+    "spec",
+    "ir",
+    "inspector",
+    "codegen",
+    "cli",
+    "doctor",
+    "host.paths",
+    "host.install",
+    "host.run",
+    "host.descendants",
+    "host.standin.state",
+    "",
+)
 """Rooms and modules without torch at module level (codegen reads ``ops`` in its __main__ only; ops import torch)."""
 
 

@@ -14,7 +14,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch import distributed as dist
@@ -132,17 +131,3 @@ class RecordedCall:
         except Exception as error:  # the library has one class for each way a file can be damaged
             raise HostError(f"[replay] {file}: expected the tensors of a record, got: {error}. Record again.") from None
         return loaded
-
-
-def write_run_facts(folder: Path, command: list[str], seed: int | None) -> None:
-    """``run.json``."""
-    from npu_fused_graph import __version__
-
-    facts = {
-        "format": FORMAT,
-        "command": command,
-        "seed": seed,
-        "npu_fused_graph": __version__,
-        "torch": torch.__version__,
-    }
-    (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -7,6 +7,7 @@ what they do. The launcher waits, cleans up after them, and says what happened.
 from __future__ import annotations
 
 import compileall
+import importlib.metadata
 import json
 import os
 import shutil
@@ -23,7 +24,6 @@ from typing import Any
 from npu_fused_graph.errors import HostError, InvalidArgumentError
 from npu_fused_graph.host import descendants
 from npu_fused_graph.host.paths import SITE, wheel_file
-from npu_fused_graph.host.record import write_run_facts
 from npu_fused_graph.host.standin.state import RUN_VARIABLE, RunOptions
 
 _PATIENCE = 5.0
@@ -82,7 +82,7 @@ def run_script(command: Sequence[str], *, is_module: bool = False, options: RunO
     try:
         (folder / "options.json").write_text(json.dumps(asdict(options)), encoding="utf-8")
         if options.record is not None:
-            write_run_facts(Path(options.record), [*command], options.seed)
+            _write_run_facts(Path(options.record), command, options.seed)
         exit_code, left = _run([sys.executable, *arguments], _environment(folder))
         return _report(folder, exit_code, left)
     finally:
@@ -128,6 +128,13 @@ def _environment(folder: Path) -> dict[str, str]:
     if environment.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
         del environment["TORCH_DEVICE_BACKEND_AUTOLOAD"]  # torch would not look for the stand-in
     return environment
+
+
+def _write_run_facts(folder: Path, command: Sequence[str], seed: int | None) -> None:
+    """``run.json`` of a record."""
+    versions = {name: importlib.metadata.version(name) for name in ("npu_fused_graph", "torch")}
+    facts = {"command": list(command), "seed": seed, **versions}
+    (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 # -- the processes -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.host.wheels import put_broken_torch_npu
 from tests.processes import run_code, run_python
 
 OFFLINE = {
@@ -97,16 +98,6 @@ if len(sys.argv) > 1:
 import npu_fused_graph.doctor
 print([p["cure"] for p in npu_fused_graph.doctor.diagnose()["problems"]])
 """
-
-
-def put_broken_torch_npu(site: Path, torchair_folder: Path) -> None:
-    """torch_npu as pip installs it on a machine without CANN: it is found and cannot be imported."""
-    package, info = site / "torch_npu", site / "torch_npu-2.13.0.dist-info"
-    (package / "dynamo").mkdir(parents=True)
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_npu\nVersion: 2.13.0\n")
-    (package / "__init__.py").write_text("raise ImportError('libhccl.so: cannot open shared object file')\n")
-    (package / "dynamo" / "torchair").symlink_to(torchair_folder)
 
 
 def test_installed_torch_npu_without_cann_is_found_and_hidden(tmp_path: Path, torchair_folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.host.wheels import put_broken_torch_npu
 from tests.processes import TIMEOUT, free_port, run_python
 from tests.scripts import script
 
@@ -32,6 +33,14 @@ def test_a_script_that_only_imports_torch(tmp_path: Path) -> None:
     result, facts = run(script("only_torch.py"), "--flag", "7", env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
     assert result.stdout.splitlines() == ["['--flag', '7']", "graph equals eager: True"]
     assert (result.returncode, facts["exit_code"], facts["graphs"], facts["fallbacks"]) == (7, 7, 1, {})
+
+
+def test_an_installed_torch_npu_without_cann_is_not_in_the_way(tmp_path: Path, torchair_folder: Path) -> None:
+    put_broken_torch_npu(tmp_path, torchair_folder)
+    plain = run_python("-c", "import torch", env={"PYTHONPATH": str(tmp_path)})
+    assert "libhccl.so" in plain.stderr, "as on a machine where the wheel was installed"
+    result, facts = run(script("only_torch.py"), "--flag", "0", env={"PYTHONPATH": str(tmp_path)})
+    assert (result.returncode, facts["graphs"]) == (0, 1), result.stderr
 
 
 @pytest.mark.parametrize("name", ["torchair_first.py", "torchair_in_torch_npu.py"])

@@ -55,3 +55,14 @@ def tree(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder`` by relative path, without the bytecode that is compiled from them."""
     files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"]
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def put_broken_torch_npu(site: Path, torchair_folder: Path) -> None:
+    """torch_npu as pip installs it on a machine without CANN: it is found and cannot be imported."""
+    package, info = site / "torch_npu", site / "torch_npu-2.13.0.dist-info"
+    (package / "dynamo").mkdir(parents=True)
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_npu\nVersion: 2.13.0\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
+    (package / "__init__.py").write_text("raise ImportError('libhccl.so: cannot open shared object file')\n")
+    (package / "dynamo" / "torchair").symlink_to(torchair_folder)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from npu_fused_graph import converters, ops
 from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as in_place
@@ -35,49 +35,25 @@ def _define() -> Any:
 _library = _define()
 
 
-def npu_mm_all_reduce_add_rms_norm(
-    x1: Tensor,
-    x2: Tensor,
-    residual: Tensor,
-    gamma: Tensor,
-    hcom: str,
-    reduce_op: str = "sum",
-    epsilon: float = 1e-06,
-    bias: Tensor | None = None,
-    antiquant_scale: Tensor | None = None,
-    antiquant_offset: Tensor | None = None,
-    dequant_scale: Tensor | None = None,
-    antiquant_group_size: int = 0,
-    comm_turn: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`npu_fused_graph.npu_mm_all_reduce_add_rms_norm`."""
-    result: tuple[Tensor, Tensor] = torch.ops.mindspeed.npu_mm_all_reduce_add_rms_norm(
-        x1, x2, residual, gamma, hcom, reduce_op=reduce_op, epsilon=epsilon, bias=bias,
-        antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset, dequant_scale=dequant_scale,
-        antiquant_group_size=antiquant_group_size, comm_turn=comm_turn,
-    )  # fmt: skip
-    return result
+def _entry_point(spec: OpSpec, doc: str) -> Callable[..., Any]:
+    """MindSpeed's function of the operator: every argument may be given by position."""
+    names = tuple(name for name in spec.signature if name != "*")
+    op = getattr(torch.ops.mindspeed, spec.torch_name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(names):
+            raise TypeError(f"{spec.torch_name}() takes at most {len(names)} arguments, got {len(args)}")
+        return op(**dict(zip(names, args, strict=False)), **kwargs)
+
+    call.__name__ = call.__qualname__ = spec.torch_name
+    call.__doc__ = doc
+    return call
 
 
-def npu_mm_all_reduce_add_rms_norm_(
-    x1: Tensor,
-    x2: Tensor,
-    residual: Tensor,
-    gamma: Tensor,
-    hcom: str,
-    reduce_op: str = "sum",
-    epsilon: float = 1e-06,
-    bias: Tensor | None = None,
-    antiquant_scale: Tensor | None = None,
-    antiquant_offset: Tensor | None = None,
-    dequant_scale: Tensor | None = None,
-    antiquant_group_size: int = 0,
-    comm_turn: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`npu_fused_graph.npu_mm_all_reduce_add_rms_norm_`. Eager only: its schema declares no mutation."""
-    result: tuple[Tensor, Tensor] = torch.ops.mindspeed.npu_mm_all_reduce_add_rms_norm_(
-        x1, x2, residual, gamma, hcom, reduce_op=reduce_op, epsilon=epsilon, bias=bias,
-        antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset, dequant_scale=dequant_scale,
-        antiquant_group_size=antiquant_group_size, comm_turn=comm_turn,
-    )  # fmt: skip
-    return result
+npu_mm_all_reduce_add_rms_norm = _entry_point(
+    mm_ar_norm.SPEC, "See :func:`npu_fused_graph.npu_mm_all_reduce_add_rms_norm`."
+)
+npu_mm_all_reduce_add_rms_norm_ = _entry_point(
+    in_place.SPEC,
+    "See :func:`npu_fused_graph.npu_mm_all_reduce_add_rms_norm_`. Eager only: its schema declares no mutation.",
+)
