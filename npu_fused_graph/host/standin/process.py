@@ -46,6 +46,8 @@ def became_rank(rank: int, size: int) -> None:
     """The process joined a group of ``size`` as ``rank``: it gets its seed, and its share of the cores."""
     import torch
 
+    if state.run_folder() is not None:
+        _start()  # a child of os.fork tells only from here on
     _tell("rank", rank=rank, size=size)
     if state.run_folder() is not None and torch.initial_seed() == _last_seed:
         _seed(rank)
