@@ -61,6 +61,8 @@ def put_broken_torch_npu(site: Path, torchair_folder: Path) -> None:
     """torch_npu as pip installs it on a machine without CANN: it is found and cannot be imported."""
     package, info = site / "torch_npu", site / "torch_npu-2.13.0.dist-info"
     (package / "dynamo").mkdir(parents=True)
+    (package / "op_plugin" / "meta").mkdir(parents=True)
+    (package / "op_plugin" / "meta" / "_meta_registrations.py").touch()
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_npu\nVersion: 2.13.0\n")
     (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
