@@ -39,7 +39,7 @@ class Recorder:
         place = folder / f"{self._numbers[folder]:05d}_{call.spec.stem}"
         self._numbers[folder] += 1
         tensors = {name: x for name, x in call.tensors.items() if x is not None}
-        save_file({name: _stored(x) for name, x in tensors.items()}, _file(place, "inputs"))
+        _save({name: _stored(x) for name, x in tensors.items()}, _file(place, "inputs"))
         facts = {
             "format": FORMAT,
             "op": call.spec.stem,
@@ -54,7 +54,7 @@ class Recorder:
 
         def finish(results: tuple[Tensor, ...]) -> None:
             named = zip(call.spec.outputs, results, strict=True)
-            save_file({o.python_name: x.contiguous() for o, x in named}, _file(place, "outputs"))
+            _save({o.python_name: x.contiguous() for o, x in named}, _file(place, "outputs"))
             place.with_suffix(".json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
         return finish
@@ -71,6 +71,17 @@ class Recorder:
 
 def _file(place: Path, what: str) -> str:
     return f"{place}.{what}.safetensors"
+
+
+def _save(tensors: dict[str, Tensor], file: str) -> None:
+    """The format has no tensors that share memory; a call may have (one tensor as x1 and residual)."""
+    seen: set[int] = set()
+    for name, x in tensors.items():
+        storage = x.untyped_storage()._cdata
+        if storage in seen:
+            tensors[name] = x.clone()
+        seen.add(storage)
+    save_file(tensors, file)
 
 
 def _is_transposed(x: Tensor) -> bool:
@@ -98,36 +109,36 @@ class RecordedCall:
             raise HostError(f"[replay] {path}: expected a record of a call, got: {error}. Record again.") from None
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise HostError(f"[replay] {path}: expected a record of format {FORMAT}, got another. Record again.")
-        self.op: str = facts["op"]
-        self.node: str = facts["node"]
-        self.rank: int | None = facts["rank"]
-        self.group: dict[str, Any] | None = facts["group"]
-        self.attrs: dict[str, Any] = facts["attrs"]
-        self._inputs: dict[str, Any] = facts["inputs"]
-        self.output_names: list[str] = facts["outputs"]
+        try:
+            self.op: str = facts["op"]
+            self.node: str = facts["node"]
+            self.rank: int | None = facts["rank"]
+            self.group: dict[str, Any] | None = facts["group"]
+            self.attrs: dict[str, Any] = facts["attrs"]
+            self._inputs: dict[str, Any] = facts["inputs"]
+            self._outputs: list[str] = facts["outputs"]
+        except KeyError as error:
+            raise HostError(f"[replay] {path}: expected {error} in the record, got none. Record again.") from None
 
     def arguments(self) -> dict[str, Any]:
         """Tensors and attributes by Python name, as the operator was called."""
-        stored = self._load("inputs")
-        tensors: dict[str, Any] = {}
-        for name, facts in self._inputs.items():
-            if facts is None:
-                tensors[name] = None
-            elif name not in stored:
-                raise HostError(f"[replay] {self.path}: expected input {name} in the record, got none. Record again.")
-            else:
-                tensors[name] = stored[name].transpose(-1, -2) if facts["is_transposed"] else stored[name]
+        present = [name for name, facts in self._inputs.items() if facts is not None]
+        tensors: dict[str, Any] = dict.fromkeys(self._inputs)
+        for name, stored in zip(present, self._load("inputs", present), strict=True):
+            tensors[name] = stored.transpose(-1, -2) if self._inputs[name]["is_transposed"] else stored
         return {**tensors, **self.attrs}
 
     def outputs(self) -> list[Tensor]:
         """The results, in GE order."""
-        stored = self._load("outputs")
-        return [stored[name] for name in self.output_names]
+        return self._load("outputs", self._outputs)
 
-    def _load(self, what: str) -> dict[str, Tensor]:
+    def _load(self, what: str, names: list[str]) -> list[Tensor]:
         file = _file(self.path.with_suffix(""), what)
         try:
             loaded: dict[str, Tensor] = load_file(file)
         except Exception as error:  # the library has one class for each way a file can be damaged
             raise HostError(f"[replay] {file}: expected the tensors of a record, got: {error}. Record again.") from None
-        return loaded
+        missing = [name for name in names if name not in loaded]
+        if missing:
+            raise HostError(f"[replay] {file}: expected {', '.join(missing)} in the record, got none. Record again.")
+        return [loaded[name] for name in names]

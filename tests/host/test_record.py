@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from npu_fused_graph.host.record import RecordedCall, Recorder
+from npu_fused_graph.ops._calls import OpCall
+from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 from tests.processes import free_port, run_python
 from tests.scripts import script
 
@@ -123,6 +126,19 @@ def test_replay_without_a_rank(copy: Path) -> None:
     assert f"{OP} (eager) on ranks 0, 1: not executed, no record of rank 1" in found.stdout
 
 
+def test_one_tensor_as_two_arguments(tmp_path: Path) -> None:
+    x = torch.arange(16.0).reshape(4, 4)
+    call = OpCall(SPEC, {"x1": x, "residual": x, "gamma": x[1], "bias": None}, {"epsilon": 1e-6}, None)
+    Recorder(tmp_path)(call)((x, x))
+    (path,) = tmp_path.glob("process_*/*.json")
+    again = RecordedCall(path)
+    arguments = again.arguments()
+    assert torch.equal(arguments["x1"], x) and torch.equal(arguments["residual"], x)
+    assert torch.equal(arguments["gamma"], x[1])
+    assert arguments["bias"] is None and arguments["epsilon"] == 1e-6
+    assert all(torch.equal(y, x) for y in again.outputs())
+
+
 def _damage(folder: Path, kind: str) -> None:
     place = folder / "rank_0" / f"00000_{OP}"
     if kind == "cut":
@@ -135,6 +151,10 @@ def _damage(folder: Path, kind: str) -> None:
     elif kind == "another operator":
         text = place.with_suffix(".json").read_text()
         place.with_suffix(".json").write_text(text.replace(f'"op": "{OP}"', '"op": "os"'))
+    elif kind == "no key":
+        place.with_suffix(".json").write_text('{"format": 1}')
+    elif kind == "no result":
+        save_file({"y": torch.ones(1)}, Path(f"{place}.outputs.safetensors"))
     elif kind == "no tensor":
         path = Path(f"{place}.inputs.safetensors")
         save_file({"x1": torch.ones(1)}, path)
@@ -148,7 +168,9 @@ DAMAGED = {
     "no JSON": "expected a record of a call, got: ",
     "another format": "expected a record of format 1, got another.",
     "another operator": "expected one of matmul_all_reduce_add_rms_norm, ",
-    "no tensor": "expected input x2 in the record, got none.",
+    "no tensor": "expected x2, residual, gamma, bias in the record, got none.",
+    "no key": "expected 'op' in the record, got none.",
+    "no result": "expected norm_out in the record, got none.",
     "nothing": "expected a folder written by `npu-fused-graph run --record`, got one without calls.",
 }
 
