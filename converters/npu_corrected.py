@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from npu_fused_graph.errors import argument_error
+
 _MODES = {"half": 0, "interleave": 1, "quarter": 2, "interleave-half": 3}
 
 
@@ -26,7 +28,9 @@ def rotary_mul(
     from torchair._utils.check_platform import is_arch35
 
     if rotary_mode not in _MODES:
-        raise NotImplementedError(f"npu_rotary_mul: expected rotary_mode in {list(_MODES)}, got {rotary_mode!r}")
+        raise argument_error(
+            "npu_rotary_mul", "rotary_mode", f"one of {', '.join(_MODES)}", repr(rotary_mode), "Leave it out for half."
+        )
     if rotary_mode == "half" and rotate is None and not is_arch35():
         return ge.RotaryMul(x, r1, r2)
     return ge.RotaryPositionEmbedding(x, r1, r2, mode=_MODES[rotary_mode], rotate=rotate)

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from npu_fused_graph import __version__
 from npu_fused_graph.errors import HostError, InvalidArgumentError
 from npu_fused_graph.host import descendants
 from npu_fused_graph.host.paths import SITE, wheel_file
@@ -109,7 +110,7 @@ def _checked(options: RunOptions) -> RunOptions:
     if options.record is None:
         return options
     folder = Path(options.record).absolute()
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InvalidArgumentError(
             f"[run] record: expected a new or empty folder, got {folder}. Remove it, or name another."
         )
@@ -132,7 +133,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _write_run_facts(folder: Path, command: Sequence[str], seed: int | None) -> None:
     """``run.json`` of a record."""
-    versions = {name: importlib.metadata.version(name) for name in ("npu_fused_graph", "torch")}
+    versions = {"npu_fused_graph": __version__, "torch": importlib.metadata.version("torch")}
     facts = {"command": list(command), "seed": seed, **versions}
     (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 

@@ -99,6 +99,7 @@ WRONG = {
     "nothing": ([], "[run] script: expected one, got none. npu-fused-graph run script.py args..."),
     "seed": (["--seed", "-1", "x.py"], "[run] seed: expected 0 to 2**63 - 1, got -1. Pass a small number."),
     "record": (["--record", "full", "x.py"], "[run] record: expected a new or empty folder, got "),
+    "record in a file": (["--record", "x.py", "x.py"], "[run] record: expected a new or empty folder, got "),
     "no TorchAir": (["x.py"], "[host] TorchAir: expected it in the cache ("),
 }
 

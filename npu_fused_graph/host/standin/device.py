@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_fused_graph.errors import UnsupportedModeError
 from npu_fused_graph.host.standin import state
 from npu_fused_graph.ops import _calls
 
@@ -137,7 +138,10 @@ def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **ignored: Any)
 
 def _factory(op: Any, *args: Any, **kwargs: Any) -> Any:
     if "device" not in kwargs:
-        raise NotImplementedError(f"[run] {op}: expected CPU tensors behind the name npu, got another kind.")
+        raise UnsupportedModeError(
+            f"[run] {op}: expected a factory or CPU tensors behind the name npu, got a call without either. "
+            "Make its tensors with .npu() or device='npu'."
+        )
     result = op(*args, **{**kwargs, "device": torch.device("cpu")})
     return mark(result) if isinstance(result, Tensor) else result
 

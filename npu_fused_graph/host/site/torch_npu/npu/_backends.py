@@ -8,6 +8,6 @@ _SOC_NUMBERS = (("Ascend910_95", 260), ("Ascend950", 260), ("Ascend910_93", 250)
 
 
 def get_soc_version() -> int:
-    """torch_npu's number of the first chip of the family of ``--soc``."""
+    """A number of the family of ``--soc``: what asks for it only compares with 260, the Ascend 950's."""
     name = state.options().soc
     return next((number for prefix, number in _SOC_NUMBERS if name.startswith(prefix)), 220)

@@ -8,7 +8,7 @@ from enum import StrEnum
 class ErrCode(StrEnum):
     """What went wrong, with the last three digits of torch_npu's error numbers."""
 
-    SUC = "000"
+    SUCCESS = "000"
     PARAM = "001"
     TYPE = "002"
     VALUE = "003"
