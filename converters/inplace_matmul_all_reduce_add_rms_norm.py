@@ -1,7 +1,8 @@
 """npu_mm_all_reduce_add_rms_norm_ -> InplaceMatmulAllReduceAddRmsNorm.
 
 In a graph the mutation is already functionalised: what arrives is the functional overload, and a copy_ of its first
-result into the argument. A TensorMove keeps the node's write away from the old value, which others may still read.
+result into the argument. A TensorMove keeps the node's write away from the old value, which others may still read; our
+pass calls the consuming overloads where nobody does.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm import SPEC
 def register() -> None:
     import torchair
 
-    functional = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_.functional
-    torchair.register_fx_node_ge_converter(functional)(_converter())
+    overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_
+    torchair.register_fx_node_ge_converter(overloads.functional)(_converter())
+    torchair.register_fx_node_ge_converter(overloads.consuming)(converter(SPEC))
+    stored = converter(SPEC, is_stored_transposed=True)
+    torchair.register_fx_node_ge_converter(overloads.consuming_transposed_x2)(stored)
 
 
 def _converter() -> Callable[..., Any]:

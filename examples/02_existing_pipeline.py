@@ -47,7 +47,7 @@ def main(folder: str, fuse: bool = True) -> None:
     config.debug.graph_dump.type, config.debug.graph_dump.path = "txt", folder
     config.post_grad_custom_pre_pass = my_pass
     if fuse:
-        nfg.enable_fusion(config)  # <- the one line
+        nfg.enable_fusion(config, min_rows=0)  # <- the one line (min_rows: the tensors here are tiny)
     inputs = [torch.randn(shape).half() for shape in [(2, 4, 16), (32, 16), (2, 4, 32), (32,)]]
     with torch.no_grad():
         compiled = torch.compile(block, backend=torchair.get_npu_backend(compiler_config=config), dynamic=False)

@@ -34,7 +34,7 @@ def main() -> None:
 
     with torch.no_grad():
         sites: list[nfg.FusionSite] = []
-        backend = nfg.get_npu_backend(on_sites=sites.extend)
+        backend = nfg.get_npu_backend(min_rows=0, on_sites=sites.extend)
         compiled = torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
         fused = compiled(x, residual)
         eager = block(x, residual)

@@ -17,7 +17,8 @@ from torch.fx import GraphModule
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError, argument_error
 from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
 from npu_fused_graph.passes.guards import refuse_strides_of_what_is_not_dense, separate_assigned_values
-from npu_fused_graph.passes.records import FusionSite, Numerics, Refusal
+from npu_fused_graph.passes.records import FusionSite, Numerics
+from npu_fused_graph.passes.refusals import CATALOGUE, Refusal
 
 log = logging.getLogger("npu_fused_graph")
 
@@ -30,6 +31,8 @@ def get_npu_backend(
     custom_decompositions: Mapping[Any, Callable[..., Any]] | None = None,
     numerics: Numerics = "same_rounding",
     min_rows: int | None = None,
+    in_place: bool = False,
+    compare_ranks: bool = False,
     passes: Sequence[Pass] = DEFAULT_PASSES,
     on_sites: Callable[[list[FusionSite]], None] | None = None,
 ) -> Callable[..., Any]:
@@ -37,10 +40,14 @@ def get_npu_backend(
 
     compiler_config: a ``torchair.CompilerConfig``; it is not modified. custom_decompositions: as in TorchAir.
     numerics: largest change of rounding a fusion may bring: "same_rounding" (only the order in which ranks are summed),
-    "one_ulp" (norm_out is rounded once more) or "any". min_rows: fuse only sites with at least that many rows (None:
-    any number). passes: () = TorchAir with our converters and guards, without fusion. on_sites: called with the verdict
-    records of every graph. Raises InvalidArgumentError for a bad option, UnsupportedModeError for TorchAir modes other
-    than "max-autotune" in host mode.
+    "one_ulp" (norm_out is rounded once more) or "any". min_rows: fuse only sites with at least that many rows; None:
+    from 768 (more for fewer than 86 columns), where CANN's kernel begins to overlap computing and sending; 0: whatever
+    is legal. in_place: where a residual is read by nothing else, let the op write the sum into its memory
+    (InplaceMatmulAllReduceAddRmsNorm). compare_ranks: while compiling, ranks exchange their decisions and raise
+    CommunicationError at the first difference, instead of hanging in the first run; all ranks must compile the same
+    graphs in the same order. passes: () = TorchAir with our converters and guards, without fusion. on_sites: called
+    with the verdict records of every graph. Raises InvalidArgumentError for a bad option, UnsupportedModeError for
+    TorchAir modes other than "max-autotune" in host mode.
     """
     from npu_fused_graph import converters
     from npu_fused_graph.host import load_torchair
@@ -53,7 +60,10 @@ def get_npu_backend(
             type(custom_decompositions).__name__, "As torch._decomp.get_decompositions returns it.",
         )  # fmt: skip
     config = _private_copy(torchair.CompilerConfig() if compiler_config is None else compiler_config)
-    enable_fusion(config, numerics=numerics, min_rows=min_rows, passes=passes, on_sites=on_sites)
+    enable_fusion(
+        config, numerics=numerics, min_rows=min_rows, in_place=in_place, compare_ranks=compare_ranks, passes=passes,
+        on_sites=on_sites,
+    )  # fmt: skip
     with warnings.catch_warnings():
         # TorchAir puts warnings.filterwarnings("once", UserWarning) in front of the user's filters (defect T6)
         stock = torchair.get_npu_backend(
@@ -67,6 +77,8 @@ def enable_fusion(
     *,
     numerics: Numerics = "same_rounding",
     min_rows: int | None = None,
+    in_place: bool = False,
+    compare_ranks: bool = False,
     passes: Sequence[Pass] = DEFAULT_PASSES,
     on_sites: Callable[[list[FusionSite]], None] | None = None,
 ) -> Any:
@@ -80,7 +92,7 @@ def enable_fusion(
     """
     from npu_fused_graph import converters
 
-    options = FusionOptions(numerics=numerics, min_rows=min_rows, passes=passes)
+    options = FusionOptions(numerics, min_rows, in_place, compare_ranks, passes)
     if on_sites is not None and not callable(on_sites):
         raise argument_error("fusion", "on_sites", "a function of a list of sites", repr(on_sites), "Pass a callable.")
     converters.register_all()
@@ -141,7 +153,7 @@ def unavailable(mode: str = "max-autotune") -> dict[str, Refusal]:
     """Refusals, by stem, of operators the installed CANN or the chip lacks. mode: TorchAir's ``config.mode``."""
     from npu_fused_graph import converters
 
-    return {stem: Refusal(*gap) for stem, gap in converters.gaps(mode).items()}
+    return {stem: CATALOGUE[gap.reason](gap.text, gap.cure) for stem, gap in converters.gaps(mode).items()}
 
 
 class _Backend:

@@ -290,6 +290,15 @@ class Communicator:
         self._trusted = 0
         return 1 + sum(fresh for _, fresh in notes)  # the same on all ranks, and like no other run's
 
+    def agree(self, lines: Sequence[str]) -> None:
+        """Raise CommunicationError with the first difference unless all ranks come with the same ``lines``.
+
+        In a line ``where = what``, only what is compared.
+        """
+        if not self._alone:
+            bare = [line.partition(" = ")[2] or line for line in lines]
+            self._mesh("all", range(self.size)).agree(lines, _digest("\n".join(bare)))
+
     def abort(self, reason: str) -> None:
         """Tell the peers why, then close the connections so that they stop waiting now."""
         if self._alone:

@@ -44,7 +44,9 @@ class FusionReport:
         )
 
     def __str__(self) -> str:
-        lines = [f"{len(self.fused)} of {len(self.sites)} sites fused, {self.graphs} graph{'s' * (self.graphs != 1)}"]
+        legal = sum(site.is_legal for site in self.sites)
+        graphs = f"{self.graphs} graph{'s' * (self.graphs != 1)}"
+        lines = [f"{len(self.fused)} of {len(self.sites)} sites fused, {legal} legal, {graphs}"]
         lines += [f"  {site}" for site in self.sites]
         return "\n".join(lines)
 
@@ -55,19 +57,20 @@ def explain(
     world_size: int | None = None,
     numerics: Numerics = "same_rounding",
     min_rows: int | None = None,
+    in_place: bool = False,
     **kwargs: Any,
 ) -> FusionReport:
     """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every candidate site.
 
     Runs the model once on the inputs, without autograd: what it writes in place is written. Needs no other rank: where
     no process group is initialised, one of ``world_size`` ranks (default 2) that communicates nothing is used and
-    removed again, so numbers mean nothing then and only the verdicts count. numerics, min_rows: as in
+    removed again, so numbers mean nothing then and only the verdicts count. numerics, min_rows, in_place: as in
     get_npu_backend. Nothing is lowered or kept.
     Raises InvalidArgumentError for a bad option, or if ``world_size`` contradicts an initialised group.
     """
     from npu_fused_graph.host import load_torchair
 
-    options = FusionOptions(numerics=numerics, min_rows=min_rows)
+    options = FusionOptions(numerics, min_rows, in_place)
     if not callable(model):
         raise argument_error("explain", "model", "a module or function", repr(model), "Pass the model first.")
     load_torchair()

@@ -51,16 +51,23 @@ def _register(library: torch.library.Library, module: ModuleType) -> None:
         _register_aliased(library, spec)
         _Overload(library, module, UNALIASED).register()
         _Overload(library, module, FUNCTIONAL).register()
+        _Overload(library, module, CONSUMING).register()
+        for tensor in _transposable(spec):
+            _Overload(library, module, f"{CONSUMING}_transposed_{tensor}", tensor).register()
         return
     _Overload(library, module, "").register()
-    for tensor in spec.inputs:
-        if tensor.contiguous == "transposable":
-            # for passes: the weight as it is stored, so that no transpose stands in the graph
-            _Overload(library, module, f"transposed_{tensor.python_name}", tensor.python_name).register()
+    for tensor in _transposable(spec):
+        # for passes: the weight as it is stored, so that no transpose stands in the graph
+        _Overload(library, module, f"transposed_{tensor}", tensor).register()
 
 
-UNALIASED, FUNCTIONAL = "unaliased", "functional"
-"""Overloads of a mutating op: it writes and returns only new tensors; it writes nothing and returns every result."""
+def _transposable(spec: OpSpec) -> list[str]:
+    return [tensor.python_name for tensor in spec.inputs if tensor.contiguous == "transposable"]
+
+
+UNALIASED, FUNCTIONAL, CONSUMING = "unaliased", "functional", "consuming"
+"""Overloads of a mutating op: it writes and returns only new tensors; it writes nothing and returns every result; the
+same, called where nobody reads what it would have written, so that a GE graph may let it write."""
 
 _TAGS = (torch.Tag.needs_fixed_stride_order,)
 
@@ -110,7 +117,7 @@ class _Overload:
         self.spec: OpSpec = module.SPEC
         self.name = name
         self.transposed = transposed
-        self.mutated = () if name == FUNCTIONAL else self.spec.mutated
+        self.mutated = () if name.startswith((FUNCTIONAL, CONSUMING)) else self.spec.mutated
         self.signature = _signature(self.spec)
 
     def register(self) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from npu_fused_graph.errors import UnsupportedModeError
+from npu_fused_graph.passes.fx import aten, is_call, value_of
 from npu_fused_graph.passes.location import source_line
-from npu_fused_graph.passes.recognise import aten, is_call, value_of
 
-_SAME_TENSOR = (aten.detach.default, aten.alias.default)
+_SAME_TENSOR = ("aten::detach", "aten::alias")
 
 
 def separate_assigned_values(gm: GraphModule) -> None:

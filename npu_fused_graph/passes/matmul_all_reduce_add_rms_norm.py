@@ -1,361 +1,200 @@
 """matmul + all-reduce + residual add + RMSNorm -> npu_mm_all_reduce_add_rms_norm.
 
-Every all-reduce of the graph is a candidate site. A site is legal when the conditions L1-L19 of the specification
-(section 4.4) hold; each broken one is a refusal with its reason and cure. Only facts that are equal on all ranks
-decide, so all ranks take the same decision.
+Every all-reduce of the graph is a candidate. From it the match goes back to the matmul and forward to the norm, through
+whatever only shows the same elements; ``legality`` then holds the site against the conditions of the specification
+(4.4). Each step that fails is a refusal with its node and cure. Only facts that are equal on all ranks decide, so all
+ranks take the same decision.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-import torch
 from torch.fx import Graph, GraphModule, Node
 
-from npu_fused_graph import comm
-from npu_fused_graph.errors import CommunicationError
-from npu_fused_graph.passes import recognise
+from npu_fused_graph.passes import costs, refusals
+from npu_fused_graph.passes.fx import is_call, op_name, operand, path_to, readers, same_shape, shape_of, shown, through
+from npu_fused_graph.passes.legality import Surroundings, check
 from npu_fused_graph.passes.location import module_path, source_line
+from npu_fused_graph.passes.norms import RmsNorm, is_vector, norm_at, norms
 from npu_fused_graph.passes.order import Order
-from npu_fused_graph.passes.recognise import (
-    AllReduce,
-    Linear,
-    RmsNorm,
-    aten,
-    dtype_of,
-    is_call,
-    same_shape,
-    shape_of,
-    through_views,
-)
-from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics, Refusal
-from npu_fused_graph.passes.rewrite import Site, rewrite
+from npu_fused_graph.passes.products import Product, product
+from npu_fused_graph.passes.records import FusionSite
+from npu_fused_graph.passes.reduces import AllReduce, all_reduce, candidates, group_of, is_reduced
+from npu_fused_graph.passes.refusals import Refusal, Refused
+from npu_fused_graph.passes.rewrite import rewrite
+from npu_fused_graph.passes.site import Site
 
 if TYPE_CHECKING:
     from npu_fused_graph.passes import FusionOptions
 
 STEM = "matmul_all_reduce_add_rms_norm"
-_GROUP_SIZES = (1, 2, 4, 8)
-_DTYPES = (torch.float16, torch.bfloat16)
-
-
-class _Refused(Exception):
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.text)
-        self.refusal = refusal
-
-
-def _refuse(reason: str, text: str, cure: str) -> NoReturn:
-    raise _Refused(Refusal(reason, text, cure))
 
 
 def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     """Fuse every legal site of ``gm`` in place; one record per all-reduce, in graph order."""
+    matcher = _Matcher(gm.graph)
     order = Order(gm.graph)
-    norms: dict[Node, RmsNorm] = {}
-    for norm in recognise.rms_norms(gm.graph):
-        norms.setdefault(through_views(norm.source), norm)
     sites: list[FusionSite] = []
-    for node in list(recognise.all_reduces(gm.graph)):
+    for node in list(candidates(gm.graph)):
         domain = next((site.group for site in sites if site.is_fused), None)
-        sites.append(_site(gm.graph, node, norms, order, options, domain))
+        sites.append(_site(gm.graph, node, matcher, Surroundings(order, options, domain, STEM)))
     return sites
 
 
-def _site(
-    graph: Graph, node: Node, norms: dict[Node, RmsNorm], order: Order, options: FusionOptions, domain: str | None
-) -> FusionSite:
-    producer = through_views(node.args[0]) if isinstance(node.args[0], Node) else node
-    numerics: Numerics | None = None
-    name, rows = node.name, None
-    where = {
-        "source": source_line(node),
-        "layer": module_path(producer) or module_path(node),
-        "group": str(node.args[2]),
-    }
-    refusal: Refusal | None = None
+def _site(graph: Graph, node: Node, matcher: _Matcher, around: Surroundings) -> FusionSite:
+    start = operand(node)
+    producer = node if start is None else through(start)
+    layer = module_path(producer) or module_path(node)
+    record = FusionSite(STEM, node.name, source_line(node), layer, group=group_of(node))
     try:
-        site = _match(node, norms)
-        numerics = site.norm.numerics
-        rows = site.rows
-        _check(site, order, options, domain)
-        name = rewrite(graph, site, order).name
-    except _Refused as refused:
+        site = matcher.match(node)
+        rows, columns = site.rows, shape_of(site.residual)[-1:]
+        record = replace(
+            record, numerics=site.numerics, group=site.reduce.group, shape=site.shape,
+            rows=rows if isinstance(rows, int) else None,
+        )  # fmt: skip
+        if isinstance(rows, int) and all(isinstance(n, int) for n in (*columns, site.k)):
+            record = replace(record, gain=round(costs.cost(rows, columns[0], site.k).gain, 2))
+        check(site, around)
+        return replace(record, node=rewrite(graph, site, around).name)
+    except Refused as refused:
         refusal = refused.refusal
-    return FusionSite(
-        STEM, name, numerics=numerics, refusal=refusal, rows=rows if isinstance(rows, int) else None, **where
-    )
+        where = refusal.source or record.source  # the graph's output has no line of its own
+        return replace(record, refusal=replace(refusal, node=refusal.node or node.name, source=where))
 
 
-# -- matching -------------------------------------------------------------------------------------------------
+class _Matcher:
+    """Finds the site around a collective. Where the graph's norms are is looked up once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._anchors: dict[Node, Node] = {}  # of a norm, by the node whose elements it normalises
+        self._adders: set[Node] = set()  # operators that add and normalise
+        for norm in norms(graph):
+            if norm.source is not None:
+                self._anchors.setdefault(through(norm.source), norm.anchor)
+            else:
+                self._adders.add(norm.anchor)
+
+    def match(self, node: Node) -> Site:
+        """The site of a candidate. Raises Refused."""
+        reduce = all_reduce(node)
+        if isinstance(reduce, Refusal):
+            raise Refused(reduce)
+        found, before = _product(reduce)
+        after, add, bias = self._residual_add(reduce)
+        residual = self._residual(add, after[-1])
+        norm = self._norm(add)
+        if norm is None:
+            _refuse_missing_norm(add, residual)
+        if norm.refusal is not None:
+            raise Refused(norm.refusal)
+        return Site(reduce, found, before, after, bias, add, residual, norm)
+
+    def _norm(self, add: Node) -> RmsNorm | None:
+        """Read now, because sites before this one have been rewritten."""
+        anchor = add if add in self._adders else self._anchors.get(add)
+        return None if anchor is None else norm_at(anchor)
+
+    def _residual_add(self, reduce: AllReduce) -> tuple[tuple[Node, ...], Node, Node | None]:
+        """(nodes from the reduced result to the add, the add, a bias added in between)."""
+        path, bias = [reduce.result], None
+        while True:
+            node = path[-1]
+            if node in self._anchors and bias is not None:
+                _refuse(refusals.NoResidualAdd.at(node, "only a vector is added to the reduced result before the norm"))
+            if node in self._anchors:
+                _refuse(refusals.NormBeforeAdd.at(self._anchors[node], "the reduced result is normalised first"))
+            users = [user for user in readers(node) if not _is_hint(user, node)]
+            if len(users) != 1:
+                what = "nothing reads it" if not users else f"it is read by {', '.join(u.name for u in users[:3])}"
+                at = users[-1] if users else node
+                _refuse(refusals.ResultUsedElsewhere.at(at, f"the reduced result goes not to one add alone: {what}"))
+            user = users[0]
+            if shown(user) is node:
+                path.append(user)
+            elif bias is None and (vector := _added_vector(user, node)) is not None:
+                bias = vector
+                path.append(user)
+            elif user in self._adders or is_call(user, "aten::add.Tensor", "aten::add.Scalar"):
+                return tuple(path), user, bias
+            else:
+                _refuse_no_add(user)
+
+    def _residual(self, add: Node, reduced: Node) -> Node:
+        """The other operand of the add."""
+        norm = self._norm(add) if add in self._adders else None
+        a, b = add.args[:2] if norm is None or norm.addends is None else norm.addends
+        residual = b if a is reduced else a
+        if not isinstance(residual, Node):
+            _refuse(refusals.ResidualIsANumber.at(add, f"{add.name} adds a number"))
+        if residual is reduced:
+            _refuse(refusals.ResidualIsTheResult.at(add, f"{add.name} adds the reduced result to itself"))
+        if is_call(residual, "vllm::maybe_chunk_residual"):
+            whole = residual.args[1]
+            if isinstance(whole, Node) and same_shape(shape_of(whole), shape_of(residual)):
+                residual = whole
+        return residual
 
 
-def _match(node: Node, norms: dict[Node, RmsNorm]) -> Site:
-    reduce = recognise.all_reduce(node)
-    if reduce is None:
-        _refuse(
-            "result_used_elsewhere", "the collective's result is read before its wait", "Read only the waited result."
-        )
-    if reduce.reduce_op != "sum":
-        _refuse(
-            "reduce_op", f"the all-reduce computes {reduce.reduce_op!r}, the fused op only 'sum'", "Reduce with SUM."
-        )
-    linear = _producer(reduce)
-    add = _residual_add(reduce)
-    residual = _other_operand(add, reduce)
-    norm = norms.get(add)
-    if norm is None:
-        _refuse_missing_norm(add)
-    return Site(reduce, linear, add, residual, norm)
+def _refuse(refusal: Refusal) -> NoReturn:
+    raise Refused(refusal)
 
 
-def _producer(reduce: AllReduce) -> Linear:
-    source = through_views(reduce.operand)
-    found = recognise.linear(source)
+def _refuse_missing_norm(add: Node, residual: Node) -> NoReturn:
+    if is_reduced(residual):
+        _refuse(refusals.SumOfReduces.at(add, f"{add.name} adds two reduced results"))
+    users = readers(add)
+    while len(users) == 1 and shown(users[0]) is not None:
+        users = readers(users[0])
+    if len(users) == 1 and is_call(users[0], "aten::add.Tensor"):
+        others = [x for x in users[0].args[:2] if isinstance(x, Node) and through(x) is not add]
+        if any(is_reduced(x) for x in others):
+            _refuse(refusals.SumOfReduces.at(users[0], f"{users[0].name} adds another reduced result"))
+    _refuse(refusals.NoRmsNorm.at(add, f"no RMSNorm reads the sum {add.name}"))
+
+
+def _product(reduce: AllReduce) -> tuple[Product, tuple[Node, ...]]:
+    """The matmul, and the nodes from what is reduced back to it."""
+    if reduce.product is not None:
+        return reduce.product, ()
+    assert reduce.operand is not None
+    source = through(reduce.operand)
+    found = product(source)
+    if isinstance(found, Refusal):
+        raise Refused(found)
     if found is None:
-        name = getattr(source.target, "__name__", str(source.target)) if source.op == "call_function" else source.op
-        _refuse(
-            "no_matmul",
-            f"what is reduced comes from {name}, not from a plain mm or addmm",
-            "Give the linear a contiguous activation and a 2-D weight."
-            if is_call(source, aten.bmm.default)
-            else "Reduce the output of the row-parallel linear itself; give a bias to the linear.",
-        )
-    node: Node = reduce.operand
-    allowed: set[Node] = set(reduce.inner)
-    while True:
-        others = [user for user in node.users if user not in allowed]
-        if others:
-            _refuse(
-                "matmul_result_used_elsewhere",
-                f"the partial sum {node.name} is also read by {others[0].name}",
-                "Use only the reduced result.",
-            )
-        if node is source:
-            return found
-        allowed = {node}
-        assert isinstance(node.args[0], Node)
-        node = node.args[0]
+        name = op_name(source) or source.op
+        cure = "Give the linear a contiguous activation and a 2-D weight." if name == "aten::bmm" else ""
+        _refuse(refusals.NoMatmul.at(source, f"what is reduced comes from {name}, not from a plain matmul", cure))
+    return found, (*path_to(reduce.operand, source), source)
 
 
-def _residual_add(reduce: AllReduce) -> Node:
-    node = reduce.result
-    while True:
-        users = list(node.users)
-        if len(users) != 1:
-            what = "nothing reads it" if not users else f"it is read by {', '.join(u.name for u in users[:3])}"
-            _refuse(
-                "result_used_elsewhere",
-                f"the reduced result does not go to one residual add alone: {what}",
-                "The fused op returns only the sum and its norm; keep other readers on those.",
-            )
-        user = users[0]
-        if is_call(user, *recognise.VIEWS):
-            node = user
-            continue
-        if is_call(user, aten.add.Tensor):
-            return user
-        _refuse_no_add(user)
+def _added_vector(add: Node, reduced: Node) -> Node | None:
+    """The bias of ``reduced + bias``, where bias is a vector of the last dim."""
+    if not is_call(add, "aten::add.Tensor") or add.kwargs or not same_shape(shape_of(add), shape_of(reduced)):
+        return None
+    other = add.args[1] if add.args[0] is reduced else add.args[0]
+    rows_are_one = len(shape_of(reduced)) < 2 or is_vector(reduced, shape_of(reduced)[-1])
+    if (
+        isinstance(other, Node)
+        and other is not reduced
+        and is_vector(other, shape_of(reduced)[-1])
+        and not rows_are_one
+    ):
+        return other
+    return None
+
+
+def _is_hint(user: Node, node: Node) -> bool:
+    """vLLM's maybe_chunk_residual(x, residual) looks at x's shape only."""
+    return is_call(user, "vllm::maybe_chunk_residual") and user.args[0] is node and user.args[1] is not node
 
 
 def _refuse_no_add(user: Node) -> NoReturn:
-    name = str(user.target) if user.op == "call_function" else user.op
-    if is_call(user, aten._to_copy.default, aten.pow.Tensor_Scalar) or _leads_to_rsqrt(user):
-        _refuse(
-            "norm_before_add",
-            "the reduced result is normalised before the residual is added (post-norm block)",
-            "The fused op adds first; post-norm models keep the separate ops.",
-        )
-    if is_call(user, aten.mul.Tensor):
-        _refuse(
-            "scaled_before_add",
-            f"the reduced result is multiplied ({user.name}) before the residual add",
-            "Fold the multiplier into the weight of the linear.",
-        )
+    if is_call(user, "aten::mul.Tensor", "aten::mul.Scalar", "aten::div.Tensor", "aten::native_dropout"):
+        _refuse(refusals.ScaledBeforeAdd.at(user, f"the reduced result is multiplied ({user.name}) before the add"))
     if user.op == "output":
-        _refuse("no_residual_add", "the reduced result is a graph output", "Nothing to fuse here.")
-    _refuse("no_residual_add", f"the reduced result goes to {name}, not to a residual add", "Add the residual next.")
-
-
-def _leads_to_rsqrt(node: Node) -> bool:
-    return any(is_call(user, aten.rsqrt.default) for user in node.users)
-
-
-def _other_operand(add: Node, reduce: AllReduce) -> Node:
-    if add.kwargs.get("alpha", 1) != 1:
-        _refuse("scaled_before_add", f"{add.name} adds with alpha={add.kwargs['alpha']}", "Add without alpha.")
-    a, b = add.args[:2]
-    if not isinstance(a, Node) or not isinstance(b, Node):
-        _refuse("residual_is_a_number", f"{add.name} adds a number", "Add a residual tensor.")
-    mine = [x for x in (a, b) if _shows(x, reduce.result)]
-    other = b if mine and mine[0] is a else a
-    if len(mine) == 2:
-        _refuse("residual_is_the_result", f"{add.name} adds the reduced result to itself", "Add another tensor.")
-    return other
-
-
-def _shows(node: Node, target: Node) -> bool:
-    """Whether ``node`` is ``target`` seen through views."""
-    while node is not target and is_call(node, *recognise.VIEWS):
-        source = node.args[0]
-        assert isinstance(source, Node)
-        node = source
-    return node is target
-
-
-def _refuse_missing_norm(add: Node) -> NoReturn:
-    if any(is_call(user, aten.native_layer_norm.default) for user in add.users):
-        _refuse("layer_norm", "the sum is normalised by LayerNorm", "The fused op computes RMSNorm only.")
-    if any(is_call(user, aten.add.Tensor) for user in add.users) and len(shape_of(add)) and _adds_vector(add):
-        _refuse(
-            "bias_after_reduce",
-            f"{add.name} adds a vector (a bias) before the residual",
-            "Give the bias to the linear on one rank, or divide it by the number of ranks.",
-        )
-    _refuse("no_rms_norm", f"no RMSNorm reads the sum {add.name}", "Nothing to fuse, or a spelling that is not known.")
-
-
-def _adds_vector(add: Node) -> bool:
-    return any(isinstance(x, Node) and len(shape_of(x)) == 1 for x in add.args[:2])
-
-
-# -- legality -------------------------------------------------------------------------------------------------
-
-
-def _check(site: Site, order: Order, options: FusionOptions, domain: str | None) -> None:
-    """domain: the group of the sites fused before this one."""
-    if STEM in options.unavailable:
-        raise _Refused(options.unavailable[STEM])
-    _check_norm(site)
-    _check_tensors(site)
-    _check_group(site.reduce.group)
-    if domain is not None and domain != site.reduce.group:
-        _refuse(
-            "second_group",
-            f"the site is on group {site.reduce.group!r}, sites before it on {domain!r}; Atlas A2 has one "
-            "communication domain for fused operators",
-            "Use one tensor-parallel group for all row-parallel layers.",
-        )
-    _check_order(site, order)
-    if torch.are_deterministic_algorithms_enabled():
-        _refuse(
-            "deterministic_mode",
-            "deterministic algorithms are requested and the fused reduction order is not fixed",
-            "Call torch.use_deterministic_algorithms(False).",
-        )
-    if NUMERICS.index(site.norm.numerics) > NUMERICS.index(options.numerics):
-        _refuse(
-            "numerics",
-            f"fusing would change roundings ({site.norm.numerics}; allowed: {options.numerics})",
-            f"Pass numerics={site.norm.numerics!r}.",
-        )
-    rows = site.rows
-    if options.min_rows is not None and not (isinstance(rows, int) and rows >= options.min_rows):
-        _refuse("min_rows", f"{rows} rows, fewer than min_rows={options.min_rows}", "Lower min_rows.")
-
-
-def _check_norm(site: Site) -> None:
-    norm = site.norm
-    if isinstance(norm.epsilon, Node):
-        _refuse(
-            "epsilon_is_a_tensor",
-            "epsilon is a graph input, not a number",
-            "Compile with dynamic=False, or set torch._dynamo.config.specialize_float = True.",
-        )
-    if not 0 < norm.epsilon < 1:
-        _refuse("epsilon_range", f"epsilon is {norm.epsilon}, the op takes (0, 1)", "Use an epsilon in (0, 1).")
-    leaks = norm.leaks()
-    if leaks:
-        _refuse(
-            "norm_internals_used",
-            f"{leaks[0].name}, inside the norm, is also read outside it (as in a training graph)",
-            "Compile for inference, under torch.no_grad(); let each norm compute its own values.",
-        )
-
-
-def _check_tensors(site: Site) -> None:
-    dtype = dtype_of(site.linear.node)
-    if dtype not in _DTYPES:
-        _refuse("dtype", f"the matmul is {_name(dtype)}", "Run the model in float16 or bfloat16.")
-    tensors = {
-        "x1": site.linear.x, "x2": site.linear.weight, "bias": site.linear.bias, "residual": site.residual,
-        "sum": site.add,
-    }  # fmt: skip
-    for what, node in tensors.items():
-        if node is not None and dtype_of(node) is not dtype:
-            _refuse("mixed_dtypes", f"{what} is {_name(dtype_of(node))}, the matmul {_name(dtype)}", "Use one dtype.")
-    tensors["gamma"] = site.norm.gamma
-    if dtype_of(site.norm.gamma) is not dtype:
-        _refuse(
-            "gamma_dtype",
-            f"the norm's weight {site.norm.gamma.name} is {_name(dtype_of(site.norm.gamma))}, the sum {_name(dtype)}",
-            "Store the weight in the model's dtype (fold 1 + w into it).",
-        )
-    if not same_shape(shape_of(site.residual), shape_of(site.add)):
-        _refuse(
-            "residual_broadcast",
-            f"the residual {list(shape_of(site.residual))} is broadcast to {list(shape_of(site.add))}",
-            "Add a residual of the full shape; a bias belongs into the linear.",
-        )
-    n = shape_of(site.linear.node)[-1]
-    if not all(same_shape(shape_of(x)[-1:], (n,)) for x in (site.add, site.norm.source)):
-        _refuse("last_dim_split", "the matmul's last dim is reshaped before the norm", "Keep n as the last dim.")
-    if site.linear.bias is not None and not same_shape(shape_of(site.linear.bias), (n,)):
-        _refuse("bias_shape", f"the bias has shape {list(shape_of(site.linear.bias))}, not ({n},)", "Use a 1-D bias.")
-    if not site.can_reshape:
-        _refuse(
-            "dynamic_shape",
-            f"the sum {list(shape_of(site.add))} has dynamic sizes and is neither 2-D nor 3-D throughout",
-            "Compile with dynamic=False, or use 2-D or 3-D activations.",
-        )
-    for what in ("x1", "residual", "gamma", "bias", "sum"):
-        node = tensors[what]
-        if node is not None and not recognise.is_contiguous(node):
-            _refuse("not_contiguous", f"{what} ({node.name}) is not contiguous", "Call .contiguous() on it.")
-    weight = site.linear.weight
-    if not recognise.is_contiguous(weight) and not recognise.is_transposed(weight):
-        _refuse(
-            "weight_layout",
-            f"the weight ({weight.name}) is neither contiguous nor the transpose of a contiguous tensor",
-            "Store it contiguously.",
-        )
-
-
-def _check_group(group: str) -> None:
-    try:
-        size = comm.resolve(group).size()
-    except CommunicationError as error:
-        _refuse("unknown_group", f"group {group!r} is not known on this rank: {error}", "Create it before compiling.")
-    if size not in _GROUP_SIZES:
-        _refuse("group_size", f"the group has {size} ranks", "The op runs on 1, 2, 4 or 8 ranks.")
-
-
-def _check_order(site: Site, order: Order) -> None:
-    start, end = order.of(site.reduce.node), order.of(site.add)
-    between = order.collectives_between(start, end)
-    if between:
-        _refuse(
-            "collective_in_between",
-            f"{between[0].name} runs between the all-reduce and the add; fusing would reorder them",
-            "Add the residual before the next collective.",
-        )
-    if order.stream_changes_between(order.of(site.linear.node), order.of(site.norm.output)):
-        _refuse(
-            "other_stream",
-            "a stream scope or an event lies between the matmul and the norm",
-            "Keep the whole block on one stream.",
-        )
-    waits = [order.of(n) for n in site.reduce.inner if is_call(n, recognise.WAIT)]
-    if order.heavy_between(start, max(waits)):
-        _refuse(
-            "overlapped",
-            "other matmuls run between the all-reduce and its wait, on purpose it seems",
-            "Wait for the result at once, or keep the hand-made overlap.",
-        )
-    late = [n for n in (site.residual, site.norm.gamma) if order.of(n) > end]
-    if late:
-        _refuse("gamma_computed_late", f"{late[0].name} is computed after the add", "Compute it before.")
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")
+        _refuse(refusals.NoResidualAdd.at(user, "the reduced result is a graph output"))
+    _refuse(refusals.NoResidualAdd.at(user, f"the reduced result goes to {op_name(user) or user.name}"))

@@ -7,8 +7,8 @@ from bisect import bisect_left
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Graph, Node
 
-from npu_fused_graph.passes import recognise
-from npu_fused_graph.passes.recognise import aten
+from npu_fused_graph.passes.fx import op_name
+from npu_fused_graph.passes.reduces import WAITS
 
 _COLLECTIVES = {
     "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "c10d", "_dtensor", "npu_define",
@@ -16,7 +16,7 @@ _COLLECTIVES = {
 _GROUP_ARGUMENTS = {"hcom", "hcomm", "group", "group_name", "group_ep", "group_tp"}
 """How operators that communicate by themselves call their communicator."""
 _STREAMS = "air"  # TorchAir's stream scopes, events and waits
-_HEAVY = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default}
+_HEAVY = {"aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul", "aten::convolution"}
 
 
 class Order:
@@ -25,18 +25,23 @@ class Order:
     def __init__(self, graph: Graph) -> None:
         self._position = {node: i for i, node in enumerate(graph.nodes)}
         self._collectives: list[Node] = []
+        self._writes: list[Node] = []
         self._heavy: list[int] = []
-        self._streams: list[int] = []
+        streams: list[Node] = []
         for node, i in self._position.items():
             if node.op != "call_function":
                 continue
             if _communicates(node):
                 self._collectives.append(node)
             elif getattr(node.target, "namespace", "") == _STREAMS:
-                self._streams.append(i)
-            elif node.target in _HEAVY:
+                streams.append(node)
+            elif op_name(node) in _HEAVY:
                 self._heavy.append(i)
-        self._collective_positions = [self._position[node] for node in self._collectives]
+            if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+                self._writes.append(node)
+        self._fixed = {*self._collectives, *self._writes, *streams}
+        self._streams = [self._position[node] for node in streams]
+        self._positions = {id(nodes): [self._position[n] for n in nodes] for nodes in (self._collectives, self._writes)}
 
     def of(self, node: Node) -> int:
         return self._position[node]
@@ -44,9 +49,15 @@ class Order:
     def replace(self, new: Node, old: Node) -> None:
         self._position[new] = self._position[old]
 
+    def is_free(self, node: Node) -> bool:
+        """Whether a node may change places with others: no collective, nothing that writes or orders streams."""
+        return not node.is_impure() and node not in self._fixed
+
     def collectives_between(self, start: int, end: int) -> list[Node]:
-        first = bisect_left(self._collective_positions, start + 1)
-        return self._collectives[first : bisect_left(self._collective_positions, end)]
+        return self._between(self._collectives, start, end)
+
+    def writes_between(self, start: int, end: int) -> list[Node]:
+        return self._between(self._writes, start, end)
 
     def heavy_between(self, start: int, end: int) -> bool:
         return bisect_left(self._heavy, start + 1) < bisect_left(self._heavy, end)
@@ -54,12 +65,26 @@ class Order:
     def stream_changes_between(self, start: int, end: int) -> bool:
         return bisect_left(self._streams, start + 1) < bisect_left(self._streams, end)
 
+    def needed(self, node: Node, before: Node) -> list[Node]:
+        """``node`` and what it is computed from, as far as that comes after ``before``; in graph order."""
+        found, pending = {node}, [node]
+        while pending:
+            for x in pending.pop().all_input_nodes:
+                if x not in found and self.of(x) > self.of(before):
+                    found.add(x)
+                    pending.append(x)
+        return sorted(found, key=self.of)
+
+    def _between(self, nodes: list[Node], start: int, end: int) -> list[Node]:
+        positions = self._positions[id(nodes)]
+        return nodes[bisect_left(positions, start + 1) : bisect_left(positions, end)]
+
 
 def _communicates(node: Node) -> bool:
     """Whether a call takes part in a collective, also one that functionalisation wrapped because it mutates."""
     target = node.target
     if isinstance(target, HigherOrderOperator) and node.args and isinstance(node.args[0], OpOverload):
         target = node.args[0]
-    if not isinstance(target, OpOverload) or target is recognise.WAIT:
+    if not isinstance(target, OpOverload) or op_name(node) in WAITS:
         return False
     return target.namespace in _COLLECTIVES or any(a.name in _GROUP_ARGUMENTS for a in target._schema.arguments)

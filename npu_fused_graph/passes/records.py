@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+from npu_fused_graph.passes.refusals import Refusal
 
 Numerics = Literal["same_rounding", "one_ulp", "any"]
 NUMERICS: tuple[Numerics, ...] = ("same_rounding", "one_ulp", "any")
@@ -15,21 +17,14 @@ one unit in the last place, in about a quarter of its elements). "any": rounding
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a site is not fused. reason: stable snake_case key. text: what was found. cure: what to change."""
-
-    reason: str
-    text: str
-    cure: str
-
-
-@dataclass(frozen=True, slots=True)
 class FusionSite:
     """One candidate site and its verdict.
 
     op: stem of the fused operator. node: name of the FX node the site hangs on (the collective; for a fused site
     the fused node). source: "file:line" of the user's model, "" if unknown. layer: path of the module, "" if unknown.
     numerics: class of the rewrite, for fused sites and those refused because of it. refusal: None = fused.
+    shape: of the sum, if it is known; rows: its rows, if their number is known. gain: time of the separate kernels
+    divided by the fused one's, as CANN's cost model has it on an 8-card Atlas A2 (modelled, not measured).
     """
 
     op: str
@@ -40,10 +35,17 @@ class FusionSite:
     refusal: Refusal | None = None
     group: str = ""
     rows: int | None = None
+    shape: str = ""
+    gain: float | None = None
 
     @property
     def is_fused(self) -> bool:
         return self.refusal is None
+
+    @property
+    def is_legal(self) -> bool:
+        """Whether the site could be fused with min_rows=0."""
+        return self.refusal is None or self.refusal.reason == "min_rows"
 
     @property
     def reason(self) -> str:
@@ -55,12 +57,22 @@ class FusionSite:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        record = asdict(self)
-        refusal = record.pop("refusal") or {"reason": "", "text": "", "cure": ""}
-        return record | {"fused": self.is_fused} | refusal
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "refusal"}
+        refusal = self.refusal
+        return record | {
+            "fused": self.is_fused,
+            "legal": self.is_legal,
+            "reason": self.reason,
+            "text": refusal.text if refusal else "",
+            "cure": self.cure,
+            "refused_at": refusal.node if refusal else "",
+            "refused_source": refusal.source if refusal else "",
+        }
 
     def __str__(self) -> str:
         where = f"{self.layer or self.node} at {self.source or 'unknown source'}"
+        worth = "" if self.gain is None else f", modelled gain {self.gain:.2f}x"
         if self.refusal is None:
-            return f"fused into {self.op} ({self.numerics}): {where}"
-        return f"not fused into {self.op}: {where}: {self.refusal.text} [{self.refusal.reason}] {self.refusal.cure}"
+            return f"fused into {self.op} ({self.numerics}{worth}): {where}"
+        legal = f" (legal{worth})" if self.is_legal else ""
+        return f"not fused into {self.op}{legal}: {where}: {self.refusal.text} [{self.reason}] {self.cure}"

@@ -3,128 +3,178 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from npu_fused_graph.passes import recognise
-from npu_fused_graph.passes.order import Order
-from npu_fused_graph.passes.recognise import AllReduce, Linear, RmsNorm, aten, is_call, same_shape, shape_of
-
-_TRANSPOSES = (aten.t.default, aten.permute.default, aten.transpose.int)
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """matmul -> all-reduce -> + residual -> norm, recognised."""
-
-    reduce: AllReduce
-    linear: Linear
-    add: Node
-    residual: Node
-    norm: RmsNorm
-
-    @property
-    def rows(self) -> Any:
-        """Product of the leading dims: an int, or symbolic."""
-        return _product(shape_of(self.residual)[:-1])
-
-    @property
-    def can_reshape(self) -> bool:
-        """Whether the graph can spell the views around the fused op: an explicit shape takes numbers only."""
-        shapes = [shape_of(x) for x in (self.add, self.norm.output)]
-        return all(
-            all(isinstance(size, int) for size in shape) or (len(shape) in (2, 3) and same_shape(shape, shapes[0]))
-            for shape in shapes
-        )
+from npu_fused_graph import comm
+from npu_fused_graph.passes.fx import (
+    aten,
+    dtype_of,
+    is_assert,
+    is_contiguous,
+    path_to,
+    same_shape,
+    shape_of,
+    shown,
+    through,
+    value_of,
+)
+from npu_fused_graph.passes.legality import Surroundings, late_operands
+from npu_fused_graph.passes.site import Site
 
 
-def rewrite(graph: Graph, site: Site, order: Order) -> Node:
-    add, norm = site.add, site.norm
-    with graph.inserting_before(add):
-        residual = _as_3d(graph, site.residual, order)
-        overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
-        stored = recognise.stored_transposed(site.linear.weight)
-        fused = graph.call_function(
-            overloads.default if stored is None else overloads.transposed_x2,
-            (_operand(site.linear), stored or site.linear.weight, residual, norm.gamma, site.reduce.group),
-            {"epsilon": float(norm.epsilon)} | ({} if site.linear.bias is None else {"bias": site.linear.bias}),  # type: ignore[arg-type]
-        )
-        y, normalised = (graph.call_function(operator.getitem, (fused, i)) for i in (0, 1))
-        for node, old in ((y, add), (normalised, norm.output)):
-            node.meta["val"] = _shaped(recognise.value_of(old), residual)
-        fused.meta["val"] = (y.meta["val"], normalised.meta["val"])
-        results = [_back(graph, node, old) for node, old in ((y, add), (normalised, norm.output))]
+def rewrite(graph: Graph, site: Site, around: Surroundings) -> Node:
+    """The fused node, in the place of the add; the site's own nodes are erased."""
+    for late in late_operands(site, around.order):
+        for node in around.order.needed(late, site.add):
+            site.add.prepend(node)
+            around.order.replace(node, site.add)
+    with graph.inserting_before(site.add):
+        writer = _Writer(graph, site, around)
+        fused = writer.fused()
+        results = writer.results(fused)
     fused.meta["stack_trace"] = site.reduce.node.meta.get("stack_trace")
-    fused.meta["nn_module_stack"] = site.linear.node.meta.get("nn_module_stack")
-    for new, old in zip(results, (add, norm.output), strict=True):
+    fused.meta["nn_module_stack"] = site.product.node.meta.get("nn_module_stack")
+    for old, new in results:
         old.replace_all_uses_with(new)
-        order.replace(new, add)
         new.meta.setdefault("stack_trace", old.meta.get("stack_trace"))
     _erase(graph, site)
     return fused
 
 
+class _Writer:
+    """Makes nodes with fake tensors and positions."""
+
+    def __init__(self, graph: Graph, site: Site, around: Surroundings) -> None:
+        self.graph, self.site, self.order = graph, site, around.order
+        self.in_place = around.options.in_place
+
+    def call(self, target: Any, *args: Any, value: Any = None, **kwargs: Any) -> Node:
+        node = self.graph.call_function(target, args, kwargs)
+        self.order.replace(node, self.site.add)
+        if value is None:
+            values = torch.fx.node.map_arg(args, value_of)
+            value = target(*values, **kwargs)
+        node.meta["val"] = value
+        return node
+
+    def fused(self) -> Node:
+        site, product = self.site, self.site.product
+        residual = self._as_3d(site.residual)
+        stored = product.is_stored_transposed and is_contiguous(product.weight)
+        weight = product.weight
+        if product.is_stored_transposed and not stored:
+            weight = self.call(aten.t.default, weight)
+        keywords: dict[str, Any] = {"epsilon": float(site.norm.epsilon), **product.scales}
+        bias = self._bias()
+        if bias is not None:
+            keywords["bias"] = bias
+        sum_value = value_of(site.reduced).new_empty(shape_of(residual))
+        return self.call(
+            self._overload(stored, residual), self._x1(), weight, residual, self._gamma(), site.reduce.group,
+            value=(sum_value, torch.empty_like(sum_value)), **keywords,
+        )  # fmt: skip
+
+    def _overload(self, stored: bool, residual: Node) -> Any:
+        if self.in_place and _dies(residual, self.site):
+            overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_
+            return overloads.consuming_transposed_x2 if stored else overloads.consuming
+        overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
+        return overloads.transposed_x2 if stored else overloads.default
+
+    def results(self, fused: Node) -> list[tuple[Node, Node]]:
+        """(old node, new node) of the sum and the norm, each in the shape of the old one."""
+        pairs = []
+        for i, old in enumerate((self.site.total, self.site.norm.output)):
+            if old is not None:
+                result = self.call(operator.getitem, fused, i, value=fused.meta["val"][i])
+                pairs.append((old, self._back(result, old)))
+        return pairs
+
+    def _x1(self) -> Node:
+        """The 3-D tensor in front of linear's own flatten where there is one, else the operand, flat if it must be."""
+        node, k = self.site.product.x, shape_of(self.site.product.x)[-1:]
+        start: Node | None = node
+        while start is not None:
+            shape = shape_of(start)
+            if len(shape) == 3 and same_shape(shape[-1:], k) and is_contiguous(start):
+                return start
+            start = shown(start)
+        if len(shape_of(node)) > 3:
+            return self.call(aten.view.default, node, [-1, k[0]])
+        return node
+
+    def _as_3d(self, x: Node) -> Node:
+        shape = shape_of(x)
+        if len(shape) == 3:
+            return x
+        if len(shape) == 2:
+            return self.call(aten.unsqueeze.default, x, 0)
+        return self.call(aten.view.default, x, [1, self.site.rows, shape[-1]])
+
+    def _back(self, result: Node, old: Node) -> Node:
+        shape, has = shape_of(old), shape_of(result)
+        if same_shape(shape, has):
+            result.meta["val"] = value_of(old)
+            return result
+        if len(shape) == 2 and same_shape(shape, has[1:]):
+            return self.call(aten.squeeze.dim, result, 0, value=value_of(old))
+        return self.call(aten.view.default, result, list(shape), value=value_of(old))
+
+    def _gamma(self) -> Node:
+        """The norm's weight as a vector of the sum's dtype."""
+        norm, wanted = self.site.norm, dtype_of(self.site.reduced)
+        assert norm.gamma is not None
+        gamma = self._vector(norm.gamma)
+        return gamma if dtype_of(gamma) is wanted else self.call(aten._to_copy.default, gamma, dtype=wanted)
+
+    def _bias(self) -> Node | None:
+        """What each rank adds: its own bias, and its share of one that was added after the reduce."""
+        own = self.site.product.bias
+        bias = None if own is None else self._vector(own)
+        if bias is not None and not is_contiguous(bias):
+            bias = self.call(aten.clone.default, bias, memory_format=torch.contiguous_format)
+        if self.site.bias is None:
+            return bias
+        share = self._vector(self.site.bias)
+        size = comm.resolve(self.site.reduce.group).size()
+        if size > 1:
+            share = self.call(aten.div.Tensor, share, float(size))
+        return share if bias is None else self.call(aten.add.Tensor, bias, share)
+
+    def _vector(self, x: Node) -> Node:
+        return x if len(shape_of(x)) == 1 else self.call(aten.view.default, x, [shape_of(x)[-1]])
+
+
+def _dies(residual: Node, site: Site) -> bool:
+    """Whether nothing but the fused op will read the residual's memory: it was computed here, and for this alone."""
+    node: Node | None = residual
+    own = {site.add, *path_to(residual, through(residual)), *site.norm.inner}
+    while node is not None:
+        if node.op != "call_function" or any(user not in own for user in node.users):
+            return False
+        last, node = node, shown(node)
+    return not isinstance(last.target, torch._ops.OpOverload) or not _is_alias(last)
+
+
+def _is_alias(node: Node) -> bool:
+    """Whether an operator returns memory of an operand (a slice, an expanded or transposed tensor)."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    return any(r.alias_info is not None for r in node.target._schema.returns)
+
+
 def _erase(graph: Graph, site: Site) -> None:
-    """Remove the nodes the fused one stands for. Dead-code elimination would keep the collective."""
-    pending = [site.norm.output, site.add, *site.norm.inner, *site.reduce.inner]
-    own = {*pending, site.linear.node}
+    """Remove the nodes the fused one stands for, and what was computed for them alone."""
+    own = {site.add, *site.norm.inner, *site.reduce.inner, *site.before, *site.after}
+    own |= {node for node in (site.total, site.norm.output) if node is not None}
+    own |= {user for node in own for user in node.users if is_assert(user)}
+    pending = list(own)
     while pending:
         node = pending.pop()
-        if node._erased or node.users or not (node in own or is_call(node, *recognise.VIEWS, *_TRANSPOSES)):
+        if node._erased or node.users or node.op != "call_function" or not (node in own or not node.is_impure()):
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)
         pending.extend(inputs)
-
-
-def _operand(linear: Linear) -> Node:
-    """x1: the 3-D tensor in front of linear's own flatten where there is one, else the 2-D operand."""
-    node, k = linear.x, shape_of(linear.x)[-1:]
-    while is_call(node, *recognise.VIEWS):
-        source = node.args[0]
-        assert isinstance(source, Node)
-        node = source
-        shape = shape_of(node)
-        if len(shape) == 3 and same_shape(shape[-1:], k) and recognise.is_contiguous(node):
-            return node
-    return linear.x
-
-
-def _as_3d(graph: Graph, residual: Node, order: Order) -> Node:
-    shape = shape_of(residual)
-    if len(shape) == 3:
-        return residual
-    if len(shape) == 2:
-        view = graph.call_function(aten.unsqueeze.default, (residual, 0))
-    else:
-        view = graph.call_function(aten.view.default, (residual, [1, _product(shape[:-1]), shape[-1]]))
-    view.meta["val"] = view.target(recognise.value_of(residual), *view.args[1:])  # type: ignore[operator]
-    order.replace(view, residual)
-    return view
-
-
-def _back(graph: Graph, node: Node, old: Node) -> Node:
-    """``node``, which is 3-D, in the shape of the node it replaces."""
-    shape, has = shape_of(old), shape_of(node)
-    if same_shape(shape, has):
-        return node
-    if len(shape) == 2 and same_shape(shape, has[1:]):
-        view = graph.call_function(aten.squeeze.dim, (node, 0))
-    else:
-        view = graph.call_function(aten.view.default, (node, list(shape)))
-    view.meta["val"] = recognise.value_of(old)
-    return view
-
-
-def _shaped(value: Any, residual: Node) -> Any:
-    return value.view(shape_of(residual)) if isinstance(value, torch.Tensor) else value
-
-
-def _product(sizes: tuple[Any, ...]) -> Any:
-    total: Any = 1
-    for size in sizes:
-        total = total * size
-    return total

@@ -25,7 +25,7 @@ def fake_group(size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def capture(model: Callable[..., Any], *inputs: Any, dynamic: bool = False, grad: bool = False) -> GraphModule:
+def capture(model: Callable[..., Any], *inputs: Any, dynamic: bool | None = False, grad: bool = False) -> GraphModule:
     """The one forward graph of ``model(*inputs)``; needs an initialised group for collectives."""
     found: list[GraphModule] = []
 
@@ -44,3 +44,17 @@ def capture(model: Callable[..., Any], *inputs: Any, dynamic: bool = False, grad
     torch._dynamo.reset()
     assert found
     return found[0]
+
+
+def capture_as(how: str, model: torch.nn.Module, *inputs: Any) -> GraphModule:
+    """The graph as a front half's ``capture`` says: "aot", "dynamic", "plain", ..."""
+    if how == "plain":
+        return torch.export.export(model, inputs).graph_module
+    if how == "mark_dynamic":
+        for tensor in inputs:
+            torch._dynamo.mark_dynamic(tensor, 0)
+        return capture(model, *inputs, dynamic=None)
+    if how == "specialize_float":
+        with torch._dynamo.config.patch(specialize_float=True):
+            return capture(model, *inputs, dynamic=True)
+    return capture(model, *inputs, dynamic=how == "dynamic", grad=how == "training")

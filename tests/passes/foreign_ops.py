@@ -73,7 +73,7 @@ def foreign_ops() -> Iterator[None]:
         for library in libraries:
             library._destroy()
         for namespace, name in defined:
-            delattr(getattr(torch.ops, namespace), name)
+            vars(getattr(torch.ops, namespace)).pop(name, None)
 
 
 def _normalised(x: Tensor, gamma: Tensor, epsilon: float = 1e-06) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,8 @@ class Case(nn.Module):
             return torch.randn(shape, generator=generator) * scale
 
         self.x = rand(*self.lead, K).to(self.T)
-        self.residual = rand(*self.lead, N).to(self.T)
+        rows = (self.lead[0] // dist.get_world_size(),) if self.front.scatters else self.lead
+        self.residual = rand(*rows, N).to(self.T)
         self.weight = nn.Parameter(rand(N, K, scale=K**-0.5).to(self.T))
         self.straight = nn.Parameter(rand(K, N, scale=K**-0.5).to(self.T))
         self.bias = nn.Parameter(rand(N).to(self.T))
@@ -73,7 +74,10 @@ class Case(nn.Module):
         return self.x, self.residual
 
     def forward(self, x: Tensor, residual: Tensor) -> Any:
-        return self.norm(self, self.front.make(self, x), residual)
+        reduced = self.front.make(self, x)
+        if self.front.chunks_residual:
+            residual = torch.ops.vllm.maybe_chunk_residual(reduced, residual)
+        return self.norm(self, reduced, residual)
 
     def total(self, reduced: Tensor, residual: Tensor) -> Tensor:
         return residual + reduced if self.residual_first else reduced + residual
@@ -152,6 +156,8 @@ class Front:
     takes_int8: bool = False
     dtype: torch.dtype | None = None
     uses_dtensor: bool = False
+    chunks_residual: bool = False
+    scatters: bool = False
     capture: str = "aot"
 
 
@@ -234,7 +240,7 @@ FRONTS: Mapping[str, Front] = {
     "dynamic_true": Front(lambda c, x: functional(_linear(c, x)), capture="dynamic"),
     "dynamic_specialize_float": Front(lambda c, x: functional(_linear(c, x)), capture="specialize_float"),
     "training_graph": Front(lambda c, x: functional(_linear(c, x)), capture="training"),
-    "sequence_parallel": Front(_sequence_parallel, is_2d=True),
+    "sequence_parallel": Front(_sequence_parallel, is_2d=True, scatters=True),
     "scatter_and_gather": Front(lambda c, x: scatter_and_gather(_linear(c, x)), is_2d=True),
     "legacy_c10d_functional": Front(lambda c, x: legacy(_linear(c, x))),
     "vllm_all_reduce": Front(lambda c, x: torch.ops.vllm.all_reduce(_linear(c, x), group_name="tp:0")),
@@ -250,7 +256,7 @@ FRONTS: Mapping[str, Front] = {
     "weight_transposed": Front(lambda c, x: functional(torch.matmul(x, c.weight.transpose(0, 1)))),
     "dropout_casts_views": Front(_across),
     "npu_linear": Front(lambda c, x: functional(torch.ops.npu.npu_linear(x, c.weight, c.bias)), is_2d=True),
-    "vllm_unquantized_gemm": Front(_vllm),
+    "vllm_unquantized_gemm": Front(_vllm, chunks_residual=True),
     "npu_mm_all_reduce_base": Front(lambda c, x: torch.ops.npu.npu_mm_all_reduce_base(x, c.straight, "0", bias=c.bias)),
     "npu_quant_matmul_float16": Front(_npu_quant_matmul, takes_int8=True, dtype=torch.float16),
     "npu_quant_matmul_bfloat16": Front(_npu_quant_matmul, takes_int8=True, dtype=torch.bfloat16),

@@ -12,7 +12,7 @@ import torch.distributed._functional_collectives as funcol
 from torch import Tensor, nn
 
 import npu_fused_graph as nfg
-from npu_fused_graph.passes import FusionOptions, Refusal, fuse_all
+from npu_fused_graph.passes import CATALOGUE, FusionOptions, fuse_all
 from tests.passes.blocks import Block, llama_norm
 from tests.passes.capture import capture, fake_group
 
@@ -51,7 +51,7 @@ def test_a_functional_collective_that_is_waited_for_by_hand_as_well() -> None:
         return llama_norm(r + reduced, block.gamma, 1e-6)
 
     gm = capture(model, *inputs())
-    (site,) = fuse_all(gm)
+    (site,) = fuse_all(gm, FusionOptions(min_rows=0))
     assert site.is_fused, site
     assert not [n for n in gm.graph.nodes if "_c10d" in str(n.target)], "no collective is left behind"
 
@@ -60,7 +60,7 @@ def test_a_second_group_is_refused() -> None:
     """A41: Atlas A2 has one communication domain for fused operators; the first fused site's group is it."""
     world, other = dist.group.WORLD, dist.new_group([0, 1])
     gm = capture(Chain(world, other, world), *inputs())
-    sites = fuse_all(gm)
+    sites = fuse_all(gm, FusionOptions(min_rows=0))
     assert [s.reason for s in sites] == ["", "second_group", ""]
     assert other.group_name in sites[1].refusal.text  # type: ignore[union-attr]
     assert sites[1].cure
@@ -70,18 +70,18 @@ def test_a_site_that_is_refused_claims_no_group() -> None:
     world, other = dist.group.WORLD, dist.new_group([0, 1])
     chain = Chain(world, other)
     chain.epsilon[0] = 1.5
-    sites = fuse_all(capture(chain, *inputs()))
+    sites = fuse_all(capture(chain, *inputs()), FusionOptions(min_rows=0))
     assert [s.reason for s in sites] == ["epsilon_range", ""]
 
 
 def test_what_the_machine_lacks_is_refused_with_its_reason() -> None:
     gm = capture(Block(k=32), *inputs())
     before = gm.code
-    refusal = Refusal("ge_type_not_registered", "CANN does not know it", "Update CANN.")
-    (site,) = fuse_all(gm, FusionOptions(unavailable={"matmul_all_reduce_add_rms_norm": refusal}))
-    assert site.refusal == refusal
+    refusal = CATALOGUE["ge_type_not_registered"]("CANN does not know it", "Update CANN.")
+    (site,) = fuse_all(gm, FusionOptions(min_rows=0, unavailable={"matmul_all_reduce_add_rms_norm": refusal}))
+    assert (site.reason, site.cure) == (refusal.reason, refusal.cure)
     assert gm.code == before
-    assert fuse_all(gm, FusionOptions(unavailable={"another": refusal}))[0].is_fused
+    assert fuse_all(gm, FusionOptions(min_rows=0, unavailable={"another": refusal}))[0].is_fused
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -97,5 +97,5 @@ def test_another_fused_operator_in_between_is_a_collective(in_place: bool) -> No
             other = nfg.npu_mm_all_reduce_add_rms_norm(x, block.weight.t(), r, block.gamma, "0")[1]
         return llama_norm(r + reduced, block.gamma, 1e-6), other
 
-    (site,) = fuse_all(capture(model, *inputs()))
+    (site,) = fuse_all(capture(model, *inputs()), FusionOptions(min_rows=0))
     assert site.reason == "collective_in_between"

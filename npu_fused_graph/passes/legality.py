@@ -1,0 +1,376 @@
+"""The conditions under which a site of MatmulAllReduceAddRmsNorm may be fused: one function and one row of RULES each.
+
+A rule returns the refusal, or None. Rules look at facts that are equal on all ranks, and never at this rank's bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from npu_fused_graph import comm
+from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
+from npu_fused_graph.ops._register import facts_of
+from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
+from npu_fused_graph.passes import costs, refusals
+from npu_fused_graph.passes.fx import (
+    dtype_name,
+    dtype_of,
+    is_call,
+    is_contiguous,
+    op_name,
+    readers,
+    same_shape,
+    shape_of,
+    through,
+    value_of,
+)
+from npu_fused_graph.passes.norms import is_vector
+from npu_fused_graph.passes.order import Order
+from npu_fused_graph.passes.records import NUMERICS
+from npu_fused_graph.passes.reduces import WAITS, is_reduced
+from npu_fused_graph.passes.refusals import Refusal, Refused
+from npu_fused_graph.passes.site import Site
+
+if TYPE_CHECKING:
+    from npu_fused_graph.passes import FusionOptions
+
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """order: positions in the graph. domain: group of the sites fused before, None for the first. stem: of the op."""
+
+    order: Order
+    options: FusionOptions
+    domain: str | None
+    stem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """item: of the specification's section 4.4 (L1 to L19), or another section."""
+
+    item: str
+    check: Callable[[Site, Surroundings], Refusal | None]
+
+
+def check(site: Site, around: Surroundings) -> None:
+    """Raise Refused for the first rule the site breaks."""
+    for rule in RULES:
+        refusal = rule.check(site, around)
+        if refusal is not None:
+            raise Refused(refusal)
+
+
+# -- what belongs to the site alone ---------------------------------------------------------------------------
+
+
+def _only_adds(site: Site, around: Surroundings) -> Refusal | None:
+    what = site.reduce.reduce_op
+    return None if what == "sum" else refusals.ReduceOp.at(site.reduce.node, f"the collective computes {what!r}")
+
+
+def _partial_sum_is_private(site: Site, around: Surroundings) -> Refusal | None:
+    known = {*site.before, *site.reduce.inner}
+    for node in site.before:
+        others = [user for user in readers(node) if user not in known]
+        if others:
+            text = f"the partial sum {node.name} is also read by {others[0].name}"
+            return refusals.MatmulResultUsedElsewhere.at(others[0], text)
+    return None
+
+
+def _nothing_is_scaled(site: Site, around: Surroundings) -> Refusal | None:
+    alpha = site.add.kwargs.get("alpha", 1)
+    if alpha == 1:
+        return None
+    return refusals.ScaledBeforeAdd.at(site.add, f"{site.add.name} adds with alpha={alpha}", "Add without alpha.")
+
+
+def _one_reduce(site: Site, around: Surroundings) -> Refusal | None:
+    """The residual is no reduced result, and was not just added to one, for this add alone."""
+    inner = through(site.residual)
+    added = [x for x in inner.args[:2] if isinstance(x, Node)] if is_call(inner, "aten::add.Tensor") else []
+    is_private = len(readers(inner)) == 1 == len(readers(site.residual))
+    if not is_reduced(site.residual) and not (is_private and any(map(is_reduced, added))):
+        return None
+    return refusals.SumOfReduces.at(site.add, f"{site.add.name} adds two reduced results")
+
+
+def _norm_is_private(site: Site, around: Surroundings) -> Refusal | None:
+    leaks = site.norm.leaks()
+    if not leaks:
+        return None
+    return refusals.NormInternalsUsed.at(leaks[0], f"{leaks[0].name}, inside the norm, is also read outside it")
+
+
+def _epsilon_is_literal(site: Site, around: Surroundings) -> Refusal | None:
+    epsilon = site.norm.epsilon
+    if isinstance(epsilon, (float, int)):
+        return None
+    return refusals.EpsilonIsATensor.at(site.norm.anchor, f"epsilon is {epsilon}, not a number")
+
+
+def _epsilon_is_in_range(site: Site, around: Surroundings) -> Refusal | None:
+    if 0 < site.norm.epsilon < 1:
+        return None
+    return refusals.EpsilonRange.at(site.norm.anchor, f"epsilon is {site.norm.epsilon}")
+
+
+# -- tensors --------------------------------------------------------------------------------------------------
+
+
+def _result_is_half(site: Site, around: Surroundings) -> Refusal | None:
+    node = site.product.node
+    return None if dtype_of(node) in DTYPES else refusals.Dtype.at(node, f"the matmul is {dtype_name(node)}")
+
+
+def _dtypes_agree(site: Site, around: Surroundings) -> Refusal | None:
+    wanted = dtype_of(site.product.node)
+    operands: dict[str, Node] = {"residual": site.residual}
+    if not site.product.scales:
+        operands |= {"x1": site.product.x, "x2": site.product.weight}
+    for name, node in (("sum", site.total), ("norm", site.norm.output), ("bias", site.bias)):
+        if node is not None:
+            operands[name] = node
+    for name, node in operands.items():
+        if dtype_of(node) is not wanted:
+            text = f"{name} is {dtype_name(node)}, the matmul {dtype_name(site.product.node)}"
+            return refusals.MixedDtypes.at(node, text)
+    return None
+
+
+def _residual_has_full_shape(site: Site, around: Surroundings) -> Refusal | None:
+    if same_shape(shape_of(site.residual), shape_of(site.reduced)):
+        return None
+    text = f"the residual {list(shape_of(site.residual))} is added to {list(shape_of(site.reduced))}"
+    return refusals.ResidualBroadcast.at(site.add, text)
+
+
+def _rows_stay_rows(site: Site, around: Surroundings) -> Refusal | None:
+    n = shape_of(site.product.node)[-1:]
+    gamma = site.norm.gamma
+    kept = same_shape(shape_of(site.reduced)[-1:], n)
+    if kept and (gamma is None or is_vector(gamma, n[0])):
+        return None
+    return refusals.LastDimSplit.at(site.norm.anchor, "the matmul's last dim is not the one the norm runs over")
+
+
+def _no_empty_shard(site: Site, around: Surroundings) -> Refusal | None:
+    return refusals.EmptyShard.at(site.product.node, "k is 0 on this rank") if site.k == 0 else None
+
+
+def _bias_is_vector(site: Site, around: Surroundings) -> Refusal | None:
+    bias = site.product.bias
+    if bias is None or is_vector(bias, shape_of(site.product.node)[-1]):
+        return None
+    return refusals.BiasShape.at(site.product.node, f"the bias has shape {list(shape_of(bias))}")
+
+
+def _layouts(site: Site, around: Surroundings) -> Refusal | None:
+    operands = {"x1": site.product.x, "residual": site.residual, "gamma": site.norm.gamma, "sum": site.total}
+    for name, node in operands.items():
+        if node is not None and not is_contiguous(node):
+            return refusals.NotContiguous.at(node, f"{name} ({node.name}) is not contiguous")
+    return None
+
+
+def _weight_layout(site: Site, around: Surroundings) -> Refusal | None:
+    weight, value = site.product.weight, value_of(site.product.weight)
+    if is_contiguous(weight) or value.t().is_contiguous():
+        return None
+    return refusals.WeightLayout.at(weight, f"the weight ({weight.name}) has strides {list(value.stride())}")
+
+
+def _shapes_can_be_spelled(site: Site, around: Surroundings) -> Refusal | None:
+    """An explicit shape in a graph takes numbers only."""
+    shapes = [shape_of(x) for x in (site.reduced, site.total, site.norm.output) if x is not None]
+    if all(
+        all(isinstance(size, int) for size in shape) or (len(shape) in (2, 3) and same_shape(shape, shapes[0]))
+        for shape in shapes
+    ):
+        return None
+    return refusals.DynamicShape.at(site.add, f"the sum {list(shapes[0])} has dynamic sizes")
+
+
+def _quantisation_is_supported(site: Site, around: Surroundings) -> Refusal | None:
+    """The op's own constraints: which scales go with which dtypes, shapes and group sizes."""
+    if not site.product.scales:
+        return None
+    product, residual = site.product, value_of(site.residual)
+    weight = value_of(product.weight)
+    scales = {name: value_of(x) if isinstance(x, Node) else x for name, x in product.scales.items()}
+    tensors = {
+        "x1": value_of(product.x), "x2": weight.t() if product.is_stored_transposed else weight,
+        "residual": residual.reshape(1, -1, residual.shape[-1]),
+        "gamma": value_of(site.norm.gamma).to(residual.dtype).reshape(-1), "bias": value_of(product.bias),
+    }  # fmt: skip
+    try:
+        SPEC.check(facts_of(SPEC, {**_DEFAULTS, **tensors, **scales, "hcom": site.reduce.group}))
+    except InvalidArgumentError as error:
+        return refusals.Quantisation.at(product.node, str(error).partition("] ")[2])
+    return None
+
+
+_DEFAULTS: dict[str, Any] = {a.py or a.name: a.default for a in SPEC.attrs if a.py is not None}
+
+
+# -- groups ---------------------------------------------------------------------------------------------------
+
+
+def _group_is_known(site: Site, around: Surroundings) -> Refusal | None:
+    try:
+        comm.resolve(site.reduce.group)
+    except CommunicationError as error:
+        return refusals.UnknownGroup.at(site.reduce.node, f"group {site.reduce.group!r} is not known here: {error}")
+    return None
+
+
+def _group_has_a_size_of_the_op(site: Site, around: Surroundings) -> Refusal | None:
+    size = comm.resolve(site.reduce.group).size()
+    return None if size in SPEC.group_sizes else refusals.GroupSize.at(site.reduce.node, f"the group has {size} ranks")
+
+
+def _one_domain(site: Site, around: Surroundings) -> Refusal | None:
+    group = site.reduce.group
+    if around.domain in (None, group):
+        return None
+    text = f"the site is on group {group!r}, sites before it on {around.domain!r}"
+    return refusals.SecondGroup.at(site.reduce.node, text)
+
+
+# -- positions ------------------------------------------------------------------------------------------------
+
+
+def late_operands(site: Site, order: Order) -> list[Node]:
+    """Operands that are computed after the add: they have to move in front of it."""
+    operands = [site.residual, site.norm.gamma, site.bias, site.product.bias, *site.product.scales.values()]
+    return [x for x in operands if isinstance(x, Node) and order.of(x) > order.of(site.add)]
+
+
+def _operands_can_come_first(site: Site, around: Surroundings) -> Refusal | None:
+    own = {site.add, *site.norm.inner, *site.after, *site.reduce.inner}
+    for late in late_operands(site, around.order):
+        needed = around.order.needed(late, site.add)
+        if any(not around.order.is_free(node) or not own.isdisjoint(node.all_input_nodes) for node in needed):
+            return refusals.ComputedLate.at(late, f"{late.name} cannot be computed before the sum is known")
+    return None
+
+
+def _collectives_keep_their_order(site: Site, around: Surroundings) -> Refusal | None:
+    order = around.order
+    between = order.collectives_between(order.of(site.reduce.node), order.of(site.add))
+    between = [node for node in between if node not in site.reduce.inner]
+    if not between:
+        return None
+    return refusals.CollectiveInBetween.at(between[0], f"{between[0].name} runs between the all-reduce and the add")
+
+
+def _not_overlapped(site: Site, around: Surroundings) -> Refusal | None:
+    order = around.order
+    waits = [order.of(node) for node in site.reduce.inner if is_call(node, *WAITS)]
+    if not waits or not order.heavy_between(order.of(site.reduce.node), max(waits)):
+        return None
+    return refusals.Overlapped.at(site.reduce.node, "other matmuls run between the collective and its wait")
+
+
+def _one_stream(site: Site, around: Surroundings) -> Refusal | None:
+    first, last = _extent(site, around)
+    if not around.order.stream_changes_between(first, last):
+        return None
+    return refusals.OtherStream.at(site.reduce.node, "a stream scope or an event lies inside the site")
+
+
+def _nothing_is_written(site: Site, around: Surroundings) -> Refusal | None:
+    written = [n for n in around.order.writes_between(*_extent(site, around)) if n not in site.reduce.inner]
+    if not written:
+        return None
+    return refusals.MutationInBetween.at(written[0], f"{op_name(written[0])} writes inside the site")
+
+
+def _extent(site: Site, around: Surroundings) -> tuple[int, int]:
+    ends = [site.add, site.norm.anchor, site.norm.output]
+    return around.order.of(site.product.node), max(around.order.of(node) for node in ends if node is not None)
+
+
+# -- settings and machine -------------------------------------------------------------------------------------
+
+
+def _machine_has_the_op(site: Site, around: Surroundings) -> Refusal | None:
+    refusal = around.options.unavailable.get(around.stem)
+    return None if refusal is None else replace(refusal, node=site.reduce.node.name)
+
+
+def _order_of_reduction_is_free(site: Site, around: Surroundings) -> Refusal | None:
+    if not torch.are_deterministic_algorithms_enabled():
+        return None
+    return refusals.DeterministicMode.at(site.reduce.node, "deterministic algorithms are requested")
+
+
+def _roundings_are_allowed(site: Site, around: Surroundings) -> Refusal | None:
+    allowed = around.options.numerics
+    if NUMERICS.index(site.numerics) <= NUMERICS.index(allowed):
+        return None
+    text = f"fusing would change roundings ({site.numerics}; allowed: {allowed})"
+    return refusals.Numerics.at(site.norm.anchor, text, f"Pass numerics={site.numerics!r}.")
+
+
+def _rows_are_worth_it(site: Site, around: Surroundings) -> Refusal | None:
+    least, n = around.options.min_rows, shape_of(site.reduced)[-1]
+    if least is None:
+        least = costs.least_rows(n) if isinstance(n, int) else 0
+    rows = site.rows
+    if least == 0 or lower_bound(rows) >= least:
+        return None
+    return refusals.MinRows.at(site.reduce.node, f"{rows} rows, fewer than {least}")
+
+
+def lower_bound(size: Any) -> int:
+    """The least value a size can have."""
+    if isinstance(size, int):
+        return size
+    node = size.node
+    lower = node.shape_env.bound_sympy(node.expr).lower
+    return int(lower) if lower.is_number and lower.is_finite else 0
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("CANN", _machine_has_the_op),
+    Rule("L1", _only_adds),
+    Rule("L4", _partial_sum_is_private),
+    Rule("L7", _nothing_is_scaled),
+    Rule("4.5", _one_reduce),
+    Rule("L10", _result_is_half),
+    Rule("L16", _norm_is_private),
+    Rule("L9", _epsilon_is_literal),
+    Rule("L9", _epsilon_is_in_range),
+    Rule("L6", _residual_has_full_shape),
+    Rule("L10", _dtypes_agree),
+    Rule("L8", _rows_stay_rows),
+    Rule("4.5", _no_empty_shard),
+    Rule("1.7", _bias_is_vector),
+    Rule("L12", _layouts),
+    Rule("L12", _weight_layout),
+    Rule("L6", _shapes_can_be_spelled),
+    Rule("1.7", _quantisation_is_supported),
+    Rule("L2", _group_is_known),
+    Rule("L2", _group_has_a_size_of_the_op),
+    Rule("L2", _one_domain),
+    Rule("4.3", _operands_can_come_first),
+    Rule("L13", _collectives_keep_their_order),
+    Rule("L17", _one_stream),
+    Rule("L14", _not_overlapped),
+    Rule("L19", _nothing_is_written),
+    Rule("L18", _order_of_reduction_is_free),
+    Rule("numerics", _roundings_are_allowed),
+    Rule("L15", _rows_are_worth_it),
+)
+"""In the order they are asked; a site is refused for the first it breaks."""
+
+__all__ = ["RULES", "Rule", "Surroundings", "check", "late_operands", "lower_bound"]

@@ -1,0 +1,168 @@
+"""Every spelling of an all-reduce: one function and one row of SPELLINGS each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from npu_fused_graph.passes import refusals
+from npu_fused_graph.passes.fx import arguments, is_call, op_name, operand, readers, shown
+from npu_fused_graph.passes.products import Product
+from npu_fused_graph.passes.refusals import Refusal
+
+WAITS = ("_c10d_functional::wait_tensor", "c10d_functional::wait_tensor")
+_GATHERS = ("_c10d_functional::all_gather_into_tensor",)
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduce:
+    """result = sum over ``group`` of operand.
+
+    node: the collective; of a scatter and gather the scatter. result: the node that later code reads. inner: all nodes
+    that disappear with the site, in graph order. product: of an operator that multiplies too; operand is None then.
+    """
+
+    node: Node
+    operand: Node | None
+    result: Node
+    reduce_op: str
+    group: str
+    inner: tuple[Node, ...]
+    product: Product | None = None
+
+
+def candidates(graph: Graph) -> Iterator[Node]:
+    """Collectives that may be a site, in graph order."""
+    for node in graph.nodes:
+        if op_name(node) in SPELLINGS:
+            yield node
+
+
+def all_reduce(node: Node) -> AllReduce | Refusal:
+    """The record of a candidate, or why it is none."""
+    return SPELLINGS[op_name(node)](node)
+
+
+def group_of(node: Node) -> str:
+    """The group a candidate names, as it is written there."""
+    found = arguments(node)
+    return str(next((found[name] for name in ("group_name", "hcom", "ranks") if name in found), ""))
+
+
+def is_reduced(node: Node) -> bool:
+    """Whether ``node`` shows a reduced result that has one reader."""
+    while len(readers(node)) == 1:
+        source = operand(node) if is_call(node, *WAITS) else shown(node)
+        if source is None:
+            return op_name(node) in SPELLINGS
+        node = source
+    return False
+
+
+# -- spellings ------------------------------------------------------------------------------------------------
+
+
+def _functional(node: Node) -> AllReduce | Refusal:
+    tensor, reduce_op, group = node.args[:3]
+    return _waited_for(node, tensor, str(reduce_op), str(group))
+
+
+def _legacy(node: Node) -> AllReduce | Refusal:
+    """c10d_functional::all_reduce names the group by tag and ranks."""
+    tensor, reduce_op, tag, ranks = node.args[:4]
+    try:
+        found = torch.distributed.distributed_c10d._find_pg_by_ranks_and_tag(str(tag), list(ranks))  # type: ignore[arg-type]
+    except (KeyError, ValueError):
+        found = None
+    if found is None:
+        return refusals.UnknownGroup.at(node, f"no group has tag {tag!r} and the ranks {ranks}")
+    return _waited_for(node, tensor, str(reduce_op), found.group_name)
+
+
+def _vllm(node: Node) -> AllReduce | Refusal:
+    """vllm::all_reduce names vLLM's coordinator of a group; its result needs no wait."""
+    found = arguments(node)
+    group = _vllm_group(str(found["group_name"]))
+    return AllReduce(node, _node(found["tensor"]), node, "sum", group, (node,))
+
+
+def _scattered(node: Node) -> AllReduce | Refusal:
+    """A reduce-scatter that the same ranks gather at once, both along dim 0."""
+    tensor, reduce_op, _, group = node.args[:4]
+    part = _waited_for(node, tensor, str(reduce_op), str(group))
+    if isinstance(part, Refusal):
+        return part
+    gathers = readers(part.result)
+    if len(gathers) != 1 or not is_call(gathers[0], *_GATHERS):
+        return refusals.SequenceParallel.at(node, f"the sum is scattered over group {group!r} and stays so")
+    gather = gathers[0]
+    if gather.args[2] != group:
+        return refusals.SequenceParallel.at(node, f"scattered over group {group!r}, gathered over {gather.args[2]!r}")
+    whole = _waited_for(gather, tensor, str(reduce_op), str(group))
+    if isinstance(whole, Refusal):
+        return whole
+    return AllReduce(node, part.operand, whole.result, part.reduce_op, part.group, (*part.inner, *whole.inner))
+
+
+def _half_fused(node: Node) -> AllReduce | Refusal:
+    """npu::npu_mm_all_reduce_base multiplies and reduces."""
+    found = arguments(node)
+    extra = [name for name in _BEYOND if found[name] not in (None, 0)]
+    if extra:
+        return refusals.Quantisation.at(node, f"{op_name(node)} has {', '.join(extra)}, which the fused op has not")
+    scales = {name: found[name] for name in _SCALES if found[name] is not None and found[name] != 0}
+    product = Product(node, _node(found["x1"]), _node(found["x2"]), bias=found["bias"], scales=scales)
+    return AllReduce(node, None, node, str(found["reduce_op"]), str(found["hcom"]), (node,), product)
+
+
+def _coalesced(node: Node) -> Refusal:
+    return refusals.Coalesced.at(node, "the collective reduces several tensors")
+
+
+SPELLINGS: Mapping[str, Callable[[Node], AllReduce | Refusal]] = {
+    "_c10d_functional::all_reduce": _functional,
+    "_c10d_functional::all_reduce_": _functional,
+    "c10d_functional::all_reduce": _legacy,
+    "vllm::all_reduce": _vllm,
+    "_c10d_functional::reduce_scatter_tensor": _scattered,
+    "npu::npu_mm_all_reduce_base": _half_fused,
+    "_c10d_functional::all_reduce_coalesced": _coalesced,
+    "_c10d_functional::all_reduce_coalesced_": _coalesced,
+    "c10d_functional::all_reduce_coalesced": _coalesced,
+}
+
+_SCALES = ("antiquant_scale", "antiquant_offset", "dequant_scale", "antiquant_group_size")
+_BEYOND = (
+    "x3", "pertoken_scale", "comm_quant_scale_1", "comm_quant_scale_2", "group_sizes", "y_dtype", "x1_dtype",
+    "x2_dtype", "dequant_scale_dtype", "pertoken_scale_dtype", "comm_quant_mode",
+)  # fmt: skip
+
+
+def _waited_for(node: Node, tensor: Any, reduce_op: str, group: str) -> AllReduce | Refusal:
+    """The record of a collective whose only reader is its wait."""
+    inner = [node]
+    # funcol.wait_tensor(funcol.all_reduce(t)): the functional collective waits by itself, too
+    while len(users := readers(inner[-1])) == 1 and is_call(users[0], *WAITS):
+        inner.append(users[0])
+    if len(inner) == 1:
+        return refusals.ResultUsedElsewhere.at(
+            node, "the collective's result is read before its wait", "Read only the waited result."
+        )
+    return AllReduce(node, _node(tensor), inner[-1], reduce_op, group, tuple(inner))
+
+
+def _vllm_group(name: str) -> str:
+    """The c10d name of vLLM's group ``name``, if vLLM runs in this process."""
+    state = sys.modules.get("vllm.distributed.parallel_state")
+    coordinator = getattr(state, "_groups", {}).get(name, lambda: None)()
+    return name if coordinator is None else str(coordinator.device_group.group_name)
+
+
+def _node(x: Any) -> Node:
+    assert isinstance(x, Node)
+    return x

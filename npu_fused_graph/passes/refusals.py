@@ -1,0 +1,347 @@
+"""Why a site is not fused: one class per reason. docs/fusion_refusals.md is this catalogue."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.fx import Node
+
+from npu_fused_graph.passes.location import source_line
+
+CATALOGUE: dict[str, type[Refusal]] = {}
+"""Every class by its reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a site is not fused.
+
+    reason: stable key, the class's name in snake case. text: what was found. cure: what to change. node: the FX node
+    it was found at. source: its "file:line" in the user's model, "" if unknown.
+    """
+
+    text: str
+    cure: str = ""
+    node: str = ""
+    source: str = ""
+    reason: ClassVar[str] = ""
+    usual_cure: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        cls.reason = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        CATALOGUE[cls.reason] = cls
+
+    def __post_init__(self) -> None:
+        if not self.cure:
+            object.__setattr__(self, "cure", self.usual_cure)
+
+    @classmethod
+    def at(cls, node: Node, text: str, cure: str = "") -> Refusal:
+        return cls(text, cure, node.name, source_line(node))
+
+
+class Refused(Exception):
+    """Raised while a site is matched."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+
+
+# -- the collective -------------------------------------------------------------------------------------------
+
+
+class ReduceOp(Refusal):
+    """The collective computes a mean, a maximum, ...: the fused op only adds."""
+
+    usual_cure = "Reduce with SUM; divide by the group's size afterwards, or in the weight."
+
+
+class Coalesced(Refusal):
+    """One collective reduces several tensors; the fused op has one."""
+
+    usual_cure = "Reduce the row-parallel layer's result by itself."
+
+
+class SequenceParallel(Refusal):
+    """The sum is scattered, and not gathered at once along the same dim: the residual stream stays sharded."""
+
+    usual_cure = "Keep sequence parallelism (MatmulReduceScatter is its operator), or use an all-reduce."
+
+
+class ResultUsedElsewhere(Refusal):
+    """Somebody else reads the reduced result; the fused op returns only the sum and its norm."""
+
+    usual_cure = "Let only the residual add read the reduced result; other readers can use the sum."
+
+
+class UnknownGroup(Refusal):
+    """The collective names a group this process does not have."""
+
+    usual_cure = "Create the group on this rank before compiling."
+
+
+class GroupSize(Refusal):
+    """The op does not run on so many ranks."""
+
+    usual_cure = "Use a tensor-parallel size of 1, 2, 4 or 8."
+
+
+class SecondGroup(Refusal):
+    """Sites before this one use another group; Atlas A2 has one communication domain for fused operators."""
+
+    usual_cure = "Use one tensor-parallel group for all row-parallel layers."
+
+
+# -- the matmul -----------------------------------------------------------------------------------------------
+
+
+class NoMatmul(Refusal):
+    """What is reduced is not the result of a matmul with a 2-D weight."""
+
+    usual_cure = "Reduce the output of the row-parallel linear itself; give a bias to the linear."
+
+
+class ScaledMatmul(Refusal):
+    """addmm with alpha or beta."""
+
+    usual_cure = "Fold the factors into weight and bias."
+
+
+class MatmulResultUsedElsewhere(Refusal):
+    """Somebody else reads the partial sum; the fused op does not return it."""
+
+    usual_cure = "Use only the reduced result."
+
+
+class Quantisation(Refusal):
+    """The quantised matmul does what the fused op cannot: scales per token, output quantisation, ..."""
+
+    usual_cure = "Use static scales: bfloat16 ones, or words of npu_trans_quant_param for float16."
+
+
+class EmptyShard(Refusal):
+    """This rank's part of the contracted dim is empty; the op refuses k = 0."""
+
+    usual_cure = "Shard the weight so that every rank has at least one row."
+
+
+class BiasShape(Refusal):
+    """The bias of the matmul is not one vector of n elements."""
+
+    usual_cure = "Use a bias of shape (n,)."
+
+
+class WeightLayout(Refusal):
+    """The weight is neither contiguous nor the transpose of a contiguous matrix."""
+
+    usual_cure = "Store it contiguously."
+
+
+# -- the residual add -----------------------------------------------------------------------------------------
+
+
+class NoResidualAdd(Refusal):
+    """No residual is added to the reduced result."""
+
+    usual_cure = "Nothing to fuse here, or add the residual next."
+
+
+class NormBeforeAdd(Refusal):
+    """A post-norm block: the reduced result is normalised before the residual is added."""
+
+    usual_cure = "The fused op adds first; post-norm models keep the separate ops."
+
+
+class ScaledBeforeAdd(Refusal):
+    """A multiplier, gate, layer scale or dropout stands between the collective and the residual add."""
+
+    usual_cure = "Fold the multiplier into the weight of the linear."
+
+
+class ResidualIsANumber(Refusal):
+    """A number is added, not a tensor."""
+
+    usual_cure = "Add a residual tensor."
+
+
+class ResidualIsTheResult(Refusal):
+    """The reduced result is added to itself."""
+
+    usual_cure = "Add another tensor."
+
+
+class ResidualBroadcast(Refusal):
+    """The residual is broadcast, or has another shape than the result (a chunk of it in sequence parallelism)."""
+
+    usual_cure = "Add a residual of the full shape; a bias belongs into the linear."
+
+
+class SumOfReduces(Refusal):
+    """Two reduced results are added (parallel attention and MLP, shared and routed experts)."""
+
+    usual_cure = "Add the partial sums, then reduce once: half the traffic."
+
+
+# -- the norm -------------------------------------------------------------------------------------------------
+
+
+class NoRmsNorm(Refusal):
+    """No RMSNorm over the last dim, in a spelling that is known, reads the sum."""
+
+    usual_cure = "Nothing to fuse, or spell the norm as in the README's table."
+
+
+class LayerNorm(Refusal):
+    """LayerNorm subtracts the mean; the fused op computes RMSNorm only."""
+
+    usual_cure = "Keep the separate ops."
+
+
+class NormWithBeta(Refusal):
+    """The norm adds a bias of its own."""
+
+    usual_cure = "Use a norm without bias."
+
+
+class NormWithoutWeight(Refusal):
+    """The norm has no weight."""
+
+    usual_cure = "Give it a weight of ones."
+
+
+class QuantisedNorm(Refusal):
+    """The norm quantises its result; the fused op returns float16 or bfloat16."""
+
+    usual_cure = "Quantise the norm's result with an op of its own."
+
+
+class NormInternalsUsed(Refusal):
+    """Something inside the norm is read outside it, as in a training graph."""
+
+    usual_cure = "Compile for inference, under torch.no_grad(); let each norm compute its own values."
+
+
+class EpsilonIsATensor(Refusal):
+    """Epsilon is computed, or an input of the graph; in a GE graph it is an attribute."""
+
+    usual_cure = "Compile with dynamic=False, or set torch._dynamo.config.specialize_float = True."
+
+
+class EpsilonRange(Refusal):
+    """The op takes an epsilon between 0 and 1."""
+
+    usual_cure = "Use an epsilon in (0, 1)."
+
+
+class LastDimSplit(Refusal):
+    """The sum is reshaped so that the norm runs over something else than a row."""
+
+    usual_cure = "Keep n as the last dim."
+
+
+# -- tensors --------------------------------------------------------------------------------------------------
+
+
+class Dtype(Refusal):
+    """The matmul's result is neither float16 nor bfloat16."""
+
+    usual_cure = "Run the model in float16 or bfloat16."
+
+
+class MixedDtypes(Refusal):
+    """The op's tensors have one dtype."""
+
+    usual_cure = "Use one dtype."
+
+
+class NotContiguous(Refusal):
+    """An operand, or the sum, is not contiguous."""
+
+    usual_cure = "Call .contiguous() on it."
+
+
+class DynamicShape(Refusal):
+    """Dynamic sizes in an activation that is neither 2-D nor 3-D throughout."""
+
+    usual_cure = "Compile with dynamic=False, or use 2-D or 3-D activations."
+
+
+# -- the surroundings -----------------------------------------------------------------------------------------
+
+
+class CollectiveInBetween(Refusal):
+    """Another collective runs between the all-reduce and the add: fusing would reorder them."""
+
+    usual_cure = "Add the residual before the next collective."
+
+
+class ComputedLate(Refusal):
+    """An operand is computed from the sum, or by an operator that must not move."""
+
+    usual_cure = "Compute it before the residual add."
+
+
+class MutationInBetween(Refusal):
+    """Something is written in place between the matmul and the norm."""
+
+    usual_cure = "Functionalise the graph first (torch.compile does), or write afterwards."
+
+
+class OtherStream(Refusal):
+    """A stream scope or an event lies between the matmul and the norm."""
+
+    usual_cure = "Keep the whole block on one stream."
+
+
+class Overlapped(Refusal):
+    """Other matmuls run between the all-reduce and its wait, on purpose it seems."""
+
+    usual_cure = "Wait for the result at once, or keep the hand-made overlap."
+
+
+# -- settings and machine -------------------------------------------------------------------------------------
+
+
+class Numerics(Refusal):
+    """Fusing would change more roundings than the setting allows."""
+
+    usual_cure = 'Pass a larger class: numerics="one_ulp" or "any".'
+
+
+class MinRows(Refusal):
+    """Too few rows to gain anything: the kernel cannot overlap computing and sending."""
+
+    usual_cure = "Pass min_rows=0 to fuse whatever is legal."
+
+
+class DeterministicMode(Refusal):
+    """Deterministic algorithms are requested, and the order of the fused reduction is not fixed."""
+
+    usual_cure = "Call torch.use_deterministic_algorithms(False)."
+
+
+class GeTypeNotRegistered(Refusal):
+    """The installed CANN does not know the GE op type."""
+
+    usual_cure = "Install a CANN that has it, or register the custom op package."
+
+
+class GeIrDiffers(Refusal):
+    """The installed CANN has another prototype of the GE op type."""
+
+    usual_cure = "Install a CANN with the same prototype."
+
+
+class Soc(Refusal):
+    """CANN has the op for another chip only."""
+
+    usual_cure = "Keep the separate ops on this chip."
+
+
+class NoEagerKernel(Refusal):
+    """TorchAir's mode runs ops one by one, and no package here brings a kernel for this one."""
+
+    usual_cure = "Use mode 'max-autotune', or import mindspeed.ops first."

@@ -1,0 +1,121 @@
+"""Every condition of the specification (4.4) and every item of "must not fuse" (4.5): refused, and for that reason."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from npu_fused_graph.host import load_torchair
+from npu_fused_graph.passes import CATALOGUE, FusionOptions, FusionSite, fuse_all, legality
+from tests.passes.capture import capture_as, fake_group
+from tests.passes.foreign_ops import foreign_ops
+from tests.passes.refused import CASES, Parts
+
+DATA = Path(__file__).with_name("data")
+
+
+def table() -> list[tuple[str, str, str]]:
+    """(case, item of the specification, reason) of refusals.csv."""
+    with (DATA / "refusals.csv").open(newline="") as file:
+        _, *rows = csv.reader(file)
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _operators() -> Iterator[None]:
+    load_torchair()
+    with foreign_ops():
+        yield
+
+
+def sites_of(name: str) -> list[FusionSite]:
+    case = CASES[name]
+    generator = torch.Generator().manual_seed(1)
+
+    def rand(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        values = torch.randn(shape, generator=generator)
+        return (values * 9).to(dtype) if dtype is torch.int8 else values.to(dtype)
+
+    missing = (
+        {"matmul_all_reduce_add_rms_norm": CATALOGUE[case.unavailable]("another chip")} if case.unavailable else {}
+    )
+    inputs = rand(case.x, case.x_dtype or case.dtype), rand(case.residual, case.dtype)
+    with fake_group(case.ranks):
+        gm = capture_as(case.capture, Parts(case.make, case.dtype), *inputs)
+        torch.use_deterministic_algorithms(case.deterministic)
+        try:
+            return fuse_all(gm, FusionOptions(case.numerics, case.min_rows, unavailable=missing))
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+def test_the_table_names_every_case() -> None:
+    assert {name for name, _, _ in table()} == set(CASES)
+
+
+@pytest.mark.parametrize(("name", "reason"), [pytest.param(n, r, id=n) for n, _, r in table()])
+def test_refused(name: str, reason: str) -> None:
+    sites = sites_of(name)
+    assert len(sites) == CASES[name].sites
+    refused = [site for site in sites if site.reason == reason]
+    assert refused, sites
+    refusal = refused[-1].refusal
+    assert refusal is not None
+    assert type(refusal) is CATALOGUE[reason]
+    assert refusal.text and refusal.cure and refusal.node
+    assert refusal.source.rpartition(":")[0].endswith((".py",)), refusal
+
+
+BREAKS: dict[str, str] = {
+    "_machine_has_the_op": "plain",
+    "_only_adds": "avg",
+    "_partial_sum_is_private": "partial_used",
+    "_nothing_is_scaled": "alpha",
+    "_one_reduce": "parallel_into_the_residual",
+    "_result_is_half": "float32_model",
+    "_norm_is_private": "rstd_returned",
+    "_epsilon_is_literal": "tensor_epsilon",
+    "_epsilon_is_in_range": "big_epsilon",
+    "_residual_has_full_shape": "broadcast_rows",
+    "_dtypes_agree": "wide_residual",
+    "_rows_stay_rows": "norm_of_half_rows",
+    "_no_empty_shard": "empty_shard",
+    "_bias_is_vector": "bias_per_row",
+    "_layouts": "strided_residual",
+    "_weight_layout": "strided_weight",
+    "_shapes_can_be_spelled": "dynamic_rank_4",
+    "_quantisation_is_supported": "float32_dequant_scale",
+    "_group_is_known": "unknown_group",
+    "_group_has_a_size_of_the_op": "group_of_three",
+    "_one_domain": "second_group",
+    "_operands_can_come_first": "gamma_computed_late",
+    "_collectives_keep_their_order": "collective_between",
+    "_one_stream": "other_stream",
+    "_not_overlapped": "overlapped",
+    "_nothing_is_written": "mutated_between",
+    "_order_of_reduction_is_free": "deterministic",
+    "_roundings_are_allowed": "single_rounding",
+    "_rows_are_worth_it": "decode_rows",
+}
+"""For each rule a case that it alone refuses."""
+
+
+def test_every_rule_has_a_case() -> None:
+    assert list(BREAKS) == [rule.check.__name__ for rule in legality.RULES]
+
+
+@pytest.mark.parametrize("rule", BREAKS)
+def test_without_the_rule_its_case_is_no_longer_refused_for_it(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that nothing depends on would be noise, or tested by nothing."""
+    before = [site.reason for site in sites_of(BREAKS[rule])]
+    monkeypatch.setattr(legality, "RULES", tuple(r for r in legality.RULES if r.check.__name__ != rule))
+    try:
+        after = [site.reason for site in sites_of(BREAKS[rule])]
+    except Exception as error:  # what the rule keeps out may not be expressible at all
+        after = [f"{type(error).__name__}"]
+    assert any(before)
+    assert after != before

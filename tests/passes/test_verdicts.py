@@ -1,0 +1,100 @@
+"""Every cell of the catalogue of spellings: front halves x norms, against the verdict the specification gives it."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from npu_fused_graph.passes import FusionOptions, fuse_all
+from npu_fused_graph.passes.records import NUMERICS
+from tests.passes.capture import capture_as, fake_group
+from tests.passes.foreign_ops import foreign_ops
+from tests.passes.spellings import FRONTS, NORMS, Case
+
+DATA = Path(__file__).with_name("data")
+
+
+def table() -> dict[str, dict[str, str]]:
+    """Verdict by front half and norm, from verdicts.csv."""
+    with (DATA / "verdicts.csv").open(newline="") as file:
+        (_, *columns), *rows = csv.reader(file)
+    return {front: dict(zip(columns, row, strict=True)) for front, *row in rows}
+
+
+class Row(nn.Module):
+    """One front half with many norms: independent sites, one after the other."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        super().__init__()
+        self.cases = nn.ModuleList(cases)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return [case(*inputs[2 * i : 2 * i + 2]) for i, case in enumerate(self.cases)]
+
+
+def vllm_state() -> types.ModuleType:
+    """vLLM's table of groups, with the one that is used here."""
+    module = types.ModuleType("vllm.distributed.parallel_state")
+    module._groups = {"tp:0": lambda: types.SimpleNamespace(device_group=torch.distributed.group.WORLD)}  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _operators() -> Iterator[None]:
+    with foreign_ops():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm.distributed.parallel_state", vllm_state())
+
+
+def test_the_table_names_every_spelling() -> None:
+    assert list(table()) == list(FRONTS)
+    assert all(list(row) == list(NORMS) for row in table().values())
+
+
+def decisions(front: str, ranks: int) -> dict[str, str]:
+    """What became of each norm behind ``front``: class of a fused site, reason of a refused one."""
+    wanted = table()[front]
+    with fake_group(ranks):
+        names = [norm for norm, verdict in wanted.items() if not verdict.startswith("cannot run: ")]
+        cases = [
+            Case(front, norm, residual_first=i % 2 == 0, dtype=(torch.float16, torch.bfloat16)[i // 2 % 2], seed=i)
+            for i, norm in enumerate(names)
+        ]
+        inputs = [tensor for case in cases for tensor in case.inputs]
+        gm = capture_as(FRONTS[front].capture, Row(cases), *inputs)
+        sites = fuse_all(gm, FusionOptions(numerics="any", min_rows=0))
+        assert len(sites) == len(names)
+        for site in sites:
+            assert site.is_fused or (site.refusal and site.refusal.text and site.cure and site.refusal.node), site
+        left = [str(n.target) for n in gm.graph.nodes if n.op == "call_function"]
+        refused = [site for site in sites if not site.is_fused]
+        marks = ("all_reduce.default", "all_reduce_.default", "reduce_scatter", "mm_all_reduce_base")
+        assert len([t for t in left if any(m in t for m in marks) and "npu_fused_graph" not in t]) == len(refused), left
+        return {n: site.numerics if site.is_fused else site.reason for n, site in zip(names, sites, strict=True)}  # type: ignore[misc]
+
+
+# Dynamo instantiates an autograd.Function, which torch itself warns about
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("front", FRONTS)
+def test_row(front: str) -> None:
+    wanted = {n: v for n, v in table()[front].items() if not v.startswith("cannot run: ")}
+    assert decisions(front, 2) == wanted
+    assert any(v in NUMERICS for v in wanted.values()) or front in ("training_graph", "sequence_parallel")
+
+
+@pytest.mark.parametrize("front", ["in_place_bias", "bias_after_reduce", "npu_weight_quant_per_group"])
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_any_number_of_ranks_decides_the_same(front: str, ranks: int) -> None:
+    assert decisions(front, ranks) == table()[front]
