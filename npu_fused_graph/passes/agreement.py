@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch.utils._mode_utils import no_dispatch
+
 from npu_fused_graph import comm
 from npu_fused_graph.errors import CommunicationError
 from npu_fused_graph.passes.records import FusionSite
@@ -23,10 +25,11 @@ def compare(sites: Sequence[FusionSite]) -> None:
             found = comm.communicator(group)
         except CommunicationError:
             continue  # nobody can fuse over a group that does not exist
-        found.agree([decision(site) for site in of_group])
+        with no_dispatch():  # torch.compile calls passes under a mode in which tensors have no data
+            found.agree([decision(site) for site in of_group])
 
 
 def decision(site: FusionSite) -> str:
     """What the other ranks must have decided, too. In front of the " = ": where, which may differ."""
-    what = f"fused into {site.op}" if site.is_fused else "left as it is"
-    return f"{site.layer or site.node} = {what} {site.shape}".rstrip()
+    what = f"fused into {site.op} {site.shape}" if site.is_fused else "left as it is"
+    return f"{site.layer or site.node} = {what}"
