@@ -24,8 +24,11 @@ from npu_fused_graph.engine import Executable
 from npu_fused_graph.host import native
 from npu_fused_graph.testing import assert_close
 from tests.benchmarks.models import decode_step, prefill
+from tests.benchmarks.pass_time import seconds
 
-GOALS = {"call": 1.0, "peak_memory": 1.10, "compile": 1.05, "import_seconds": 0.05}
+GOALS = {
+    "call": 1.0, "peak_memory": 1.10, "compile": 1.05, "import_seconds": 0.05, "pass_per_layer": 1.2, "pass_share": 0.05,
+}  # fmt: skip
 
 
 def main() -> int:
@@ -33,6 +36,7 @@ def main() -> int:
         _measure_model(f"prefill H=256 2x16 float16 layers={layers}", *prefill(layers))
     _measure_model("decode H=1024 one token with cache float32 layers=4", *decode_step(4))
     _measure_compile(4)
+    _measure_passes()
     _measure_import()
     return 0
 
@@ -104,7 +108,25 @@ def _peak(call: Callable[..., Any], model: Any, inputs: tuple[Any, ...]) -> floa
 
 
 def _measure_compile(layers: int) -> None:
-    """First call, from Dynamo to the result, with our passes and with none; a fresh process each."""
+    """First call, from Dynamo to the result, with our passes and with none."""
+    times: dict[str, list[float]] = {"ours": [], "none": []}
+    for _ in range(5):
+        for which, taken in times.items():
+            taken.append(_compile_seconds(layers, which))
+    _report(f"compile decoder layers={layers}", "compile", times["ours"], times["none"], "TorchAir without our passes")
+
+
+def _measure_passes() -> None:
+    """The passes alone: per layer of a long graph, and as a share of the first call of 16 layers."""
+    taken = seconds([16, 64, 640])
+    per_layer = {count: [t / count for t in times] for count, times in taken.items()}
+    _report("passes, FX graph of 640 layers", "pass_per_layer", per_layer[640], per_layer[64], "64 layers")
+    calls = [_compile_seconds(16, "ours") for _ in range(3)]
+    _report("passes, FX graph of 16 layers", "pass_share", taken[16], calls, "first call of 16 layers")
+
+
+def _compile_seconds(layers: int, which: str) -> float:
+    """Of a first call, in a fresh process. which: "ours" or "none", the passes."""
     script = (
         "import sys, time, torch, torch.distributed as dist\n"
         "from torch.testing._internal.distributed.fake_pg import FakeStore\n"
@@ -124,12 +146,8 @@ def _measure_compile(layers: int) -> None:
         "torch._dynamo.reset()\n"
         f"print(once({layers}))\n"
     )
-    times: dict[str, list[float]] = {"ours": [], "none": []}
-    for _ in range(5):
-        for which, taken in times.items():
-            result = subprocess.run([sys.executable, "-c", script, which], capture_output=True, text=True, check=True)
-            taken.append(float(result.stdout.split()[-1]))
-    _report(f"compile decoder layers={layers}", "compile", times["ours"], times["none"], "TorchAir without our passes")
+    result = subprocess.run([sys.executable, "-c", script, which], capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
 
 
 def _measure_import() -> None:
