@@ -27,8 +27,13 @@ from tests.benchmarks.models import decode_step, prefill
 from tests.benchmarks.pass_time import seconds
 
 GOALS = {
-    "call": 1.0, "peak_memory": 1.10, "compile": 1.05, "import_seconds": 0.05, "pass_per_layer": 1.2, "pass_share": 0.05,
-}  # fmt: skip
+    "call": 1.0,
+    "peak_memory": 1.10,
+    "compile": 1.05,
+    "import_seconds": 0.05,
+    "pass_per_layer": 1.2,
+    "pass_share": 0.05,
+}
 
 
 def main() -> int:
