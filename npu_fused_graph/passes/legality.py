@@ -5,7 +5,7 @@ A rule returns the refusal, or None. Rules look at facts that are equal on all r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +60,9 @@ class Rule:
     check: Callable[[Site, Surroundings], Refusal | None]
 
 
-def check(site: Site, around: Surroundings) -> None:
-    """Raise Refused for the first rule the site breaks."""
-    for rule in RULES:
+def check(site: Site, around: Surroundings, rules: Sequence[Rule]) -> None:
+    """Raise Refused for the first of ``rules`` the site breaks."""
+    for rule in rules:
         refusal = rule.check(site, around)
         if refusal is not None:
             raise Refused(refusal)
@@ -206,11 +206,15 @@ def _quantisation_is_supported(site: Site, around: Surroundings) -> Refusal | No
     product, residual = site.product, value_of(site.residual)
     weight = value_of(product.weight)
     scales = {name: value_of(x) if isinstance(x, Node) else x for name, x in product.scales.items()}
+    x, gamma = value_of(product.x), value_of(site.norm.gamma)
+    bias = product.bias if site.bias is None else site.bias
     tensors = {
-        "x1": value_of(product.x), "x2": weight.t() if product.is_stored_transposed else weight,
+        "x1": x if x.dim() < 4 else x.reshape(-1, x.shape[-1]),
+        "x2": weight.t() if product.is_stored_transposed else weight,
         "residual": residual.reshape(1, -1, residual.shape[-1]),
-        "gamma": value_of(site.norm.gamma).to(residual.dtype).reshape(-1), "bias": value_of(product.bias),
-    }  # fmt: skip
+        "gamma": gamma.to(residual.dtype).reshape(-1),
+        "bias": None if bias is None else value_of(bias).reshape(-1),
+    }
     try:
         SPEC.check(facts_of(SPEC, {**_DEFAULTS, **tensors, **scales, "hcom": site.reduce.group}))
     except InvalidArgumentError as error:
@@ -363,7 +367,6 @@ RULES: tuple[Rule, ...] = (
     Rule("L2", _group_has_a_size_of_the_op),
     Rule("L2", _one_domain),
     Rule("4.3", _operands_can_come_first),
-    Rule("L13", _collectives_keep_their_order),
     Rule("L17", _one_stream),
     Rule("L14", _not_overlapped),
     Rule("L19", _nothing_is_written),
@@ -373,4 +376,7 @@ RULES: tuple[Rule, ...] = (
 )
 """In the order they are asked; a site is refused for the first it breaks."""
 
-__all__ = ["RULES", "Rule", "Surroundings", "check", "late_operands", "lower_bound"]
+ORDER_RULES: tuple[Rule, ...] = (Rule("L13", _collectives_keep_their_order),)
+"""What rewriting other sites changes: asked right before a site is rewritten."""
+
+__all__ = ["ORDER_RULES", "RULES", "Rule", "Surroundings", "check", "late_operands", "lower_bound"]

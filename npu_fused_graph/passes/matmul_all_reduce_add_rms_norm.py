@@ -8,6 +8,7 @@ ranks take the same decision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from npu_fused_graph.passes import costs, refusals
 from npu_fused_graph.passes.fx import is_call, op_name, operand, path_to, readers, same_shape, shape_of, shown, through
-from npu_fused_graph.passes.legality import Surroundings, check
+from npu_fused_graph.passes.legality import ORDER_RULES, RULES, Rule, Surroundings, check
 from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.passes.norms import RmsNorm, is_vector, norm_at, norms
 from npu_fused_graph.passes.order import Order
@@ -23,7 +24,7 @@ from npu_fused_graph.passes.products import Product, product
 from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.reduces import AllReduce, all_reduce, candidates, group_of, is_reduced
 from npu_fused_graph.passes.refusals import Refusal, Refused
-from npu_fused_graph.passes.rewrite import rewrite
+from npu_fused_graph.passes.rewrite import consume_residuals, rewrite
 from npu_fused_graph.passes.site import Site
 
 if TYPE_CHECKING:
@@ -33,17 +34,32 @@ STEM = "matmul_all_reduce_add_rms_norm"
 
 
 def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
-    """Fuse every legal site of ``gm`` in place; one record per all-reduce, in graph order."""
+    """Fuse every legal site of ``gm`` in place; one record per all-reduce, in graph order.
+
+    A fused op runs where the add was, later than its all-reduce did. The last site is rewritten first: those before it
+    then see where its collective really is.
+    """
     matcher = _Matcher(gm.graph)
     order = Order(gm.graph)
+    nodes = list(candidates(gm.graph))
     sites: list[FusionSite] = []
-    for node in list(candidates(gm.graph)):
+    for node in nodes:
         domain = next((site.group for site in sites if site.is_fused), None)
-        sites.append(_site(gm.graph, node, matcher, Surroundings(order, options, domain, STEM)))
+        sites.append(_verdict(node, matcher, Surroundings(order, options, domain, STEM), RULES))
+    fused: list[Node] = []
+    for i, node in reversed(list(enumerate(nodes))):
+        if sites[i].is_fused:
+            around = Surroundings(order, options, None, STEM)
+            sites[i] = _verdict(node, matcher, around, ORDER_RULES)
+            if sites[i].is_fused:
+                fused.append(rewrite(gm.graph, matcher.match(node), order))
+                sites[i] = replace(sites[i], node=fused[-1].name)
+    if options.in_place:
+        consume_residuals(fused)
     return sites
 
 
-def _site(graph: Graph, node: Node, matcher: _Matcher, around: Surroundings) -> FusionSite:
+def _verdict(node: Node, matcher: _Matcher, around: Surroundings, rules: Sequence[Rule]) -> FusionSite:
     start = operand(node)
     producer = node if start is None else through(start)
     layer = module_path(producer) or module_path(node)
@@ -57,8 +73,8 @@ def _site(graph: Graph, node: Node, matcher: _Matcher, around: Surroundings) -> 
         )  # fmt: skip
         if isinstance(rows, int) and all(isinstance(n, int) for n in (*columns, site.k)):
             record = replace(record, gain=round(costs.cost(rows, columns[0], site.k).gain, 2))
-        check(site, around)
-        return replace(record, node=rewrite(graph, site, around).name)
+        check(site, around, rules)
+        return record
     except Refused as refused:
         refusal = refused.refusal
         where = refusal.source or record.source  # the graph's output has no line of its own
@@ -192,8 +208,13 @@ def _is_hint(user: Node, node: Node) -> bool:
     return is_call(user, "vllm::maybe_chunk_residual") and user.args[0] is node and user.args[1] is not node
 
 
+_MULTIPLIERS = {
+    "aten::mul.Tensor", "aten::mul.Scalar", "aten::div.Tensor", "aten::native_dropout", "aten::dropout",
+}  # fmt: skip
+
+
 def _refuse_no_add(user: Node) -> NoReturn:
-    if is_call(user, "aten::mul.Tensor", "aten::mul.Scalar", "aten::div.Tensor", "aten::native_dropout"):
+    if op_name(user) in _MULTIPLIERS:
         _refuse(refusals.ScaledBeforeAdd.at(user, f"the reduced result is multiplied ({user.name}) before the add"))
     if user.op == "output":
         _refuse(refusals.NoResidualAdd.at(user, "the reduced result is a graph output"))

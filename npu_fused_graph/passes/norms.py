@@ -169,14 +169,14 @@ def _statistics(rsqrt: Node) -> _Statistics | None:
     if square is None or dtype_of(square) is not torch.float32 or not _is_last_dim(mean, len(shape_of(square))):
         return None
     wide = _squared(square)
-    source = widened(wide)
-    if wide is None or source is None:
+    source = widened(wide[0]) if wide else None
+    if source is None or any(widened(x) is not source for x in wide):
         return None
     for scaled in readers(rsqrt):
         if is_call(scaled, "aten::mul.Tensor"):
             other = scaled.args[1] if scaled.args[0] is rsqrt else scaled.args[0]
             if isinstance(other, Node) and widened(other) is source:
-                upcasts = {n for n in (wide, other) if n is not source and _feeds_only(n, {square, scaled})}
+                upcasts = {n for n in (*wide, other) if n is not source and _feeds_only(n, {square, scaled})}
                 inner = frozenset({biased, mean, square, rsqrt, scaled, *upcasts})
                 return _Statistics(rsqrt, source, scaled, epsilon, inner)
     return None
@@ -187,14 +187,13 @@ def _is_last_dim(mean: Node, rank: int) -> bool:
     return list(found["dim"] or ()) in ([-1], [rank - 1]) and found["keepdim"] is True
 
 
-def _squared(square: Node) -> Node | None:
-    """x of x ** 2 or x * x."""
-    base = operand(square)
-    if is_call(square, "aten::pow.Tensor_Scalar") and square.args[1] == 2:
-        return base
-    if is_call(square, "aten::square"):
-        return base
-    return base if is_call(square, "aten::mul.Tensor") and square.args[1] is base else None
+def _squared(square: Node) -> list[Node]:
+    """The operands of x ** 2 or x * x, where each may be a cast of its own; empty if it is no square."""
+    if (is_call(square, "aten::pow.Tensor_Scalar") and square.args[1] == 2) or is_call(square, "aten::square"):
+        return [square.all_input_nodes[0]]
+    if is_call(square, "aten::mul.Tensor"):
+        return [x for x in square.args[:2] if isinstance(x, Node)]
+    return []
 
 
 def _times_vector(x: Node) -> Iterator[tuple[Node, Node]]:

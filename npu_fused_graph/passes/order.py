@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Graph, Node
@@ -48,6 +49,18 @@ class Order:
 
     def replace(self, new: Node, old: Node) -> None:
         self._position[new] = self._position[old]
+
+    def move_collective(self, old: Sequence[Node], new: Node) -> None:
+        """``new``, whose position is known, communicates in the place of ``old``."""
+        positions = self._positions[id(self._collectives)]
+        for node in old:
+            i = bisect_left(positions, self._position[node])
+            if i < len(positions) and self._collectives[i] is node:
+                del self._collectives[i], positions[i]
+        i = bisect_left(positions, self._position[new])
+        self._collectives.insert(i, new)
+        positions.insert(i, self._position[new])
+        self._fixed.add(new)
 
     def is_free(self, node: Node) -> bool:
         """Whether a node may change places with others: no collective, nothing that writes or orders streams."""

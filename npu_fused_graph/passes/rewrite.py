@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,25 +15,25 @@ from npu_fused_graph.passes.fx import (
     dtype_of,
     is_assert,
     is_contiguous,
-    path_to,
+    readers,
     same_shape,
     shape_of,
     shown,
-    through,
     value_of,
 )
-from npu_fused_graph.passes.legality import Surroundings, late_operands
+from npu_fused_graph.passes.legality import late_operands
+from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.site import Site
 
 
-def rewrite(graph: Graph, site: Site, around: Surroundings) -> Node:
+def rewrite(graph: Graph, site: Site, order: Order) -> Node:
     """The fused node, in the place of the add; the site's own nodes are erased."""
-    for late in late_operands(site, around.order):
-        for node in around.order.needed(late, site.add):
+    for late in late_operands(site, order):
+        for node in order.needed(late, site.add):
             site.add.prepend(node)
-            around.order.replace(node, site.add)
+            order.replace(node, site.add)
     with graph.inserting_before(site.add):
-        writer = _Writer(graph, site, around)
+        writer = _Writer(graph, site, order)
         fused = writer.fused()
         results = writer.results(fused)
     fused.meta["stack_trace"] = site.reduce.node.meta.get("stack_trace")
@@ -40,6 +41,7 @@ def rewrite(graph: Graph, site: Site, around: Surroundings) -> Node:
     for old, new in results:
         old.replace_all_uses_with(new)
         new.meta.setdefault("stack_trace", old.meta.get("stack_trace"))
+    order.move_collective(site.reduce.inner, fused)
     _erase(graph, site)
     return fused
 
@@ -47,9 +49,8 @@ def rewrite(graph: Graph, site: Site, around: Surroundings) -> Node:
 class _Writer:
     """Makes nodes with fake tensors and positions."""
 
-    def __init__(self, graph: Graph, site: Site, around: Surroundings) -> None:
-        self.graph, self.site, self.order = graph, site, around.order
-        self.in_place = around.options.in_place
+    def __init__(self, graph: Graph, site: Site, order: Order) -> None:
+        self.graph, self.site, self.order = graph, site, order
 
     def call(self, target: Any, *args: Any, value: Any = None, **kwargs: Any) -> Node:
         node = self.graph.call_function(target, args, kwargs)
@@ -72,17 +73,12 @@ class _Writer:
         if bias is not None:
             keywords["bias"] = bias
         sum_value = value_of(site.reduced).new_empty(shape_of(residual))
+        overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
+        overload = overloads.transposed_x2 if stored else overloads.default
         return self.call(
-            self._overload(stored, residual), self._x1(), weight, residual, self._gamma(), site.reduce.group,
+            overload, self._x1(), weight, residual, self._gamma(), site.reduce.group,
             value=(sum_value, torch.empty_like(sum_value)), **keywords,
         )  # fmt: skip
-
-    def _overload(self, stored: bool, residual: Node) -> Any:
-        if self.in_place and _dies(residual, self.site):
-            overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_
-            return overloads.consuming_transposed_x2 if stored else overloads.consuming
-        overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
-        return overloads.transposed_x2 if stored else overloads.default
 
     def results(self, fused: Node) -> list[tuple[Node, Node]]:
         """(old node, new node) of the sum and the norm, each in the shape of the old one."""
@@ -148,15 +144,25 @@ class _Writer:
         return x if len(shape_of(x)) == 1 else self.call(aten.view.default, x, [shape_of(x)[-1]])
 
 
-def _dies(residual: Node, site: Site) -> bool:
-    """Whether nothing but the fused op will read the residual's memory: it was computed here, and for this alone."""
-    node: Node | None = residual
-    own = {site.add, *path_to(residual, through(residual)), *site.norm.inner}
-    while node is not None:
-        if node.op != "call_function" or any(user not in own for user in node.users):
-            return False
-        last, node = node, shown(node)
-    return not isinstance(last.target, torch._ops.OpOverload) or not _is_alias(last)
+def consume_residuals(fused: Sequence[Node]) -> None:
+    """Let the ops whose residual nobody else reads write the sum into its memory."""
+    plain = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
+    in_place = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_
+    for node in fused:
+        if _dies(node):
+            stored = node.target is plain.transposed_x2
+            node.target = in_place.consuming_transposed_x2 if stored else in_place.consuming
+
+
+def _dies(fused: Node) -> bool:
+    """Whether the residual was computed in this graph, for this op alone."""
+    node = fused.args[2]
+    while isinstance(node, Node) and node.op == "call_function" and len(readers(node)) == 1:
+        source = shown(node)
+        if source is None:
+            return not isinstance(node.target, torch._ops.OpOverload) or not _is_alias(node)
+        node = source
+    return False
 
 
 def _is_alias(node: Node) -> bool:
