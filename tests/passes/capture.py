@@ -27,23 +27,36 @@ def fake_group(size: int) -> Iterator[None]:
 
 def capture(model: Callable[..., Any], *inputs: Any, dynamic: bool | None = False, grad: bool = False) -> GraphModule:
     """The one forward graph of ``model(*inputs)``; needs an initialised group for collectives."""
+    torch._dynamo.reset()
+    gm, _ = capture_with_arguments(model, *inputs, dynamic=dynamic, grad=grad)
+    torch._dynamo.reset()
+    return gm
+
+
+def capture_with_arguments(
+    model: Callable[..., Any], *inputs: Any, dynamic: bool | None = False, grad: bool = False
+) -> tuple[GraphModule, list[Any]]:
+    """Also what each placeholder stood for: Dynamo drops unused inputs, orders the rest by use and lifts parameters."""
     found: list[GraphModule] = []
+    arguments: list[Any] = []
 
     def keep(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         found.append(gm)
         from torch._functorch.aot_autograd import make_boxed_func
 
-        return make_boxed_func(gm.forward)
+        def run(*args: Any) -> Any:
+            arguments[:] = args
+            return gm.forward(*args)
+
+        return make_boxed_func(run)
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         return compile_with_aot(gm, example_inputs, keep, {})
 
-    torch._dynamo.reset()
     with torch.set_grad_enabled(grad):
         torch.compile(model, backend=backend, dynamic=dynamic, fullgraph=True)(*inputs)
-    torch._dynamo.reset()
     assert found
-    return found[0]
+    return found[0], arguments
 
 
 def capture_as(how: str, model: torch.nn.Module, *inputs: Any) -> GraphModule:
