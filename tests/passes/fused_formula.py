@@ -92,7 +92,14 @@ def unpacked(scale: Tensor) -> Tensor:
     return (low & -(1 << 13)).contiguous().view(torch.float32)
 
 
-def check_call(target: OpOverload, call: dict[str, Any]) -> None:
-    """Ask the operator's own fake implementation whether it takes these arguments; raises what it raises."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        target(**{name: mode.from_tensor(x) if isinstance(x, Tensor) else x for name, x in call.items()})
+_accepted: set[tuple[Any, ...]] = set()
+
+
+def check_call(target: OpOverload, call: dict[str, Any], ranks: int) -> None:
+    """Ask the operator's own fake implementation, once, whether it takes these arguments; raises what it raises."""
+    facts = {k: (x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for k, x in call.items()}
+    key = (target, ranks, *facts.items())
+    if key not in _accepted:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            target(**{name: mode.from_tensor(x) if isinstance(x, Tensor) else x for name, x in call.items()})
+        _accepted.add(key)

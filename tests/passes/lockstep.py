@@ -222,7 +222,7 @@ def _base_product(target: OpOverload, call: dict[str, Any]) -> Tensor:
 
 def _fused(target: OpOverload, calls: Calls) -> list[Any]:
     _same(calls, "hcom", "reduce_op", "epsilon", "comm_turn", "antiquant_group_size")
-    fused_formula.check_call(target, calls[0])
+    fused_formula.check_call(target, calls[0], len(calls))
     if target._schema.overload_name == "transposed_x2":
         calls = [call | {"x2": call["x2"].t()} for call in calls]
     results = fused_formula.npu_mm_all_reduce_add_rms_norm(calls, lambda parts: reduced(parts, calls[0]["reduce_op"]))
