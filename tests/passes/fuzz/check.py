@@ -17,6 +17,7 @@ from npu_fused_graph.passes.records import FusionSite
 from tests.passes import lockstep
 from tests.passes.fuzz.text import Expectation, Result, Verdicts, tolerance, verdicts
 
+MANY_ROWS = 1 << 20
 MOSTLY = 0.9
 """Share of elements that are equal bit by bit where only the statistics' last bit may differ; a rounding more or less
 changes a quarter of them."""
@@ -65,19 +66,29 @@ def check(case: Case, levels: Sequence[str] = ("same_rounding",)) -> list[Fusion
     return sites
 
 
-def fuse(case: Case, numerics: Any, *, compares: bool = True) -> tuple[GraphModule, list[FusionSite]]:
+def check_min_rows(case: Case) -> None:
+    """With a limit above the rows of every site the legal ones are refused for that."""
+    _, sites = fuse(case, "any", min_rows=MANY_ROWS, compares=False)
+    for site, expected in zip(sites, case.expected, strict=True):
+        if site.is_fused or (expected.is_legal and site.reason != "min_rows"):
+            raise Failure("verdict", f"min_rows={MANY_ROWS}: expected min_rows, got: {site}", text_of(case.gm))
+
+
+def fuse(
+    case: Case, numerics: Any, *, min_rows: int = 0, compares: bool = True
+) -> tuple[GraphModule, list[FusionSite]]:
     """A fused copy of the graph. compares: with verdicts as constructed."""
     fused = copy.deepcopy(case.gm)
-    sites = _fuse(case, fused, numerics)
+    sites = _fuse(case, fused, numerics, min_rows)
     if compares:
         _check_verdicts(sites, verdicts(case.expected, numerics), numerics, fused)
     return fused, sites
 
 
-def _fuse(case: Case, gm: GraphModule, numerics: Any) -> list[FusionSite]:
+def _fuse(case: Case, gm: GraphModule, numerics: Any, min_rows: int = 0) -> list[FusionSite]:
     with _deterministic(case.deterministic):
         try:
-            return fuse_all(gm, FusionOptions(numerics=numerics, min_rows=0))
+            return fuse_all(gm, FusionOptions(numerics=numerics, min_rows=min_rows))
         except Exception as error:
             raise Failure("crash", f"fuse_all: {type(error).__name__}: {error}", text_of(gm)) from error
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.passes.fuzz import hooks
+from tests.passes.fuzz import block_hooks, hooks
 from tests.passes.fuzz.linears import LINEARS, REDUCES
 from tests.passes.fuzz.norms import NORMS
 
@@ -74,11 +74,6 @@ def plain_linear(site: SitePlan) -> dict[str, Any]:
 def with_gamma(site: SitePlan) -> dict[str, Any]:
     """The norm's weight is an input."""
     return {"norm": "llama"} if site.norm in ("one_plus_weight", "float32_weight") else {}
-
-
-def separate_gamma(site: SitePlan) -> dict[str, Any]:
-    """The norm's weight is an input that is read after the add."""
-    return with_gamma(site) | ({"norm": "npu_rms_norm"} if NORMS[site.norm].adds else {})
 
 
 def has_product(site: SitePlan, plan: ProgramPlan, index: int) -> bool:
@@ -155,6 +150,9 @@ FAULTS: dict[str, Fault] = {
     "self_residual": Fault(
         ("residual_is_the_result", *BAD_RESULT), site=composite, add=lambda c, y, r: c.add(y, y), **REPLACES
     ),
+    "product_read_late": Fault(
+        (*BAD_PARTIAL, *BAD_RESULT), has_product, product=hooks.aliased, reduced=hooks.read_late
+    ),
     "alpha": Fault(
         ("scaled_before_add",), site=composite, add=hooks.expression("torch.add({r}, {y}, alpha=2)"),
         free_edges=("x", "norm")
@@ -202,6 +200,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "gamma_per_row": Fault(("no_rms_norm",), lambda s, p, i: p.lead[-1] > 1, site=llama, gamma=hooks.gamma_per_row),
     "half_rows": Fault(("last_dim_split", "no_rms_norm"), site=llama, norm=hooks.half_rows),
+    "norm_of_part": Fault(("no_rms_norm",), many_rows, llama, norm=hooks.norm_of_part),
+    "norm_of_columns": Fault(("no_rms_norm", "last_dim_split"), site=llama, norm=hooks.norm_of_columns),
     "strided_gamma": Fault(("not_contiguous",), site=with_gamma, gamma=hooks.strided_gamma),
     "no_weight": Fault(("norm_without_weight", "no_rms_norm"), site=llama, norm=hooks.no_weight),
     "big_epsilon": Fault(("epsilon_range",), epsilon="1.5"),
@@ -228,44 +228,58 @@ FAULTS: dict[str, Fault] = {
         ("not_contiguous",), is_float,
         lambda s: plain_linear(s) | {"bias": "linear", "linear": "addmm"}, bias=hooks.strided_bias, is_free=True,
     ),
+    "strided_sum": Fault(
+        ("not_contiguous",), is_three_dimensional, llama, whole=hooks.strided_sum, keeps_readers=False
+    ),
+    "bias_per_row": Fault(("bias_shape",), is_float, plain_linear, linear=hooks.bias_per_row),
     "strided_residual": Fault(
         ("not_contiguous",), lambda s, p, i: p.lead[-1] > 1, add=hooks.strided_residual,
         operands=hooks.strided_residual_operand,
         free_edges=("x",), keeps_readers=False,
     ),
-    "collective_between": Fault(("collective_in_between",), reduced=hooks.collective_between),
+    "collective_between": Fault(("collective_in_between",), reduced=block_hooks.collective_between),
     "fused_between": Fault(
-        ("collective_in_between",), lambda s, p, i: p.dtype != "float32" and p.ranks != 3, reduced=hooks.fused_between
+        ("collective_in_between",), lambda s, p, i: p.dtype != "float32" and p.ranks != 3,
+        reduced=block_hooks.fused_between,
     ),
-    "wait_after_the_next": Fault(("collective_in_between",), is_raw, reduce=hooks.pending(hooks.other_reduce)),
-    "overlapped": Fault(("overlapped",), is_raw, reduce=hooks.pending(hooks.other_matmul)),
+    "wait_after_the_next": Fault(("collective_in_between",), is_raw,
+        reduce=block_hooks.pending(block_hooks.other_reduce)),
+    "overlapped": Fault(("overlapped",), is_raw, reduce=block_hooks.pending(block_hooks.other_matmul)),
     "rstd_returned": Fault(("norm_internals_used",), site=llama, norm=hooks.rstd_returned),
     "wide_returned": Fault(("norm_internals_used",), site=llama, norm=hooks.wide_kept),
     "x_written": Fault(
-        ("mutation_in_between",), both(is_plain, has_product), plain_linear, linear=hooks.own_linear,
-        reduced=hooks.writes_x
+        ("mutation_in_between",), both(is_plain, has_product), plain_linear, linear=block_hooks.own_linear,
+        reduced=block_hooks.writes_x
     ),
     "gamma_written": Fault(
         ("mutation_in_between", "computed_late"), both(is_plain, has_product), llama,
-        product=hooks.own_gamma, norm=hooks.writes_gamma,
+        product=block_hooks.own_gamma, norm=block_hooks.writes_gamma,
     ),
     "total_written": Fault(
-        ("mutation_in_between", "no_rms_norm"), is_plain, llama, total=hooks.writes_total, free_edges=("x",)
+        ("mutation_in_between", "no_rms_norm"), is_plain, llama, total=block_hooks.writes_total, free_edges=("x",)
     ),
-    "late_gamma": Fault(
-        ("computed_late",), site=separate_gamma, gamma=hooks.late_gamma
+    "gamma_of_the_sum": Fault(("computed_late",), site=llama, norm=hooks.gamma_of_the_sum),
+    "residual_written": Fault(
+        ("mutation_in_between",), both(is_plain, has_product), composite,
+        product=block_hooks.own_residual, add=block_hooks.add_of_written, keeps_readers=False,
     ),
-    "post_norm": Fault(("norm_before_add",), site=llama, whole=hooks.post_norm, keeps_readers=False),
+    "post_norm": Fault(("norm_before_add",), site=llama, whole=block_hooks.post_norm, keeps_readers=False),
     "norm_of_reduced": Fault(
-        (*BAD_RESULT, "norm_before_add"), site=llama, whole=hooks.norm_of_reduced, keeps_readers=False
+        (*BAD_RESULT, "norm_before_add"), site=llama, whole=block_hooks.norm_of_reduced, keeps_readers=False
     ),
-    "norm_of_residual": Fault(("no_rms_norm",), site=llama, whole=hooks.norm_of_residual, keeps_readers=False),
-    "no_norm": Fault(("no_rms_norm",), site=llama, whole=hooks.no_norm, keeps_readers=False),
-    "output_only": Fault(("no_residual_add",), site=llama, whole=hooks.output_only, keeps_readers=False),
+    "norm_of_residual": Fault(("no_rms_norm",), site=llama, whole=block_hooks.norm_of_residual, keeps_readers=False),
+    "no_norm": Fault(("no_rms_norm",), site=llama, whole=block_hooks.no_norm, keeps_readers=False),
+    "output_only": Fault(("no_residual_add",), site=llama, whole=block_hooks.output_only, keeps_readers=False),
     "other_op_next": Fault(
-        ("no_residual_add", "scaled_before_add"), site=llama, whole=hooks.other_op_next, keeps_readers=False
+        ("no_residual_add", "scaled_before_add"), site=llama, whole=block_hooks.other_op_next, keeps_readers=False
     ),
-    "parallel": Fault(("sum_of_reduces", "collective_in_between"), has_product, reduce=hooks.parallel),
+    "parallel": Fault(("sum_of_reduces", "collective_in_between"), has_product, reduce=block_hooks.parallel),
+    "into_the_residual": Fault(
+        ("sum_of_reduces", "no_rms_norm"), has_product, composite,
+        reduce=block_hooks.into_the_residual, add=block_hooks.to_the_stream, free_edges=("x", "norm"),
+        keeps_readers=False,
+    ),
+    "expert_rows": Fault(("no_matmul",), has_product, product=block_hooks.expert_rows),
     "activation_between": Fault(
         ("no_matmul",), has_product, product=lambda c, p: c.text.let(f"F.silu({p})", "act", p)
     ),
@@ -280,43 +294,48 @@ FAULTS: dict[str, Fault] = {
             f"{p}.masked_fill({c.text.take(c.shape(), 'mask', torch.bool)}, 0.0)", "masked", p
         ),
     ),
-    "wide_then_sliced": Fault(("no_matmul",), has_product, plain_linear, linear=hooks.wide_then_sliced),
-    "rows_sliced": Fault(("no_matmul",), has_product, plain_linear, linear=hooks.rows_sliced),
-    "concatenated": Fault(("no_matmul",), has_product, plain_linear, linear=hooks.concatenated),
-    "embedding": Fault(("no_matmul",), has_product, plain_linear, linear=hooks.embedding),
+    "wide_then_sliced": Fault(("no_matmul",), has_product, plain_linear, linear=block_hooks.wide_then_sliced),
+    "rows_sliced": Fault(("no_matmul",), has_product, plain_linear, linear=block_hooks.rows_sliced),
+    "concatenated": Fault(("no_matmul",), has_product, plain_linear, linear=block_hooks.concatenated),
+    "embedding": Fault(("no_matmul",), has_product, plain_linear, linear=block_hooks.embedding),
     "batched": Fault(
         ("no_matmul",), lambda s, p, i: has_product(s, p, i) and p.lead in ((6,), (2, 3)), plain_linear,
-        linear=hooks.batched
+        linear=block_hooks.batched
     ),
     "not_a_product": Fault(
         ("no_matmul",), has_product, plain_linear,
         linear=lambda c, x: c.text.let(f"{c.residual_input()} * 2", "product"),
     ),
-    "scaled_addmm": Fault(("scaled_matmul", "no_matmul"), is_float, plain_linear, linear=hooks.scaled_addmm),
-    "empty_shard": Fault(("empty_shard",), is_float, plain_linear, linear=hooks.empty_shard),
+    "scaled_addmm": Fault(("scaled_matmul", "no_matmul"), is_float, plain_linear, linear=block_hooks.scaled_addmm),
+    "empty_shard": Fault(("empty_shard",), is_float, plain_linear, linear=block_hooks.empty_shard),
     "scattered": Fault(
         ("sequence_parallel",),
         lambda s, p, i: has_product(s, p, i) and p.ranks > 1 and p.lead[0] % p.ranks == 0,
         lambda s: llama(s) | {"bias": "none" if s.bias == "after" else s.bias, "residual": "input"},
-        reduce=hooks.scattered, whole=hooks.scattered_whole, keeps_readers=False, free_edges=("x",),
+        reduce=block_hooks.scattered, whole=block_hooks.scattered_whole, keeps_readers=False, free_edges=("x",),
     ),
     "gathered_along_columns": Fault(
         ("sequence_parallel",),
         lambda s, p, i: is_two_dimensional(s, p, i) and p.ranks > 1 and p.lead[0] % p.ranks == 0,
-        plain_linear, reduce=hooks.gathered_along_columns,
+        plain_linear, reduce=block_hooks.gathered_along_columns,
     ),
     "pertoken_scale": Fault(
-        ("quantisation",), has_product, plain_linear, linear=hooks.quant_matmul(("", None), ", pertoken_scale={token}")
+        ("quantisation",), has_product, plain_linear,
+        linear=block_hooks.quant_matmul(("", None), ", pertoken_scale={token}"),
     ),
     "quantised_output_offset": Fault(
-        ("quantisation",), has_product, plain_linear, linear=hooks.quant_matmul(("", None), ", offset={offset}")
+        ("quantisation",), has_product, plain_linear, linear=block_hooks.quant_matmul(("", None), ", offset={offset}")
     ),
     "float32_dequant_scale": Fault(
-        ("quantisation",), has_product, plain_linear, linear=hooks.quant_matmul(("scale", torch.float32), "")
+        ("quantisation",), has_product, plain_linear, linear=block_hooks.quant_matmul(("scale", torch.float32), "")
     ),
-    "group_of_30": Fault(("quantisation",), has_product, plain_linear, linear=hooks.group_of_30),
+    "group_of_30": Fault(("quantisation",), has_product, plain_linear, linear=block_hooks.group_of_30),
+    "half_fused_with_token_scale": Fault(
+        ("quantisation",), lambda s, p, i: is_raw(s, p, i) and len(p.lead) < 3, plain_linear,
+        linear=block_hooks.nothing, reduce=block_hooks.base_with("pertoken_scale={token}"), free_edges=("sum", "norm"),
+    ),
     "half_fused_with_x3": Fault(
         ("quantisation",), lambda s, p, i: is_raw(s, p, i) and len(p.lead) < 3, plain_linear,
-        linear=hooks.nothing, reduce=hooks.base_with("x3={x3}"), free_edges=("sum", "norm"),
+        linear=block_hooks.nothing, reduce=block_hooks.base_with("x3={x3}"), free_edges=("sum", "norm"),
     ),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from npu_fused_graph.passes.records import FusionSite
-from tests.passes.fuzz.check import Case, Failure, check, fuse
+from tests.passes.fuzz.check import Case, Failure, check, check_min_rows, fuse
 from tests.passes.fuzz.graphs import Captured, Groups, captured
 from tests.passes.fuzz.plan import ProgramPlan, draw
 from tests.passes.fuzz.program import Written, of_other_rank, write
@@ -99,7 +99,10 @@ def _check_graph(plan: ProgramPlan, case: Case, variant: str, tally: Tally) -> l
     tally.variants[variant or "as captured"] += 1
     try:
         levels = ["same_rounding", *(["one_ulp"] if plan.seed % 4 == 0 else [])]
-        tally.count(case, check(case, levels))
+        sites = check(case, levels)
+        if not variant:
+            check_min_rows(case)
+        tally.count(case, sites)
     except Failure as failure:
         tally.count(case, [])
         tally.failures[failure.kind] += 1

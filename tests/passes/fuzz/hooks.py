@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from tests.passes.fuzz import norms
-from tests.passes.fuzz.text import Expectation
 
 if TYPE_CHECKING:
     from tests.passes.fuzz.sites import Site
@@ -46,6 +45,18 @@ def also(expression: str) -> Values:
 def returned(c: Site, value: str) -> str:
     c.text.give(value)
     return value
+
+
+def aliased(c: Site, product: str) -> str:
+    """Remembers a view of the product, for read_late."""
+    c.program.written = c.text.let(c.pick(f"{product}.view(-1)", f"{product}.detach()", product), "alias", product)
+    return product
+
+
+def read_late(c: Site, reduced: str) -> str:
+    """Reads the product after the reduce: a reduce in place has written the result there."""
+    c.text.give(c.text.let(f"{c.program.written} * 2", "reader", reduced))
+    return reduced
 
 
 def two_adds(c: Site, y: str) -> str:
@@ -122,6 +133,31 @@ def late_gamma(c: Site) -> str:
     return c.text.let(f"{gamma} * 2", "late")
 
 
+def gamma_of_the_sum(c: Site, total: str) -> str:
+    gamma = c.text.take((c.n,), "gamma", is_shared=True)
+    if c.dice(2):
+        late = c.text.let(f"{gamma} * {total}.mean()", "late", total)
+    else:
+        late = c.text.let(f"({total}.reshape(-1, {c.n}) * 2)[0]", "late", total)
+    return c.text.let(f"torch.ops.npu.npu_rms_norm({total}, {late}, {c.epsilon})[0]", "norm", total)
+
+
+def norm_of_part(c: Site, total: str) -> str:
+    """Of all rows but the first; the first row is put back as it is."""
+    rows = c.text.let(f"{total}[1:]", "rows", total)
+    return c.text.let(f"torch.cat([{total}[:1], {norms.cast_then_gamma(c, rows)}])", "norm", total)
+
+
+def norm_of_columns(c: Site, total: str) -> str:
+    half = c.n // 2
+    columns = c.text.let(f"{total}[..., :{half}].contiguous()", "columns", total)
+    gamma = c.text.take((half,), "gamma", is_shared=True)
+    wide = c.text.let(f"{columns}.float()", "wide", columns)
+    rstd = f"torch.rsqrt({wide}.pow(2).mean(-1, keepdim=True) + {c.epsilon})"
+    norm = c.text.let(f"{gamma} * ({wide} * {rstd}).to(T)", "norm", total)
+    return c.text.let(f"torch.cat([{norm}, {norm}], -1)", "norm", norm)
+
+
 def strided_bias(c: Site) -> str:
     return c.text.take((c.n,), "bias", layout="columns")
 
@@ -159,17 +195,30 @@ def wide_kept(c: Site, total: str) -> str:
 
 def transposed_x(c: Site, x: str) -> str:
     other = c.text.take((c.rows, c.k), "x", layout="transposed")
-    return c.text.let(f"torch.mm({other}, {c.text.take((c.k, c.n), 'weight')}).view({_sizes(c)})", "product")
+    return c.text.let(f"torch.mm({other}, {c.text.take((c.k, c.n), 'weight')}).view({sizes(c)})", "product")
 
 
 def sliced_x(c: Site, x: str) -> str:
     other = c.text.take((c.rows, c.k), "x", layout="first")
-    return c.text.let(f"torch.mm({other}, {c.text.take((c.k, c.n), 'weight')}).view({_sizes(c)})", "product")
+    return c.text.let(f"torch.mm({other}, {c.text.take((c.k, c.n), 'weight')}).view({sizes(c)})", "product")
 
 
 def strided_weight(c: Site, x: str) -> str:
     weight = c.text.take((c.k, c.n), "weight", layout="columns")
-    return c.text.let(f"torch.mm({x}.reshape(-1, {c.k}), {weight}).view({_sizes(c)})", "product", x)
+    return c.text.let(f"torch.mm({x}.reshape(-1, {c.k}), {weight}).view({sizes(c)})", "product", x)
+
+
+def strided_sum(c: Site, y: str) -> tuple[str, str]:
+    """A sum in the layout of images with their channels last."""
+    other = c.text.let(f"{y}[:, :, None].clone(memory_format=torch.channels_last)", "strided", y)
+    total = c.add(other, c.text.let(f"{c.residual_input()}[:, :, None]", "residual"))
+    norm = norms.cast_then_gamma(c, total)
+    return tuple(c.text.let(f"{x}.reshape({sizes(c)})", "same", x) for x in (norm, total))  # type: ignore[return-value]
+
+
+def bias_per_row(c: Site, x: str) -> str:
+    a, b, bias = f"{x}.reshape(-1, {c.k})", c.text.take((c.k, c.n), "weight"), c.text.take((c.rows, c.n), "bias")
+    return c.text.let(f"torch.addmm({bias}, {a}, {b}).view({sizes(c)})", "product", x)
 
 
 def strided_residual(c: Site, y: str, r: str) -> str:
@@ -181,232 +230,5 @@ def strided_residual_operand(c: Site, y: str, r: str) -> tuple[str, str]:
     return y, c.text.take(c.shape(), "residual", is_shared=True, layout="transposed")
 
 
-def _sizes(c: Site) -> str:
+def sizes(c: Site) -> str:
     return ", ".join(map(str, c.shape()))
-
-
-# -- order (L13, L14, L19, 4.3) ---------------------------------------------------------------------------------------
-
-
-def collective_between(c: Site, y: str) -> str:
-    aside = c.text.let(f"{c.residual_input()} * 2", "aside")
-    if c.dice(2):
-        c.text.collective(Expectation("between", reasons={"no_matmul", "no_residual_add"}))
-        op = f'torch.ops._c10d_functional.all_reduce({aside}, "sum", WORLD)'
-    else:
-        op = f"torch.ops._c10d_functional.all_gather_into_tensor({aside}, {c.program.plan.ranks}, WORLD)"
-    c.text.give(c.text.let(f"torch.ops._c10d_functional.wait_tensor({op})", "aside"))
-    return y
-
-
-def fused_between(c: Site, y: str) -> str:
-    k, n, rows = 8, c.n, c.rows
-    x, w = c.text.take((rows, k), "x"), c.text.take((k, n), "weight")
-    r, g = c.text.take((1, rows, n), "residual", is_shared=True), c.text.take((n,), "gamma", is_shared=True)
-    op = "torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm"
-    c.text.give(c.text.let(f"{op}({x}, {w}, {r}, {g}, WORLD)[1]", "fused"))
-    return y
-
-
-def pending(between: Callable[[Site], str]) -> Values:
-    """Something between a collective and its wait."""
-
-    def write(c: Site, p: str) -> str:
-        c.expect()
-        op = "torch.ops._c10d_functional"
-        work = c.text.let(f'{op}.all_reduce({p}, "sum", {c.hcom})', "work", p)
-        c.text.give(c.text.let(between(c), "aside"))
-        return c.reshape(c.text.let(f"{op}.wait_tensor({work})", "reduced", work), c.plan.reshapes[0], "same")
-
-    return write
-
-
-def other_matmul(c: Site) -> str:
-    return f"torch.mm({c.text.take((8, 8), 'x')}, {c.text.take((8, 8), 'weight')})"
-
-
-def other_reduce(c: Site) -> str:
-    c.text.collective(Expectation("between", reasons={"no_matmul", "no_residual_add"}))
-    op = "torch.ops._c10d_functional"
-    return f'{op}.wait_tensor({op}.all_reduce({c.residual_input()}, "sum", WORLD))'
-
-
-def writes_x(c: Site, y: str) -> str:
-    c.text.do(f"{c.program.written}.mul_(2)")
-    c.text.give(c.program.written)
-    return y
-
-
-def own_linear(c: Site, x: str) -> str:
-    """A product of inputs that are written to later; a result, so that the write is seen."""
-    weight = c.text.take((c.n, c.k), "weight")
-    own = c.text.let(f"{c.text.take((*c.lead, c.k), 'x')}.clone()", "own")
-    c.program.written = own
-    return c.text.let(f"F.linear({own}, {weight})", "product")
-
-
-def own_gamma(c: Site, product: str) -> str:
-    """A weight for the norm that is there before the sum, and that can be written to."""
-    c.program.written = c.text.let(f"{c.text.take((c.n,), 'gamma', is_shared=True)}.clone()", "own")
-    return product
-
-
-def writes_gamma(c: Site, total: str) -> str:
-    gamma = c.program.written
-    wide = c.text.let(f"{total}.float()", "wide", total)
-    scaled = c.text.let(f"({wide} * torch.rsqrt({wide}.pow(2).mean(-1, keepdim=True) + {c.epsilon})).to(T)", "scaled")
-    c.text.do(f"{gamma}.mul_(2)")
-    return c.text.let(f"{gamma} * {scaled}", "norm", total)
-
-
-def writes_total(c: Site, total: str) -> str:
-    c.text.do(f"{total}.mul_(2)")
-    return total
-
-
-# -- other blocks (4.5) -----------------------------------------------------------------------------------------------
-
-
-def post_norm(c: Site, y: str) -> tuple[str, str]:
-    if c.dice(3) == 0:
-        norm = c.text.let(f"torch.ops.npu.npu_rms_norm({y}, {c.gamma()}, {c.epsilon})[0]", "norm", y)
-    else:
-        norm = norms.cast_then_gamma(c, y)
-    return "", c.text.let(f"{c.residual_input()} + {norm}", "total", norm)
-
-
-def norm_of_reduced(c: Site, y: str) -> tuple[str, str]:
-    total = c.add(y, c.residual_input())
-    return norms.cast_then_gamma(c, y), total
-
-
-def norm_of_residual(c: Site, y: str) -> tuple[str, str]:
-    residual = c.residual_input()
-    total = c.add(y, residual)
-    return norms.cast_then_gamma(c, residual), total
-
-
-def no_norm(c: Site, y: str) -> tuple[str, str]:
-    return "", c.add(y, c.residual_input())
-
-
-def output_only(c: Site, y: str) -> tuple[str, str]:
-    return "", y
-
-
-def other_op_next(c: Site, y: str) -> tuple[str, str]:
-    return "", c.text.let(c.pick(f"torch.relu({y})", f"F.silu({y})", f"{y}.abs()", f"torch.exp({y} * 0)"), "other", y)
-
-
-def parallel(c: Site, p: str) -> str:
-    """Two products, each reduced, and added: attention and MLP side by side."""
-    first = c.reduce(p)
-    x, w = c.text.take((*c.lead, 8), "x"), c.text.take((c.n, 8), "weight")
-    second = c.text.let(f"F.linear({x}, {w})", "product")
-    c.expect()
-    op = "torch.ops._c10d_functional"
-    other = c.text.let(f'{op}.wait_tensor({op}.all_reduce({second}, "sum", {c.hcom}))', "reduced")
-    return c.text.let(f"{first} + {other}", "both", first)
-
-
-def embedding(c: Site, x: str) -> str:
-    table, index = c.text.take((5, c.n), "weight"), c.text.take(c.lead, "index", torch.int64, is_shared=True)
-    return c.text.let(f"F.embedding({index}, {table})", "product")
-
-
-def batched(c: Site, x: str) -> str:
-    a, b = c.text.take((2, 3, 8), "x"), c.text.take((2, 8, c.n), "weight")
-    padded = c.text.let(f"torch.bmm({a}, {b})", "product")
-    return c.text.let(f"{padded}.view({c.rows}, {c.n}).view({_sizes(c)})", "product", padded)
-
-
-def wide_then_sliced(c: Site, x: str) -> str:
-    wide = c.text.let(f"F.linear({x}, {c.text.take((c.n + 8, c.k), 'weight')})", "wide", x)
-    return c.text.let(c.pick(f"{wide}[..., :{c.n}]", f"{wide}.split({c.n}, -1)[0]"), "product", wide)
-
-
-def rows_sliced(c: Site, x: str) -> str:
-    more = c.text.take((c.lead[0] + 1, *c.lead[1:], c.k), "x")
-    wide = c.text.let(f"F.linear({more}, {c.text.take((c.n, c.k), 'weight')})", "wide")
-    return c.text.let(f"{wide}[1:]", "product", wide)
-
-
-def concatenated(c: Site, x: str) -> str:
-    half = c.text.let(f"F.linear({x}, {c.text.take((c.n // 2, c.k), 'weight')})", "half", x)
-    other = c.text.let(f"F.linear({x}, {c.text.take((c.n // 2, c.k), 'weight')})", "half", x)
-    return c.text.let(f"torch.cat([{half}, {other}], -1)", "product", half)
-
-
-def scaled_addmm(c: Site, x: str) -> str:
-    a, b, bias = f"{x}.reshape(-1, {c.k})", c.text.take((c.k, c.n), "weight"), c.text.take((c.n,), "bias")
-    factor = c.pick("alpha=2", "beta=2", "alpha=0.5, beta=0.5")
-    return c.text.let(f"torch.addmm({bias}, {a}, {b}, {factor}).view({_sizes(c)})", "product", x)
-
-
-def empty_shard(c: Site, x: str) -> str:
-    a, b = c.text.take((c.rows, 0), "x"), c.text.take((0, c.n), "weight")
-    return c.text.let(f"torch.mm({a}, {b}).view({_sizes(c)})", "product")
-
-
-def scattered(c: Site, p: str) -> str:
-    c.expect()
-    ranks, op = c.program.plan.ranks, "torch.ops._c10d_functional"
-    part = f'{op}.wait_tensor({op}.reduce_scatter_tensor({p}, "sum", {ranks}, {c.hcom}))'
-    return c.text.let(part, "part", p)
-
-
-def scattered_whole(c: Site, part: str) -> tuple[str, str]:
-    ranks, op = c.program.plan.ranks, "torch.ops._c10d_functional"
-    residual = c.text.take((c.lead[0] // ranks, *c.lead[1:], c.n), "residual")
-    total = c.add(part, residual)
-    norm = norms.cast_then_gamma(c, total)
-    c.text.give(total)
-    return c.text.let(f"{op}.wait_tensor({op}.all_gather_into_tensor({norm}, {ranks}, {c.hcom}))", "norm", norm), ""
-
-
-def gathered_along_columns(c: Site, p: str) -> str:
-    part, ranks = scattered(c, p), c.program.plan.ranks
-    op = "torch.ops._c10d_functional"
-    gathered = c.text.let(f"{op}.wait_tensor({op}.all_gather_into_tensor({part}.t().contiguous(), {ranks}, {c.hcom}))")
-    return c.text.let(f"{gathered}.view({_sizes(c)})", "reduced")
-
-
-# -- quantisation (4.4) -----------------------------------------------------------------------------------------------
-
-
-def quant_matmul(scale: tuple[str, torch.dtype | None], extra: str) -> Values:
-    def write(c: Site, x: str) -> str:
-        a, b = c.text.take((*c.lead, c.k), "int8", torch.int8), c.text.take((c.k, c.n), "int8", torch.int8)
-        is_bfloat16 = c.text.dtype is torch.bfloat16
-        fill, dtype = scale if scale[0] else (("channel", None) if is_bfloat16 else ("words", torch.int64))
-        token = c.text.take(c.lead, "scale", torch.float32) if "{token}" in extra else ""
-        offset = c.text.take((1,), "scale", torch.float32) if "{offset}" in extra else ""
-        more = extra.format(token=token, offset=offset)
-        s = c.text.take((c.n,), fill, dtype)
-        code = 15 if is_bfloat16 else 5
-        return c.text.let(f"torch.ops.npu.npu_quant_matmul({a}, {b}, {s}, output_dtype={code}{more})", "product")
-
-    return write
-
-
-def group_of_30(c: Site, x: str) -> str:
-    a, b = c.text.take((c.rows, 64), "x"), c.text.take((64, c.n), "int8", torch.int8)
-    s = c.text.take((3, c.n), "power")
-    op = "torch.ops.npu.npu_weight_quant_batchmatmul"
-    return c.text.let(f"{op}({a}, {b}, {s}, antiquant_group_size=30).view({_sizes(c)})", "product")
-
-
-def base_with(extra: str) -> Values:
-    def write(c: Site, p: str) -> str:
-        c.expect()
-        x, w = c.text.take((*c.lead, 8), "x"), c.text.take((8, c.n), "weight")
-        fields = {"x3": c.text.take(c.shape(), "any")} if "{x3}" in extra else {}
-        fields |= {"token": c.text.take((c.rows,), "scale", torch.float32)} if "{token}" in extra else {}
-        return c.text.let(f"torch.ops.npu.npu_mm_all_reduce_base({x}, {w}, {c.hcom}, {extra.format(**fields)})", "base")
-
-    return write
-
-
-def nothing(c: Site, x: str) -> str:
-    """No product: the collective computes its own."""
-    return ""

@@ -16,7 +16,18 @@ EDGES = ("x", "product", "reduced", "residual", "sum", "norm")
 NOOPS = (
     "view_same", "flat_and_back", "unsqueeze_squeeze", "clone", "detach", "cast", "dropout", "contiguous", "alias",
 )  # fmt: skip
-READERS = ("twice", "relu", "view", "wide", "second_norm", "norm_twice", "norm_flat", "between", "late_residual")
+READERS = (
+    "twice",
+    "relu",
+    "view",
+    "wide",
+    "second_norm",
+    "norm_twice",
+    "norm_flat",
+    "between",
+    "late_residual",
+    "late_gamma",
+)
 RESIDUALS = ("input", "scaled", "sum_of_two", "previous_sum", "previous_norm")
 XS = ("input", "previous_norm", "previous_activation")
 SCHEDULES = ("apart", "hoisted_product", "late_norms", "first_between", "nested")
@@ -28,10 +39,9 @@ class SitePlan:
     """One site. Names are keys of the tables.
 
     bias: "none", "linear", "divided" by the number of ranks, or "after" the reduce. reshapes: the shapes of the
-    product, of the add and of the norm, each "same", "flat" or "lifted". noops: (edge, change)
-    pairs that change nothing.
-    readers: further readers of the sum and of the norm. fault: the one thing that makes the site illegal, "" = none.
-    dice: chooses among equal spellings.
+    product, of the add and of the norm, each "same", "flat" or "lifted". noops: (edge, change) pairs
+    that change nothing. readers: further readers of the sum and of the norm, and other code that changes nothing.
+    fault: the one thing that makes the site illegal, "" = none. dice: chooses among equal spellings.
     """
 
     linear: str = "linear"
@@ -150,7 +160,8 @@ def _draw_changes(rng: random.Random, site: SitePlan, plan: ProgramPlan) -> Site
         reshapes = ["same"] * 3
         readers = tuple(r for r in readers if r in ("twice", "relu", "norm_twice") and fault.keeps_readers)
         noops = tuple((edge, noop) for edge, noop in noops if edge in fault.free_edges)
-    readers = tuple(r for r in readers if r != "second_norm" or not NORMS[site.norm].adds)
+    if NORMS[site.norm].adds:
+        readers = tuple(r for r in readers if r not in ("second_norm", "late_gamma"))
     return replace(site, noops=noops, reshapes=tuple(reshapes), readers=readers)  # type: ignore[arg-type]
 
 

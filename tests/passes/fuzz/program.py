@@ -83,6 +83,9 @@ def _write_sites(program: Program) -> None:
         first = Site(program, plan.sites[index], index, in_between=in_between)
         second = Site(program, plan.sites[index + 1], index + 1)
         _interleave(first.write(), second.write(), ORDERS[schedule])
+        if schedule == "first_between":
+            for site in first.expected:
+                site.crossed_by = second.expected[0]
         index += 2
     _extras(program, len(plan.sites))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,12 +43,20 @@ def shrunk(found: Found, groups: Groups, tries: int = 80) -> Found:
     """A failure like ``found`` of a program that is as small as ``tries`` attempts make it."""
     best, wanted = found, signature(found)
     pending = _simpler(best.plan)
+    logging.disable(logging.ERROR)  # some attempts are no valid programs, which torch logs at length
+    try:
+        return _shrunk(best, wanted, pending, groups, tries)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _shrunk(best: Found, wanted: str, pending: Iterator[ProgramPlan], groups: Groups, tries: int) -> Found:
     for _ in range(tries):
         plan = next(pending, None)
         if plan is None:
             break
-        for other in check_plan(plan, groups, Tally(), [found.variant]):
-            if other.variant == found.variant and signature(other) == wanted:
+        for other in check_plan(plan, groups, Tally(), [best.variant]):
+            if other.variant == best.variant and signature(other) == wanted:
                 best, pending = other, _simpler(plan)
                 break
     return best

@@ -46,6 +46,7 @@ class Site:
         self.group = "second" if plan.fault == "second_group" else "world"
         self.in_between = in_between
         self.epsilon = self.fault.epsilon or repr(plan.epsilon)
+        self.expected: list[Expectation] = []
         self._rng = random.Random(plan.dice)
 
     # -- choices and inputs ---------------------------------------------------------------------------------------
@@ -75,7 +76,8 @@ class Site:
     def gamma(self) -> str:
         if self.fault.gamma is not None:
             return self.fault.gamma(self)
-        return self.text.take((self.n,), "gamma", is_shared=True)
+        gamma = self.text.take((self.n,), "gamma", is_shared=True)
+        return self.text.let(f"{gamma} * 2", "late") if "late_gamma" in self.plan.readers else gamma
 
     def beta(self) -> str:
         return self.text.take((self.n,), "bias", is_shared=True)
@@ -226,7 +228,8 @@ class Site:
             is_free, found = True, {"quantisation", "bias_after_reduce"}
         is_free = is_free or (self.fault.is_free and not self.in_between)
         numerics = numerics or self.numerics
-        return self.text.collective(Expectation(label, self.group, numerics, found, is_free))
+        self.expected.append(self.text.collective(Expectation(label, self.group, numerics, found, is_free)))
+        return self.expected[-1]
 
     @property
     def numerics(self) -> str:
@@ -281,7 +284,7 @@ class Site:
 
     def _bound_norm(self, norm: str, source: str) -> None:
         noise = self.text.ulps.get(source, 0.0)
-        is_fusable = (self.fault.is_free or not self.fault.reasons) and not self.in_between
+        is_fusable = self.fault.is_free or not self.fault.reasons
         self.text.ulps[norm] = (NORMS[self.plan.norm].ulps if is_fusable or noise else 0.0) + 2 * noise
 
     def _second_norm(self, source: str, normalise: Callable[[Site, str], str]) -> None:

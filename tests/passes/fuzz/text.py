@@ -41,7 +41,8 @@ class Result:
 class Expectation:
     """What becomes of one collective. numerics: class of a legal site. reasons: acceptable ones of an illegal site.
 
-    is_free: both verdicts are acceptable.
+    is_free: both verdicts are acceptable. crossed_by: the collective that lies between this one and its add, while its
+    own add comes later: if that one is fused, it is out of the way.
     """
 
     label: str
@@ -49,6 +50,7 @@ class Expectation:
     numerics: str = "same_rounding"
     reasons: set[str] = field(default_factory=set)
     is_free: bool = False
+    crossed_by: Expectation | None = None
 
     @property
     def is_legal(self) -> bool:
@@ -68,16 +70,26 @@ def verdicts(expected: Sequence[Expectation], numerics: str) -> Verdicts:
     found = []
     for site in expected:
         reasons = set(site.reasons)
+        is_allowed = CLASSES.index(site.numerics) <= CLASSES.index(numerics)
         if domain not in ("", site.group):
             reasons.add("second_group")
-        if CLASSES.index(site.numerics) > CLASSES.index(numerics) and (site.is_legal or site.is_free):
+        may_be_fused = site.is_legal or site.is_free or _may_be_uncrossed(site, numerics)
+        if may_be_fused and not is_allowed:
             reasons.add("numerics")
         if site.is_legal and not reasons:
             reasons, domain = {""}, site.group
-        elif site.is_free and "numerics" not in reasons:
+        elif may_be_fused and not site.is_legal and is_allowed:
             reasons.add("")
         found.append((reasons, site.numerics))
     return found
+
+
+def _may_be_uncrossed(site: Expectation, numerics: str) -> bool:
+    other = site.crossed_by
+    if other is None or site.reasons != {"collective_in_between"}:
+        return False
+    is_fused = other.is_legal and CLASSES.index(other.numerics) <= CLASSES.index(numerics)
+    return (is_fused or other.is_free) and other.group == site.group
 
 
 @dataclass

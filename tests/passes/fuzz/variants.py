@@ -173,7 +173,7 @@ def read(case: Case, rng: random.Random) -> Case | None:
         reader.meta["val"] = torch.ops.aten.relu.default(value_of(source))
     output = gm.graph.find_nodes(op="output")[0]
     output.args = ((*output.args[0], reader),)
-    expected = [copy.deepcopy(site) for site in case.expected]
+    expected = copy.deepcopy(list(case.expected))
     expected[index].reasons.add(reason)
     expected[index].is_free = False
     results = [*case.results, Result(reader.name, case.results[0].dtype, 64, mostly_equal=False)]
