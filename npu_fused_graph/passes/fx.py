@@ -116,6 +116,16 @@ def through(node: Node) -> Node:
     return node
 
 
+def base(node: Node) -> Node:
+    """The node whose memory ``node`` uses: through slices and other aliases, and the waits of collectives."""
+    while isinstance(node.target, OpOverload) and (source := operand(node)) is not None:
+        is_alias = any(r.alias_info is not None for r in node.target._schema.returns)
+        if not is_alias and not op_name(node).endswith("c10d_functional::wait_tensor"):
+            break
+        node = source
+    return node
+
+
 def path_to(node: Node, source: Node) -> Iterator[Node]:
     """``node`` and what it shows, down to ``source`` without it."""
     while node is not source:

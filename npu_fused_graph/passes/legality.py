@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from npu_fused_graph import comm
@@ -18,6 +19,8 @@ from npu_fused_graph.ops._register import facts_of
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 from npu_fused_graph.passes import costs, refusals
 from npu_fused_graph.passes.fx import (
+    arguments,
+    base,
     dtype_name,
     dtype_of,
     is_call,
@@ -243,10 +246,18 @@ def _group_has_a_size_of_the_op(site: Site, around: Surroundings) -> Refusal | N
 
 def _one_domain(site: Site, around: Surroundings) -> Refusal | None:
     group = site.reduce.group
-    if around.domain in (None, group):
+    if around.domain in (None, group) or _is_same_group(group, str(around.domain)):
         return None
-    text = f"the site is on group {group!r}, sites before it on {around.domain!r}"
+    text = f"the site is on group {group!r}, fused operators before it are on {around.domain!r}"
     return refusals.SecondGroup.at(site.reduce.node, text)
+
+
+def _is_same_group(a: str, b: str) -> bool:
+    """A group has several names."""
+    try:
+        return comm.resolve(a) is comm.resolve(b)
+    except CommunicationError:
+        return False
 
 
 # -- positions ------------------------------------------------------------------------------------------------
@@ -292,10 +303,29 @@ def _one_stream(site: Site, around: Surroundings) -> Refusal | None:
 
 
 def _nothing_is_written(site: Site, around: Surroundings) -> Refusal | None:
-    written = [n for n in around.order.writes_between(*_extent(site, around)) if n not in site.reduce.inner]
-    if not written:
+    """Nothing the op reads is written between the matmul and the norm."""
+    writes = [n for n in around.order.writes_between(*_extent(site, around)) if n not in site.reduce.inner]
+    if not writes:
         return None
-    return refusals.MutationInBetween.at(written[0], f"{op_name(written[0])} writes inside the site")
+    product = site.product
+    read = [
+        product.x,
+        product.weight,
+        site.residual,
+        site.norm.gamma,
+        site.bias,
+        product.bias,
+        *site.before,
+        *site.after,
+    ]
+    memory = {base(x) for x in read if x is not None}
+    for node in writes:
+        assert isinstance(node.target, OpOverload)
+        found = arguments(node)
+        written = [found[a.name] for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
+        if any(base(x) in memory for x in written if isinstance(x, Node)):
+            return refusals.MutationInBetween.at(node, f"{op_name(node)} writes inside the site")
+    return None
 
 
 def _extent(site: Site, around: Surroundings) -> tuple[int, int]:
@@ -348,9 +378,9 @@ RULES: tuple[Rule, ...] = (
     Rule("CANN", _machine_has_the_op),
     Rule("L1", _only_adds),
     Rule("L4", _partial_sum_is_private),
+    Rule("L10", _result_is_half),
     Rule("L7", _nothing_is_scaled),
     Rule("4.5", _one_reduce),
-    Rule("L10", _result_is_half),
     Rule("L16", _norm_is_private),
     Rule("L9", _epsilon_is_literal),
     Rule("L9", _epsilon_is_in_range),

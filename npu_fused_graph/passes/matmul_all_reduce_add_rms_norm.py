@@ -15,14 +15,26 @@ from typing import TYPE_CHECKING, NoReturn
 from torch.fx import Graph, GraphModule, Node
 
 from npu_fused_graph.passes import costs, refusals
-from npu_fused_graph.passes.fx import is_call, op_name, operand, path_to, readers, same_shape, shape_of, shown, through
-from npu_fused_graph.passes.legality import ORDER_RULES, RULES, Rule, Surroundings, check
+from npu_fused_graph.passes.fx import (
+    dtype_name,
+    dtype_of,
+    is_call,
+    op_name,
+    operand,
+    path_to,
+    readers,
+    same_shape,
+    shape_of,
+    shown,
+    through,
+)
+from npu_fused_graph.passes.legality import DTYPES, ORDER_RULES, RULES, Rule, Surroundings, check
 from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.passes.norms import RmsNorm, is_vector, norm_at, norms
 from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.products import Product, product
 from npu_fused_graph.passes.records import FusionSite
-from npu_fused_graph.passes.reduces import AllReduce, all_reduce, candidates, group_of, is_reduced
+from npu_fused_graph.passes.reduces import AllReduce, all_reduce, candidates, communication_domain, group_of, is_reduced
 from npu_fused_graph.passes.refusals import Refusal, Refused
 from npu_fused_graph.passes.rewrite import consume_residuals, rewrite
 from npu_fused_graph.passes.site import Site
@@ -42,10 +54,12 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     matcher = _Matcher(gm.graph)
     order = Order(gm.graph)
     nodes = list(candidates(gm.graph))
+    domain = communication_domain(gm.graph)
     sites: list[FusionSite] = []
     for node in nodes:
-        domain = next((site.group for site in sites if site.is_fused), None)
         sites.append(_verdict(node, matcher, Surroundings(order, options, domain, STEM), RULES))
+        if domain is None and sites[-1].is_fused:
+            domain = sites[-1].group
     fused: list[Node] = []
     for i, node in reversed(list(enumerate(nodes))):
         if sites[i].is_fused:
@@ -159,6 +173,8 @@ def _refuse(refusal: Refusal) -> NoReturn:
 
 
 def _refuse_missing_norm(add: Node, residual: Node) -> NoReturn:
+    if dtype_of(add) not in DTYPES:  # its norm would be spelled without casts
+        _refuse(refusals.Dtype.at(add, f"the sum is {dtype_name(add)}"))
     if is_reduced(residual):
         _refuse(refusals.SumOfReduces.at(add, f"{add.name} adds two reduced results"))
     users = readers(add)

@@ -16,6 +16,7 @@ from npu_fused_graph.passes.products import Product
 from npu_fused_graph.passes.refusals import Refusal
 
 WAITS = ("_c10d_functional::wait_tensor", "c10d_functional::wait_tensor")
+_FUSED = ("npu_fused_graph::", "npu::", "mindspeed::")
 _GATHERS = ("_c10d_functional::all_gather_into_tensor",)
 
 
@@ -54,10 +55,21 @@ def group_of(node: Node) -> str:
     return str(next((found[name] for name in ("group_name", "hcom", "ranks") if name in found), ""))
 
 
+def communication_domain(graph: Graph) -> str | None:
+    """The group of the operators of ``graph`` that compute and communicate, if there are any."""
+    for node in graph.nodes:
+        if op_name(node).startswith(_FUSED):
+            found = arguments(node)
+            group = next((found[name] for name in ("hcom", "hcomm") if name in found), None)
+            if isinstance(group, str):
+                return group
+    return None
+
+
 def is_reduced(node: Node) -> bool:
     """Whether ``node`` shows a reduced result that has one reader."""
     while len(readers(node)) == 1:
-        source = operand(node) if is_call(node, *WAITS) else shown(node)
+        source = operand(node) if is_call(node, *WAITS, *_GATHERS) else shown(node)
         if source is None:
             return op_name(node) in SPELLINGS
         node = source

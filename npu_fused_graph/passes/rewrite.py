@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from npu_fused_graph import comm
 from npu_fused_graph.passes.fx import (
     aten,
+    base,
     dtype_of,
     is_assert,
     is_contiguous,
@@ -160,15 +161,9 @@ def _dies(fused: Node) -> bool:
     while isinstance(node, Node) and node.op == "call_function" and len(readers(node)) == 1:
         source = shown(node)
         if source is None:
-            return not isinstance(node.target, torch._ops.OpOverload) or not _is_alias(node)
+            return base(node) is node
         node = source
     return False
-
-
-def _is_alias(node: Node) -> bool:
-    """Whether an operator returns memory of an operand (a slice, an expanded or transposed tensor)."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    return any(r.alias_info is not None for r in node.target._schema.returns)
 
 
 def _erase(graph: Graph, site: Site) -> None:
