@@ -50,6 +50,13 @@ def test_torchair_is_one_package_under_every_name(name: str) -> None:
     assert facts["graphs"] >= 1
 
 
+def test_fusion_beside_torchairs_own_passes() -> None:
+    result, facts = run(script("npu_fx_pass.py"))
+    lines = ["npu_fx_pass=False: fused 2 of 2", "npu_fx_pass=True: fused 2 of 2"]
+    assert (result.returncode, result.stdout.splitlines()) == (0, lines), result.stderr
+    assert facts["graphs"] == 2
+
+
 def test_forked_ranks_after_torch_work_and_a_crash_the_script_ignores() -> None:
     arguments = (script("fork_after_work.py"), str(free_port()))
     result, facts = run(*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.fx import GraphModule, Node
 
 from npu_fused_graph.backend import compile_with_aot
+from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from npu_fused_graph.passes.records import FusionSite, Numerics
 from npu_fused_graph.testing import assert_close
@@ -244,3 +246,38 @@ def test_data_dependent_rows() -> None:
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         _, sites = run(forward, *inputs(2), weight, gamma, torch.tensor([1, 0, 1, 1, 0, 1]))
         assert sites[0].is_fused, sites
+
+
+@pytest.mark.parametrize("linear", ["linear_bias", "matmul"])
+def test_a_plain_fx_graph_needs_no_torchair(linear: str) -> None:
+    """torch.export's graph, which keeps linear, matmul and rms_norm: fused, it computes what eager does."""
+    block = Block(linear, "functional", "torch", n=32)
+    x, r = inputs(3)
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    inner = torch.export.export(block, (x, r)).graph_module
+    (site,) = fuse_all(inner, FusionOptions(numerics="one_ulp", min_rows=0))
+    assert site.is_fused, site
+    names = [node.target for node in inner.graph.find_nodes(op="placeholder")]
+    parameters = [getattr(block, name.removeprefix("p_")) for name in names if name.startswith("p_")]
+    with torch.no_grad():
+        for got, want in zip(inner(*parameters, x, r), block(x, r), strict=True):
+            assert_close(got, want.double(), scale=4)
+
+
+WRONG: dict[str, Any] = {
+    "no graph": (lambda: 3, "gm: expected a torch.fx.GraphModule, got int"),
+    "symbolic_trace": (lambda: torch.fx.symbolic_trace(Method()), "gm: expected aten operators with fake tensors"),
+}
+
+
+class Method(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add(1)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_another_kind_of_graph_is_refused(name: str) -> None:
+    make, text = WRONG[name]
+    with pytest.raises(InvalidArgumentError, match=re.escape(text)):
+        fuse_all(make())

@@ -19,6 +19,8 @@ from tests.passes.capture import capture_as, fake_group
 from tests.passes.foreign_ops import foreign_ops
 from tests.passes.spellings import FRONTS, NORMS, Case
 
+SLOW = ("dynamic_true", "mark_dynamic", "in_place_2d", "linear_2d_bias", "weight_transposed", "aten_matmul_kept")
+"""Rows that take long, or differ little from another one."""
 DATA = Path(__file__).with_name("data")
 
 
@@ -87,14 +89,23 @@ def decisions(front: str, ranks: int) -> dict[str, str]:
 
 # Dynamo instantiates an autograd.Function, which torch itself warns about
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("front", [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FRONTS])
 def test_row(front: str) -> None:
     wanted = {n: v for n, v in table()[front].items() if not v.startswith("cannot run: ")}
     assert decisions(front, 2) == wanted
     assert any(v in NUMERICS for v in wanted.values()) or front in ("training_graph", "sequence_parallel")
 
 
-@pytest.mark.parametrize("front", ["in_place_bias", "bias_after_reduce", "npu_weight_quant_per_group"])
-@pytest.mark.parametrize("ranks", [4, 8])
+@pytest.mark.parametrize(
+    ("front", "ranks"),
+    [
+        ("bias_after_reduce", 8),
+        *(
+            pytest.param(front, ranks, marks=pytest.mark.slow)
+            for front in ("in_place_bias", "npu_weight_quant_per_group")
+            for ranks in (4, 8)
+        ),
+    ],
+)
 def test_any_number_of_ranks_decides_the_same(front: str, ranks: int) -> None:
     assert decisions(front, ranks) == table()[front]
