@@ -63,8 +63,11 @@ def _work(worker: int, first: int, step: int, graphs: int, shrink: bool, message
                 text = report_of(found, shrunk(found, groups) if shrink else None)
             messages.put(Message(worker, tally, key, text))
 
+        parent = multiprocessing.parent_process()
         for tally in check_seeds(itertools.count(first, step), graphs, groups, report):
             messages.put(Message(worker, tally))
+            if parent is not None and not parent.is_alive():
+                return
         messages.put(Message(worker, tally, is_last=True))
 
 

@@ -29,6 +29,7 @@ class Fault:
     product) -> reduced; reduced (site, reduced) -> reduced; add, operands (site, reduced, residual); total (site, sum)
     -> sum; norm (site, sum) -> norm; whole (site, reduced) -> (norm, sum), "" = none of it. free_edges: edges that
     changes without a meaning may be made on. is_free: fusing is acceptable, too.
+    is_chainable: whether later sites may use the results.
     """
 
     reasons: tuple[str, ...]
@@ -47,6 +48,7 @@ class Fault:
     bias: Callable[[Site], str] | None = None
     epsilon: str = ""
     is_free: bool = False
+    is_chainable: bool = True
     free_edges: tuple[str, ...] = ("x", "sum", "norm")
     keeps_readers: bool = True
 
@@ -118,6 +120,7 @@ def many_rows(site: SitePlan, plan: ProgramPlan, index: int) -> bool:
 
 BAD_PARTIAL, BAD_RESULT = ("matmul_result_used_elsewhere",), ("result_used_elsewhere",)
 REPLACES = {"free_edges": (), "keeps_readers": False}
+FLOAT32 = REPLACES | {"is_chainable": False}
 
 FAULTS: dict[str, Fault] = {
     "avg": Fault(("reduce_op",), takes_op, reduce=hooks.other_op("avg")),
@@ -140,7 +143,9 @@ FAULTS: dict[str, Fault] = {
     "reduced_cast": Fault(BAD_RESULT, reduced=hooks.also("{}.detach().float() * 2")),
     "reduced_returned": Fault(BAD_RESULT, reduced=hooks.returned),
     "two_adds": Fault(BAD_RESULT, reduced=hooks.two_adds),
-    "broadcast_residual": Fault(("residual_broadcast",), many_rows, composite, add=hooks.add_of(1, 0), **REPLACES),
+    "broadcast_residual": Fault(
+        ("residual_broadcast", "no_residual_add"), many_rows, composite, add=hooks.add_of(1, 0), **REPLACES
+    ),
     "broadcast_columns": Fault(("residual_broadcast",), many_rows, composite, add=hooks.add_of(0, 1), **REPLACES),
     "broadcast_vector": Fault(
         ("residual_broadcast", "no_residual_add", "norm_before_add"), many_rows, composite,
@@ -170,7 +175,8 @@ FAULTS: dict[str, Fault] = {
         ("scaled_before_add", "no_residual_add"), site=composite, add=hooks.expression("{r} * {y}")
     ),
     "training_dropout": Fault(
-        ("scaled_before_add",), site=composite, add=hooks.expression("{r} + F.dropout({y}, 0.5, training=True)")
+        ("scaled_before_add", "no_residual_add"), site=composite,
+        add=hooks.expression("{r} + F.dropout({y}, 0.5, training=True)")
     ),
     "mean_over_two_axes": Fault(
         ("no_rms_norm",), is_three_dimensional, llama,
@@ -215,10 +221,10 @@ FAULTS: dict[str, Fault] = {
     "with_beta": Fault((), site=lambda s: {"norm": "ascend_with_beta"}),
     "quantised_norm": Fault((), site=lambda s: {"norm": "npu_add_rms_norm_quant"}),
     "layer_norm": Fault((), site=lambda s: {"norm": "layer_norm"}),
-    "wide_residual": Fault(("mixed_dtypes",), site=llama, add=hooks.expression("{r}.float() + {y}"), **REPLACES),
+    "wide_residual": Fault(("mixed_dtypes",), site=llama, add=hooks.expression("{r}.float() + {y}"), **FLOAT32),
     "wide_stream": Fault(
         ("mixed_dtypes", "no_residual_add", "norm_before_add"), site=llama,
-        add=hooks.expression("{r}.float() + {y}.float()"), **REPLACES,
+        add=hooks.expression("{r}.float() + {y}.float()"), **FLOAT32,
     ),
     "cast_before_norm": Fault(("no_rms_norm", "mixed_dtypes"), site=llama, norm=hooks.cast_before_norm),
     "transposed_x": Fault(("not_contiguous",), has_product, plain_linear, linear=hooks.transposed_x),
@@ -229,13 +235,14 @@ FAULTS: dict[str, Fault] = {
         lambda s: plain_linear(s) | {"bias": "linear", "linear": "addmm"}, bias=hooks.strided_bias, is_free=True,
     ),
     "strided_sum": Fault(
-        ("not_contiguous",), is_three_dimensional, llama, whole=hooks.strided_sum, keeps_readers=False
+        ("not_contiguous",), is_three_dimensional, llama, whole=hooks.strided_sum,
+        keeps_readers=False, is_chainable=False
     ),
     "bias_per_row": Fault(("bias_shape",), is_float, plain_linear, linear=hooks.bias_per_row),
     "strided_residual": Fault(
         ("not_contiguous",), lambda s, p, i: p.lead[-1] > 1, add=hooks.strided_residual,
         operands=hooks.strided_residual_operand,
-        free_edges=("x",), keeps_readers=False,
+        free_edges=("x",), keeps_readers=False, is_chainable=False,
     ),
     "collective_between": Fault(("collective_in_between",), reduced=block_hooks.collective_between),
     "fused_between": Fault(
@@ -263,13 +270,18 @@ FAULTS: dict[str, Fault] = {
         ("mutation_in_between",), both(is_plain, has_product), composite,
         product=block_hooks.own_residual, add=block_hooks.add_of_written, keeps_readers=False,
     ),
-    "post_norm": Fault(("norm_before_add",), site=llama, whole=block_hooks.post_norm, keeps_readers=False),
+    "post_norm": Fault(
+        ("norm_before_add", "no_residual_add"), site=llama, whole=block_hooks.post_norm, keeps_readers=False
+    ),
     "norm_of_reduced": Fault(
-        (*BAD_RESULT, "norm_before_add"), site=llama, whole=block_hooks.norm_of_reduced, keeps_readers=False
+        (*BAD_RESULT, "norm_before_add", "no_residual_add"), site=llama,
+        whole=block_hooks.norm_of_reduced, keeps_readers=False,
     ),
     "norm_of_residual": Fault(("no_rms_norm",), site=llama, whole=block_hooks.norm_of_residual, keeps_readers=False),
     "no_norm": Fault(("no_rms_norm",), site=llama, whole=block_hooks.no_norm, keeps_readers=False),
-    "output_only": Fault(("no_residual_add",), site=llama, whole=block_hooks.output_only, keeps_readers=False),
+    "output_only": Fault(
+        ("no_residual_add", *BAD_RESULT), site=llama, whole=block_hooks.output_only, keeps_readers=False
+    ),
     "other_op_next": Fault(
         ("no_residual_add", "scaled_before_add"), site=llama, whole=block_hooks.other_op_next, keeps_readers=False
     ),

@@ -14,7 +14,7 @@ from tests.passes.fuzz import linears
 from tests.passes.fuzz.faults import FAULTS, NO_FAULT, Fault
 from tests.passes.fuzz.linears import LINEARS, REDUCES
 from tests.passes.fuzz.norms import NORMS
-from tests.passes.fuzz.text import CLASSES, Expectation, Shape, Text
+from tests.passes.fuzz.text import CLASSES, CROSSED, Expectation, Shape, Text
 
 if TYPE_CHECKING:
     from tests.passes.fuzz.plan import ProgramPlan, SitePlan
@@ -221,11 +221,12 @@ class Site:
         fault_reasons = () if self.plan.fault == "second_group" else self.fault.reasons
         found = set(reasons) or {*fault_reasons, *NORMS[self.plan.norm].reasons}
         if self.in_between:
-            found.add("collective_in_between")
+            found |= CROSSED if self.program.plan.capture == "plain" else {"collective_in_between"}
         label = f"site {self.index}{f' with {self.plan.fault}' if self.plan.fault else ''}"
-        if self.plan.bias == "after" and LINEARS[self.plan.linear].scenario == "full" and not found:
+        if self.plan.bias == "after" and LINEARS[self.plan.linear].scenario == "full":
             # the bias of int8 products is int32: whether the residual takes this one is the pass's choice
-            is_free, found = True, {"quantisation", "bias_after_reduce"}
+            is_free = is_free or not found
+            found |= {"quantisation", "bias_after_reduce"}
         is_free = is_free or (self.fault.is_free and not self.in_between)
         numerics = numerics or self.numerics
         self.expected.append(self.text.collective(Expectation(label, self.group, numerics, found, is_free)))
@@ -295,7 +296,7 @@ class Site:
 
     def _results(self, norm: str, total: str) -> None:
         text, readers = self.text, self.plan.readers
-        self.program.last_norm, self.program.last_total = norm, total
+        self.program.last_norm, self.program.last_total = (norm, total) if self.fault.is_chainable else ("", "")
         if norm:
             text.give(norm)
         if total and (self.plan.returns_sum or self.fault.whole is not None):

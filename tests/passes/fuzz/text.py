@@ -74,8 +74,8 @@ def verdicts(expected: Sequence[Expectation], numerics: str) -> Verdicts:
         if domain not in ("", site.group):
             reasons.add("second_group")
         may_be_fused = site.is_legal or site.is_free or _may_be_uncrossed(site, numerics)
-        if may_be_fused and not is_allowed:
-            reasons.add("numerics")
+        if not is_allowed:
+            reasons.add("numerics")  # also of an illegal site: which of two reasons is told is the pass's choice
         if site.is_legal and not reasons:
             reasons, domain = {""}, site.group
         elif may_be_fused and not site.is_legal and is_allowed:
@@ -84,9 +84,13 @@ def verdicts(expected: Sequence[Expectation], numerics: str) -> Verdicts:
     return found
 
 
+CROSSED = {"collective_in_between", "mutation_in_between"}
+"""Reasons of a site with another collective in between, which may write to what it reduces."""
+
+
 def _may_be_uncrossed(site: Expectation, numerics: str) -> bool:
     other = site.crossed_by
-    if other is None or site.reasons != {"collective_in_between"}:
+    if other is None or not site.reasons <= CROSSED:
         return False
     is_fused = other.is_legal and CLASSES.index(other.numerics) <= CLASSES.index(numerics)
     return (is_fused or other.is_free) and other.group == site.group
