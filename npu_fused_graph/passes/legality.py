@@ -26,6 +26,7 @@ from npu_fused_graph.passes.fx import (
     is_call,
     is_contiguous,
     op_name,
+    path_to,
     readers,
     same_shape,
     shape_of,
@@ -100,7 +101,7 @@ def _one_reduce(site: Site, around: Surroundings) -> Refusal | None:
     """The residual is no reduced result, and was not just added to one, for this add alone."""
     inner = through(site.residual)
     added = [x for x in inner.args[:2] if isinstance(x, Node)] if is_call(inner, "aten::add.Tensor") else []
-    is_private = len(readers(inner)) == 1 == len(readers(site.residual))
+    is_private = all(len(readers(node)) == 1 for node in (*path_to(site.residual, inner), inner))
     if not is_reduced(site.residual) and not (is_private and any(map(is_reduced, added))):
         return None
     return refusals.SumOfReduces.at(site.add, f"{site.add.name} adds two reduced results")

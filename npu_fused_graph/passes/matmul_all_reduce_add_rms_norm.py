@@ -8,7 +8,6 @@ ranks take the same decision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -28,7 +27,7 @@ from npu_fused_graph.passes.fx import (
     shown,
     through,
 )
-from npu_fused_graph.passes.legality import DTYPES, ORDER_RULES, RULES, Rule, Surroundings, check
+from npu_fused_graph.passes.legality import DTYPES, ORDER_RULES, RULES, Surroundings, check
 from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.passes.norms import RmsNorm, is_vector, norm_at, norms
 from npu_fused_graph.passes.order import Order
@@ -57,23 +56,26 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     domain = communication_domain(gm.graph)
     sites: list[FusionSite] = []
     for node in nodes:
-        sites.append(_verdict(node, matcher, Surroundings(order, options, domain, STEM), RULES))
+        sites.append(_verdict(node, matcher, Surroundings(order, options, domain, STEM)))
         if domain is None and sites[-1].is_fused:
             domain = sites[-1].group
     fused: list[Node] = []
     for i, node in reversed(list(enumerate(nodes))):
         if sites[i].is_fused:
-            around = Surroundings(order, options, None, STEM)
-            sites[i] = _verdict(node, matcher, around, ORDER_RULES)
-            if sites[i].is_fused:
-                fused.append(rewrite(gm.graph, matcher.match(node), order))
+            try:
+                site = matcher.match(node)  # again: what it was matched with may have been rewritten
+                check(site, Surroundings(order, options, domain, STEM), ORDER_RULES)
+                fused.append(rewrite(gm.graph, site, order))
                 sites[i] = replace(sites[i], node=fused[-1].name)
+            except Refused as refused:
+                sites[i] = _refused(sites[i], refused)
     if options.in_place:
         consume_residuals(fused)
     return sites
 
 
-def _verdict(node: Node, matcher: _Matcher, around: Surroundings, rules: Sequence[Rule]) -> FusionSite:
+def _verdict(node: Node, matcher: _Matcher, around: Surroundings) -> FusionSite:
+    """What becomes of a candidate if the collectives' order lets it; not rewritten yet."""
     start = operand(node)
     producer = node if start is None else through(start)
     layer = module_path(producer) or module_path(node)
@@ -87,12 +89,15 @@ def _verdict(node: Node, matcher: _Matcher, around: Surroundings, rules: Sequenc
         )  # fmt: skip
         if isinstance(rows, int) and all(isinstance(n, int) for n in (*columns, site.k)):
             record = replace(record, gain=round(costs.cost(rows, columns[0], site.k).gain, 2))
-        check(site, around, rules)
+        check(site, around, RULES)
         return record
     except Refused as refused:
-        refusal = refused.refusal
-        where = refusal.source or record.source  # the graph's output has no line of its own
-        return replace(record, refusal=replace(refusal, node=refusal.node or node.name, source=where))
+        return _refused(record, refused)
+
+
+def _refused(record: FusionSite, refused: Refused) -> FusionSite:
+    where = refused.refusal.source or record.source  # the graph's output has no line of its own
+    return replace(record, refusal=replace(refused.refusal, source=where))
 
 
 class _Matcher:
