@@ -122,7 +122,7 @@ class _Matcher:
         residual = self._residual(add, after[-1])
         norm = self._norm(add)
         if norm is None:
-            _refuse_missing_norm(add, residual)
+            _refuse_missing_norm(add, residual, after[-1])
         if norm.refusal is not None:
             raise Refused(norm.refusal)
         return Site(reduce, found, before, after, bias, add, residual, norm)
@@ -177,9 +177,13 @@ def _refuse(refusal: Refusal) -> NoReturn:
     raise Refused(refusal)
 
 
-def _refuse_missing_norm(add: Node, residual: Node) -> NoReturn:
-    if dtype_of(add) not in DTYPES:  # its norm would be spelled without casts
-        _refuse(refusals.Dtype.at(add, f"the sum is {dtype_name(add)}"))
+def _refuse_missing_norm(add: Node, residual: Node, reduced: Node) -> NoReturn:
+    # the norm of a float32 sum is spelled without casts
+    if dtype_of(reduced) not in DTYPES:
+        _refuse(refusals.Dtype.at(reduced, f"the reduced result is {dtype_name(reduced)}"))
+    if dtype_of(add) is not dtype_of(reduced):
+        text = f"the sum is {dtype_name(add)}, the reduced result {dtype_name(reduced)}"
+        _refuse(refusals.MixedDtypes.at(add, text))
     if is_reduced(residual):
         _refuse(refusals.SumOfReduces.at(add, f"{add.name} adds two reduced results"))
     users = readers(add)
