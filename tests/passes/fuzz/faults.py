@@ -235,7 +235,7 @@ FAULTS: dict[str, Fault] = {
         lambda s: plain_linear(s) | {"bias": "linear", "linear": "addmm"}, bias=hooks.strided_bias, is_free=True,
     ),
     "strided_sum": Fault(
-        ("not_contiguous",), is_three_dimensional, llama, whole=hooks.strided_sum,
+        ("not_contiguous", "no_rms_norm"), is_three_dimensional, llama, whole=hooks.strided_sum,
         keeps_readers=False, is_chainable=False
     ),
     "bias_per_row": Fault(("bias_shape",), is_float, plain_linear, linear=hooks.bias_per_row),

@@ -227,7 +227,7 @@ class Site:
             # the bias of int8 products is int32: whether the residual takes this one is the pass's choice
             is_free = is_free or not found
             found |= {"quantisation", "bias_after_reduce"}
-        is_free = is_free or (self.fault.is_free and not self.in_between)
+        is_free = is_free or self.fault.is_free
         numerics = numerics or self.numerics
         self.expected.append(self.text.collective(Expectation(label, self.group, numerics, found, is_free)))
         return self.expected[-1]
