@@ -157,8 +157,9 @@ def consume_residuals(fused: Sequence[Node]) -> None:
 
 def _dies(fused: Node) -> bool:
     """Whether the residual was computed in this graph, for this op alone."""
-    node = fused.args[2]
-    while isinstance(node, Node) and node.op == "call_function" and len(readers(node)) == 1:
+    x1, x2, node, *rest = fused.args
+    others = (x1, x2, *rest, *fused.kwargs.values())
+    while isinstance(node, Node) and node.op == "call_function" and len(readers(node)) == 1 and node not in others:
         source = shown(node)
         if source is None:
             return base(node) is node

@@ -72,6 +72,11 @@ def returned(x: Tensor, r: Tensor) -> Any:
     return (*second(x, r), r)
 
 
+def also_the_activation(x: Tensor, r: Tensor) -> Any:
+    x = x * 2
+    return LINEARS[0](x, x)
+
+
 def slice_of_another(x: Tensor, r: Tensor) -> Any:
     both = torch.cat([r, r * 2])
     return *LINEARS[0](x, both[:2]), both
@@ -90,6 +95,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "weights as (k, n)": (matmul_chain, [PLAIN, IN_PLACE]),
     "a residual made for it": (computed_residual, [IN_PLACE]),
     "2-D": (flat_residual, [PLAIN, IN_PLACE]),
+    "x1 is the residual": (also_the_activation, [PLAIN]),
     "read later": (read_later, [PLAIN, PLAIN]),
     "returned": (returned, [PLAIN, PLAIN]),
     "a part of another tensor": (slice_of_another, [PLAIN]),
