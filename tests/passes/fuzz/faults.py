@@ -23,13 +23,13 @@ Values = Callable[["Site", str], str]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """reasons: acceptable ones. applies: where the change can be made. site: what else it changes in the site's plan.
+    """reasons: acceptable ones, () = the site stays legal. applies: where the change can be made. site: what else it
+    changes in the site's plan.
 
     The rest are hooks of the stages: linear (site, x) -> product; product (site, product) -> product; reduce (site,
     product) -> reduced; reduced (site, reduced) -> reduced; add, operands (site, reduced, residual); total (site, sum)
     -> sum; norm (site, sum) -> norm; whole (site, reduced) -> (norm, sum), "" = none of it. free_edges: edges that
-    changes without a meaning may be made on. is_free: fusing is acceptable, too.
-    is_chainable: whether later sites may use the results.
+    changes without a meaning may be made on. is_chainable: whether later sites may use the results.
     """
 
     reasons: tuple[str, ...]
@@ -47,7 +47,6 @@ class Fault:
     gamma: Callable[[Site], str] | None = None
     bias: Callable[[Site], str] | None = None
     epsilon: str = ""
-    is_free: bool = False
     is_chainable: bool = True
     free_edges: tuple[str, ...] = ("x", "sum", "norm")
     keeps_readers: bool = True
@@ -221,18 +220,17 @@ FAULTS: dict[str, Fault] = {
     "with_beta": Fault((), site=lambda s: {"norm": "ascend_with_beta"}),
     "quantised_norm": Fault((), site=lambda s: {"norm": "npu_add_rms_norm_quant"}),
     "layer_norm": Fault((), site=lambda s: {"norm": "layer_norm"}),
-    "wide_residual": Fault(("mixed_dtypes",), site=llama, add=hooks.expression("{r}.float() + {y}"), **FLOAT32),
+    "wide_residual": Fault(("mixed_dtypes", "dtype"), site=llama, add=hooks.expression("{r}.float() + {y}"), **FLOAT32),
     "wide_stream": Fault(
-        ("mixed_dtypes", "no_residual_add", "norm_before_add"), site=llama,
+        ("mixed_dtypes", "dtype", "no_residual_add", "norm_before_add"), site=llama,
         add=hooks.expression("{r}.float() + {y}.float()"), **FLOAT32,
     ),
     "cast_before_norm": Fault(("no_rms_norm", "mixed_dtypes"), site=llama, norm=hooks.cast_before_norm),
     "transposed_x": Fault(("not_contiguous",), has_product, plain_linear, linear=hooks.transposed_x),
     "sliced_x": Fault(("not_contiguous",), has_product, plain_linear, linear=hooks.sliced_x),
     "strided_weight": Fault(("weight_layout",), has_product, plain_linear, linear=hooks.strided_weight),
-    "strided_bias": Fault(
-        ("not_contiguous",), is_float,
-        lambda s: plain_linear(s) | {"bias": "linear", "linear": "addmm"}, bias=hooks.strided_bias, is_free=True,
+    "strided_bias": Fault(  # which the pass makes contiguous
+        (), is_float, lambda s: plain_linear(s) | {"bias": "linear", "linear": "addmm"}, bias=hooks.strided_bias,
     ),
     "strided_sum": Fault(
         ("not_contiguous", "no_rms_norm"), is_three_dimensional, llama, whole=hooks.strided_sum,

@@ -212,7 +212,7 @@ def strided_sum(c: Site, y: str) -> tuple[str, str]:
     """A sum in the layout of images with their channels last."""
     other = c.text.let(f"{y}[:, :, None].clone(memory_format=torch.channels_last)", "strided", y)
     total = c.add(other, c.text.let(f"{c.residual_input()}[:, :, None]", "residual"))
-    norm = norms.cast_then_gamma(c, total)
+    norm = norm_of("{wide}.pow(2).mean(-1, keepdim=True) + {epsilon}")(c, total)
     return tuple(c.text.let(f"{x}.reshape({sizes(c)})", "same", x) for x in (norm, total))  # type: ignore[return-value]
 
 

@@ -218,8 +218,7 @@ class Site:
 
     def expect(self, *reasons: str, numerics: str = "", is_free: bool = False) -> Expectation:
         """Announce the collective that is written next; without reasons: with the site's own verdict."""
-        fault_reasons = () if self.plan.fault == "second_group" else self.fault.reasons
-        found = set(reasons) or {*fault_reasons, *NORMS[self.plan.norm].reasons}
+        found = set(reasons) or {*self.fault.reasons, *NORMS[self.plan.norm].reasons}
         if self.in_between:
             found |= CROSSED if self.program.plan.capture == "plain" else {"collective_in_between"}
         label = f"site {self.index}{f' with {self.plan.fault}' if self.plan.fault else ''}"
@@ -227,7 +226,6 @@ class Site:
             # the bias of int8 products is int32: whether the residual takes this one is the pass's choice
             is_free = is_free or not found
             found |= {"quantisation", "bias_after_reduce"}
-        is_free = is_free or self.fault.is_free
         numerics = numerics or self.numerics
         self.expected.append(self.text.collective(Expectation(label, self.group, numerics, found, is_free)))
         return self.expected[-1]
@@ -285,7 +283,7 @@ class Site:
 
     def _bound_norm(self, norm: str, source: str) -> None:
         noise = self.text.ulps.get(source, 0.0)
-        is_fusable = self.fault.is_free or not self.fault.reasons
+        is_fusable = not self.fault.reasons
         self.text.ulps[norm] = (NORMS[self.plan.norm].ulps if is_fusable or noise else 0.0) + 2 * noise
 
     def _second_norm(self, source: str, normalise: Callable[[Site, str], str]) -> None:
