@@ -81,6 +81,11 @@ def has_product(site: SitePlan, plan: ProgramPlan, index: int) -> bool:
     return not LINEARS[site.linear].includes_reduce and not LINEARS[site.linear].is_vllm
 
 
+def keeps_product(site: SitePlan, plan: ProgramPlan, index: int) -> bool:
+    """The reduce writes to a tensor of its own."""
+    return has_product(site, plan, index) and not REDUCES[site.reduce].writes
+
+
 def is_float(site: SitePlan, plan: ProgramPlan, index: int) -> bool:
     return has_product(site, plan, index) and LINEARS[site.linear].scenario == "float"
 
@@ -133,9 +138,7 @@ FAULTS: dict[str, Fault] = {
     "partial_viewed": Fault(BAD_PARTIAL, has_product, product=hooks.also("torch.relu({}.view(-1))")),
     "partial_detached": Fault(BAD_PARTIAL, has_product, product=hooks.also("{}.detach().unsqueeze(0) + 1")),
     "partial_returned": Fault(
-        BAD_PARTIAL,
-        lambda s, p, i: has_product(s, p, i) and not REDUCES[s.reduce].writes,
-        product=hooks.returned,
+        BAD_PARTIAL, keeps_product, product=hooks.returned,
     ),
     "reduced_used": Fault(BAD_RESULT, reduced=hooks.also("{} * 2")),
     "reduced_viewed": Fault(BAD_RESULT, reduced=hooks.also("{}.view(-1)[1:] * 2")),
@@ -233,7 +236,7 @@ FAULTS: dict[str, Fault] = {
         (), is_float, lambda s: plain_linear(s) | {"bias": "linear", "linear": "addmm"}, bias=hooks.strided_bias,
     ),
     "strided_sum": Fault(
-        ("not_contiguous", "no_rms_norm"), is_three_dimensional, llama, whole=hooks.strided_sum,
+        ("not_contiguous",), is_three_dimensional, llama, whole=hooks.strided_sum,
         keeps_readers=False, is_chainable=False
     ),
     "bias_per_row": Fault(("bias_shape",), is_float, plain_linear, linear=hooks.bias_per_row),
@@ -304,7 +307,7 @@ FAULTS: dict[str, Fault] = {
             f"{p}.masked_fill({c.text.take(c.shape(), 'mask', torch.bool)}, 0.0)", "masked", p
         ),
     ),
-    "wide_then_sliced": Fault(("no_matmul",), has_product, plain_linear, linear=block_hooks.wide_then_sliced),
+    "wide_then_sliced": Fault(("no_matmul",), keeps_product, plain_linear, linear=block_hooks.wide_then_sliced),
     "rows_sliced": Fault(("no_matmul",), has_product, plain_linear, linear=block_hooks.rows_sliced),
     "concatenated": Fault(("no_matmul",), has_product, plain_linear, linear=block_hooks.concatenated),
     "embedding": Fault(("no_matmul",), has_product, plain_linear, linear=block_hooks.embedding),

@@ -211,7 +211,7 @@ def strided_weight(c: Site, x: str) -> str:
 def strided_sum(c: Site, y: str) -> tuple[str, str]:
     """A sum in the layout of images with their channels last."""
     other = c.text.let(f"{y}[:, :, None].clone(memory_format=torch.channels_last)", "strided", y)
-    total = c.add(other, c.text.let(f"{c.residual_input()}[:, :, None]", "residual"))
+    total = c.text.let(f"{other} + {c.residual_input()}[:, :, None]", "total", y)  # laid out like the first
     norm = norm_of("{wide}.pow(2).mean(-1, keepdim=True) + {epsilon}")(c, total)
     return tuple(c.text.let(f"{x}.reshape({sizes(c)})", "same", x) for x in (norm, total))  # type: ignore[return-value]
 

@@ -136,7 +136,10 @@ def _draw_site(rng: random.Random, plan: ProgramPlan, index: int, uses_vllm: boo
         dice=rng.randrange(1 << 16),
     )
     if rng.random() < 0.35:
-        fault = rng.choice([name for name, fault in FAULTS.items() if fault.applies(site, plan, index)])
+        fitting = [name for name, fault in FAULTS.items() if fault.applies(site, plan, index)]
+        if plan.dtype == "float32":
+            fitting = [name for name in fitting if "quantisation" not in FAULTS[name].reasons]
+        fault = rng.choice(fitting)
         site = replace(site, fault=fault)
         if FAULTS[fault].site is not None:
             site = replace(site, **FAULTS[fault].site(site))

@@ -278,7 +278,7 @@ class Site:
         return norm, total
 
     def _bound(self, total: str, reduced: str, residual: str) -> None:
-        noise = max(self.text.ulps.get(reduced, 0.0), self.text.ulps.get(residual, 0.0))
+        noise = max(self.text.ulps.get(x, 0.0) for x in (total, reduced, residual))
         self.text.ulps[total] = noise + 2 if noise else 0.0
 
     def _bound_norm(self, norm: str, source: str) -> None:
