@@ -25,6 +25,7 @@ from npu_fused_graph.passes.fx import (
     dtype_of,
     is_call,
     is_contiguous,
+    is_one,
     op_name,
     path_to,
     readers,
@@ -151,7 +152,11 @@ def _dtypes_agree(site: Site, around: Surroundings) -> Refusal | None:
 
 
 def _residual_has_full_shape(site: Site, around: Surroundings) -> Refusal | None:
-    if same_shape(shape_of(site.residual), shape_of(site.reduced)):
+    reduced, total = shape_of(site.reduced), shape_of(site.reduced)
+    if site.norm.addends is None:
+        total = shape_of(site.add)
+    lead = total[: max(len(total) - len(reduced), 0)]  # (m, n) + (1, m, n) moves no element
+    if same_shape(shape_of(site.residual), total) and same_shape((*lead, *reduced), total) and all(map(is_one, lead)):
         return None
     text = f"the residual {list(shape_of(site.residual))} is added to {list(shape_of(site.reduced))}"
     return refusals.ResidualBroadcast.at(site.add, text)

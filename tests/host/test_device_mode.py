@@ -128,12 +128,12 @@ said["bad"] = "[matmul_all_reduce_add_rms_norm] comm_turn: expected 0 (automatic
 
 def test_fusion_in_device_mode(site: Path, torchair_folder: Path) -> None:
     code = """
-backend = nfg.get_npu_backend(compiler_config=config)
+backend = nfg.get_npu_backend(compiler_config=config, min_rows=0)
 results = compiled(block, backend, x, r)
 eager = block(x, r)
 said["equal"] = [torch.allclose(a, b, atol=1e-2) for a, b in zip(results, eager)]
 said["graphs"] = graphs
-said["sites"] = [s.as_dict() for s in nfg.explain(block, x, r).sites]
+said["sites"] = [s.as_dict() for s in nfg.explain(block, x, r, min_rows=0).sites]
 """
     said = run(site, torchair_folder, code)
     assert said["equal"] == [True, True]
@@ -166,11 +166,11 @@ def test_what_cann_does_not_have_is_refused_and_the_model_still_compiles(
 ) -> None:
     options, reason, text = UNAVAILABLE[name]
     code = """
-backend = nfg.get_npu_backend(compiler_config=config)
+backend = nfg.get_npu_backend(compiler_config=config, min_rows=0)
 results = compiled(block, backend, x, r)
 said["equal"] = [torch.allclose(a, b, atol=1e-2) for a, b in zip(results, block(x, r))]
 said["graphs"] = graphs
-said["sites"] = [s.as_dict() for s in nfg.explain(block, x, r).sites]
+said["sites"] = [s.as_dict() for s in nfg.explain(block, x, r, min_rows=0).sites]
 said["error"] = error_of(compiled, lambda x, r: nfg.npu_mm_all_reduce_add_rms_norm(x, w, r, g, "0"), backend, x, r)
 """
     said = run(site, torchair_folder, code, **options)

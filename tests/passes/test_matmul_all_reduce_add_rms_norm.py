@@ -218,7 +218,14 @@ def stored_as_transpose(weight: Tensor, gamma: Tensor, x: Tensor, r: Tensor) -> 
     return llama_norm(y, gamma, 1e-6), y
 
 
-@pytest.mark.parametrize("block", [add_in_place, norm_of_flat_sum, dropout_in_eval, stored_as_transpose])
+def residual_of_higher_rank(weight: Tensor, gamma: Tensor, x: Tensor, r: Tensor) -> Any:
+    y = all_reduce_in_place(F.linear(x, weight)) + r.unsqueeze(0)
+    return llama_norm(y, gamma, 1e-6), y
+
+
+@pytest.mark.parametrize(
+    "block", [residual_of_higher_rank, add_in_place, norm_of_flat_sum, dropout_in_eval, stored_as_transpose]
+)
 @pytest.mark.parametrize("rank", [2, 3, 4])
 def test_also_fused(block: Callable[..., Any], rank: int) -> None:
     weight = torch.randn(32, 16).half()
