@@ -414,5 +414,3 @@ RULES: tuple[Rule, ...] = (
 
 ORDER_RULES: tuple[Rule, ...] = (Rule("L13", _collectives_keep_their_order),)
 """What rewriting other sites changes: asked right before a site is rewritten."""
-
-__all__ = ["ORDER_RULES", "RULES", "Rule", "Surroundings", "check", "late_operands", "lower_bound"]

@@ -33,7 +33,6 @@ def all_reduce_functional(x: Tensor) -> Tensor:
 
 NORMS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"llama": llama_norm, "torch": torch_norm}
 REDUCES: dict[str, Callable[[Tensor], Tensor]] = {"in_place": all_reduce_in_place, "functional": all_reduce_functional}
-LINEARS = ("linear", "linear_bias", "matmul", "mm", "addmm")
 
 
 class Block(nn.Module):
