@@ -19,6 +19,7 @@ _lock = RLock()
 _MODULES = (
     "matmul_all_reduce_add_rms_norm",
     "inplace_matmul_all_reduce_add_rms_norm",
+    "grouped_mat_mul_all_reduce",
     "trans_quant_param_v2",
     "aten",
 )

@@ -16,6 +16,7 @@ __all__ = [
     "explain",
     "get_npu_backend",
     "load_torchair",
+    "npu_grouped_mat_mul_all_reduce",
     "npu_mm_all_reduce_add_rms_norm",
     "npu_mm_all_reduce_add_rms_norm_",
     "npu_trans_quant_param",
@@ -31,6 +32,7 @@ _HOME = {
     "explain": "npu_fused_graph.fusion_report",
     "get_npu_backend": "npu_fused_graph.backend",
     "load_torchair": "npu_fused_graph.host",
+    "npu_grouped_mat_mul_all_reduce": "npu_fused_graph.ops.grouped_mat_mul_all_reduce",
     "npu_mm_all_reduce_add_rms_norm": "npu_fused_graph.ops.matmul_all_reduce_add_rms_norm",
     "npu_mm_all_reduce_add_rms_norm_": "npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm",
     "npu_trans_quant_param": "npu_fused_graph.ops.trans_quant_param_v2",
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
     from npu_fused_graph.fusion_report import explain as explain
     from npu_fused_graph.host import load_torchair as load_torchair
     from npu_fused_graph.ops._int4 import pack_int4 as pack_int4
+    from npu_fused_graph.ops.grouped_mat_mul_all_reduce import (
+        npu_grouped_mat_mul_all_reduce as npu_grouped_mat_mul_all_reduce,
+    )
     from npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm import (
         npu_mm_all_reduce_add_rms_norm_ as npu_mm_all_reduce_add_rms_norm_,
     )

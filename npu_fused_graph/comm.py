@@ -204,10 +204,17 @@ class Communicator:
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's ``x`` in rank order."""
+        return [x for (x,) in self.all_gather_lists([x])]
+
+    def all_gather_lists(self, xs: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Every rank's ``xs``, tensors of one dtype, in rank order and in one exchange."""
+        flat = torch.cat([x.flatten() for x in xs]) if len(xs) > 1 else xs[0].contiguous().view(-1)
         if self._alone:
-            return [x.clone(memory_format=torch.contiguous_format) for _ in self.ranks]
-        mesh = self._start("all_gather", x)
-        return list(mesh.gather("all_gather", x.contiguous()).unbind(0))
+            rows = flat.expand(self.size, -1).clone()
+        else:
+            rows = self._start("all_gather", *xs).gather("all_gather", flat)
+        sizes = [x.numel() for x in xs]
+        return [[part.view(x.shape) for part, x in zip(row.split(sizes), xs, strict=True)] for row in rows]
 
     def all_gather_rows(self, x: Tensor, rows: list[int] | None = None) -> Tensor:
         """The ranks' ``x`` one after the other along dim 0; rank r has ``rows[r]`` rows (default: all the same)."""

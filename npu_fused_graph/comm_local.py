@@ -72,6 +72,10 @@ class LocalRank:
         """Every rank's ``x`` in rank order."""
         return self._group.exchange(self.rank, x)
 
+    def all_gather_lists(self, xs: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Every rank's ``xs`` in rank order."""
+        return self._group.exchange(self.rank, list(xs))
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the ranks, in float32 or wider, rounded once to ``x``'s dtype."""
         parts = self._group.exchange(self.rank, x)

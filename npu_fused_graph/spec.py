@@ -5,7 +5,7 @@ GE order and GE names rule; ``py`` gives the Python name where the requirement u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,10 +25,11 @@ class TensorSpec:
     """One input or output.
 
     name: GE's. dims: allowed shapes, each as axis names ("m k"); an axis means the same size everywhere in the op, and
-    a number means itself.
+    a number means itself. The tensors of a dynamic input have sizes of their own, which constraints check.
     like: an output that takes shape and dtype of that input; an output named like an input is that input, written in
     place. contiguous: "required", "transposable" (the last two axes may be swapped) or "any". packed: dtype of the
-    elements that Python hands over packed, eight in an int32 along the axis that is stored last.
+    elements that Python hands over packed, eight in an int32 along the axis that is stored last. is_omissible: a
+    dynamic input that Python may leave out. is_constant: a list of ints in Python, in GE an int64 Const.
     """
 
     name: str
@@ -38,21 +39,31 @@ class TensorSpec:
     like: str = ""
     contiguous: Literal["required", "transposable", "any"] = "required"
     packed: str = ""
+    is_omissible: bool = False
+    is_constant: bool = False
     doc: str = ""
 
     @property
     def python_name(self) -> str:
         return self.py or self.name
 
+    @property
+    def may_be_none(self) -> bool:
+        return self.kind == "optional" or self.is_omissible
+
 
 @dataclass(frozen=True, slots=True)
 class AttrSpec:
-    """One attribute in GE order. default None = required. py: Python's name; "" = GE's; None = not in Python."""
+    """One attribute in GE order. default None = required. py: Python's name; "" = GE's; None = not in Python.
+
+    is_nullable: Python may pass None for the default.
+    """
 
     name: str
     type: AttrType
     default: str | int | float | bool | None = None
     py: str | None = ""
+    is_nullable: bool = False
     doc: str = ""
 
     @property
@@ -82,10 +93,22 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One use of an op: facts of its tensors (None = absent) and attribute values, by Python name."""
+    """One use of an op by Python name: facts of its tensors (None = absent), values of its other arguments.
+
+    lists: facts of the tensors of each dynamic input; () = absent.
+    """
 
     tensors: Mapping[str, TensorFacts | None]
     attrs: Mapping[str, Any]
+    lists: Mapping[str, tuple[TensorFacts, ...]] = field(default_factory=dict)
+
+    def facts(self, tensor: TensorSpec) -> Iterator[tuple[str, TensorFacts]]:
+        """(name for error texts, facts) of every tensor that was passed as ``tensor``."""
+        name = tensor.python_name
+        one = self.tensors.get(name)
+        if one is not None:
+            yield name, one
+        yield from ((f"{name}[{i}]", facts) for i, facts in enumerate(self.lists.get(name, ())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +143,15 @@ class OpSpec:
 
     # -- derived -------------------------------------------------------------------------------------------
 
-    def input(self, python_name: str) -> TensorSpec:
-        return next(t for t in self.inputs if t.python_name == python_name)
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The inputs that are tensors in Python, too."""
+        return tuple(t for t in self.inputs if not t.is_constant)
+
+    @property
+    def communicator(self) -> str:
+        """Python name of the argument that names the process group."""
+        return next(a.python_name or a.name for a in self.attrs if a.name == "group")
 
     @property
     def mutated(self) -> tuple[str, ...]:
@@ -139,13 +169,14 @@ class OpSpec:
             if name == "*":
                 arguments.append("*")
             elif name in tensors:
-                kind = tensors[name].kind
-                text = {"required": f"Tensor{alias.get(name, '')}", "optional": "Tensor?", "dynamic": "Tensor[]"}[kind]
-                arguments.append(f"{text} {name}" + ("=None" if kind == "optional" else ""))
+                tensor = tensors[name]
+                text = "int[]" if tensor.is_constant else f"Tensor{alias.get(name, '')}"
+                text += "[]" * (tensor.kind == "dynamic")
+                arguments.append(f"{text}? {name}=None" if tensor.may_be_none else f"{text} {name}")
             else:
                 attr = attrs[name]
                 default = "" if attr.default is None else f"={attr.default!r}"
-                arguments.append(f"{_SCHEMA_TYPES[attr.type]} {name}{default}")
+                arguments.append(f"{_SCHEMA_TYPES[attr.type]}{'?' * attr.is_nullable} {name}{default}")
         returns = [
             f"Tensor{alias.get(t.python_name, '')}{'[]' if t.kind == 'dynamic' else ''} {t.python_name}"
             for t in self.outputs
@@ -198,7 +229,7 @@ class OpSpec:
         if size not in self.group_sizes:
             *most, last = map(str, self.group_sizes)
             raise argument_error(
-                self.stem, "hcom", f"a group of {', '.join(most)} or {last} ranks", f"{name!r} with {size}",
+                self.stem, self.communicator, f"a group of {', '.join(most)} or {last} ranks", f"{name!r} with {size}",
                 "Use another tensor-parallel size.",
             )  # fmt: skip
 
@@ -230,17 +261,18 @@ class OpSpec:
         return sizes
 
     def _check_layout(self, call: Call) -> None:
-        for tensor in self.inputs:
-            facts = call.tensors.get(tensor.python_name)
-            if facts is None or facts.is_contiguous or tensor.contiguous == "any":
-                continue
-            if tensor.contiguous == "transposable":
-                if facts.is_transposed:
+        for tensor in self.tensors:
+            for name, facts in call.facts(tensor):
+                if facts.is_contiguous or tensor.contiguous == "any":
                     continue
-                expected = "a contiguous tensor or the transpose of its last two dims"
-            else:
-                expected = "a contiguous tensor"
-            raise argument_error(self.stem, tensor.python_name, expected, "other strides", "Call .contiguous() on it.")
+                if tensor.contiguous == "transposable":
+                    if facts.is_transposed:
+                        continue
+                    expected = "a contiguous tensor or the transpose of its last two dims"
+                else:
+                    expected = "a contiguous tensor"
+                got = "the transpose of one" if facts.is_transposed else "other strides"
+                raise argument_error(self.stem, name, expected, got, "Call .contiguous() on it.")
 
 
 def _shape_cure(tensor: TensorSpec, facts: TensorFacts, axis: str, known: Any) -> str:

@@ -3,7 +3,8 @@
 ``DIR/run.json``: the command, the seed, versions. Per rank a folder ``DIR/rank_<r>`` (``process_<pid>`` without a
 process group) with three files per call, numbered in order: ``<n>_<op>.inputs.safetensors``, written before the
 call; ``<n>_<op>.outputs.safetensors``; ``<n>_<op>.json``, written last: op, attributes, group, and of each input
-dtype, shape and whether the file holds its transpose. Names are those of the operator's Python arguments.
+dtype, shape and whether the file holds its transpose. Names are those of the operator's Python arguments; the tensors
+of a list ``x`` are ``x.0``, ``x.1``, ..., its facts a list.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,8 @@ class Recorder:
         folder.mkdir(exist_ok=True)
         place = folder / f"{self._numbers[folder]:05d}_{call.spec.stem}"
         self._numbers[folder] += 1
-        tensors = {name: x for name, x in call.tensors.items() if x is not None}
-        _save({name: _stored(x) for name, x in tensors.items()}, _file(place, "inputs"))
-        facts = {
+        _save({name: _stored(x) for name, x in _flat(call.tensors)}, _file(place, "inputs"))
+        facts: dict[str, Any] = {
             "format": FORMAT,
             "op": call.spec.stem,
             "ge_type": call.spec.ge_type,
@@ -48,13 +49,14 @@ class Recorder:
             "rank": rank,
             "group": self._group(call),
             "attrs": dict(call.attrs),
-            "inputs": {name: None if x is None else _facts(x) for name, x in call.tensors.items()},
+            "inputs": {name: _facts(x) for name, x in call.tensors.items()},
             "outputs": [o.python_name for o in call.spec.outputs],
         }
 
-        def finish(results: tuple[Tensor, ...]) -> None:
-            named = zip(call.spec.outputs, results, strict=True)
-            _save({o.python_name: x.contiguous() for o, x in named}, _file(place, "outputs"))
+        def finish(results: tuple[Any, ...]) -> None:
+            named = dict(_flat(dict(zip(facts["outputs"], results, strict=True))))
+            _save({name: x.contiguous() for name, x in named.items()}, _file(place, "outputs"))
+            facts["outputs"] = list(named)
             place.with_suffix(".json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
         return finish
@@ -84,6 +86,15 @@ def _save(tensors: dict[str, Tensor], file: str) -> None:
     save_file(tensors, file)
 
 
+def _flat(tensors: Mapping[str, Tensor | Sequence[Tensor] | None]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of what is there, those of lists one by one."""
+    for name, x in tensors.items():
+        if isinstance(x, Tensor):
+            yield name, x
+        elif x is not None:
+            yield from ((f"{name}.{i}", part) for i, part in enumerate(x))
+
+
 def _is_transposed(x: Tensor) -> bool:
     return not x.is_contiguous() and x.dim() >= 2 and x.transpose(-1, -2).is_contiguous()
 
@@ -93,7 +104,11 @@ def _stored(x: Tensor) -> Tensor:
     return (x.transpose(-1, -2) if _is_transposed(x) else x).detach().contiguous()
 
 
-def _facts(x: Tensor) -> dict[str, Any]:
+def _facts(x: Tensor | Sequence[Tensor] | None) -> Any:
+    if x is None:
+        return None
+    if not isinstance(x, Tensor):
+        return [_facts(part) for part in x]
     dtype = str(x.dtype).removeprefix("torch.")
     return {"dtype": dtype, "shape": list(x.shape), "is_transposed": _is_transposed(x)}
 
@@ -122,14 +137,22 @@ class RecordedCall:
 
     def arguments(self) -> dict[str, Any]:
         """Tensors and attributes by Python name, as the operator was called."""
-        present = [name for name, facts in self._inputs.items() if facts is not None]
-        tensors: dict[str, Any] = dict.fromkeys(self._inputs)
-        for name, stored in zip(present, self._load("inputs", present), strict=True):
-            tensors[name] = stored.transpose(-1, -2) if self._inputs[name]["is_transposed"] else stored
+        names: dict[str, Any] = {}
+        for name, facts in self._inputs.items():
+            names |= {f"{name}.{i}": f for i, f in enumerate(facts)} if isinstance(facts, list) else {name: facts}
+        present = {name: facts for name, facts in names.items() if facts is not None}
+        loaded = dict(zip(present, self._load("inputs", list(present)), strict=True))
+        for name, facts in present.items():
+            if facts["is_transposed"]:
+                loaded[name] = loaded[name].transpose(-1, -2)
+        tensors: dict[str, Any] = {
+            name: [loaded[f"{name}.{i}"] for i in range(len(facts))] if isinstance(facts, list) else loaded.get(name)
+            for name, facts in self._inputs.items()
+        }
         return {**tensors, **self.attrs}
 
     def outputs(self) -> list[Tensor]:
-        """The results, in GE order."""
+        """The results, in GE order, those of a list one by one."""
         return self._load("outputs", self._outputs)
 
     def _load(self, what: str, names: list[str]) -> list[Tensor]:

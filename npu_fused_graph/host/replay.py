@@ -149,7 +149,7 @@ def _engine(module: Any, arguments: Arguments) -> Results | None:
     op = packet.functional if spec.mutated else packet.default
     graphs = []
     for name, given in zip(names, arguments, strict=True):
-        call = OneOperator(op, (), {**given, "hcom": name} if spec.group_sizes else given)
+        call = OneOperator(op, (), {**given, spec.communicator: name} if spec.group_sizes else given)
         graphs.append((call.tensors, call.compile()))
 
     def run(rank: LocalRank, given: Mapping[str, Any]) -> Any:
@@ -181,7 +181,9 @@ def _each_rank(
 
 
 def _wanted(function: Callable[..., Any], arguments: Mapping[str, Any], rank: LocalRank) -> dict[str, Any]:
-    offered = {**arguments, "gather": rank.all_gather, "all_reduce": rank.all_reduce}
+    offered = {
+        **arguments, "gather": rank.all_gather, "gather_lists": rank.all_gather_lists, "all_reduce": rank.all_reduce
+    }  # fmt: skip
     return {name: value for name, value in offered.items() if name in inspect.signature(function).parameters}
 
 

@@ -7,7 +7,12 @@ from importlib import import_module
 
 from npu_fused_graph.spec import OpSpec
 
-STEMS = ("matmul_all_reduce_add_rms_norm", "inplace_matmul_all_reduce_add_rms_norm", "trans_quant_param_v2")
+STEMS = (
+    "matmul_all_reduce_add_rms_norm",
+    "inplace_matmul_all_reduce_add_rms_norm",
+    "grouped_mat_mul_all_reduce",
+    "trans_quant_param_v2",
+)
 """Every operator; adding one here is what makes it exist everywhere."""
 
 

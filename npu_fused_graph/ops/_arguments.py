@@ -17,15 +17,21 @@ _NO_NUMBER = (str, bytes, list, tuple, dict, type(None), Tensor)
 def check_types(spec: OpSpec, arguments: Mapping[str, Any]) -> None:
     """Raise InvalidArgumentError for the first argument, by Python name, of a type the operator does not take."""
     for tensor in spec.inputs:
-        value = arguments[tensor.python_name]
-        if not isinstance(value, Tensor) and not (value is None and tensor.kind == "optional"):
-            raise argument_error(
-                spec.stem, tensor.python_name, "a tensor", type(value).__name__, "Make it one with torch.as_tensor."
-            )
+        name, value = tensor.python_name, arguments[tensor.python_name]
+        if value is None and tensor.may_be_none:
+            continue
+        if tensor.is_constant:
+            _check_ints(spec, name, value)
+        elif tensor.kind == "dynamic":
+            _check_tensors(spec, name, value)
+        elif not isinstance(value, Tensor):
+            raise argument_error(spec.stem, name, "a tensor", type(value).__name__, "Make it one with torch.as_tensor.")
     for attr in spec.attrs:
         if attr.python_name is None:
             continue
         value = arguments[attr.python_name]
+        if value is None and attr.is_nullable:
+            continue
         if attr.type == "String":
             if not isinstance(value, str):
                 cure = "For a process group pass its group_name." if attr.name == "group" else "Pass its name."
@@ -35,3 +41,22 @@ def check_types(spec: OpSpec, arguments: Mapping[str, Any]) -> None:
             if isinstance(value, wrong):
                 expected = {"Int": "an int", "Float": "a float", "Bool": "a bool"}[attr.type]
                 raise argument_error(spec.stem, attr.python_name, expected, repr(value), "Pass a number.")
+
+
+def _check_tensors(spec: OpSpec, name: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)):
+        cure = "Put it into a list." if isinstance(value, Tensor) else "Pass a list."
+        raise argument_error(spec.stem, name, "a list of tensors", type(value).__name__, cure)
+    for i, x in enumerate(value):
+        if not isinstance(x, Tensor):
+            cure = "Make it one with torch.as_tensor."
+            raise argument_error(spec.stem, f"{name}[{i}]", "a tensor", type(x).__name__, cure)
+
+
+def _check_ints(spec: OpSpec, name: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)):
+        cure = "Call .tolist() on it." if hasattr(value, "tolist") else "Pass a list."
+        raise argument_error(spec.stem, name, "a list of ints", type(value).__name__, cure)
+    for i, x in enumerate(value):
+        if isinstance(x, (*_NO_NUMBER, float, bool)):
+            raise argument_error(spec.stem, f"{name}[{i}]", "an int", repr(x), "Pass a number.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +16,23 @@ from npu_fused_graph.spec import OpSpec
 class OpCall:
     """One execution of an operator.
 
-    tensors, attrs: arguments by Python name; tensors may be written by the call. group: of a communicating operator.
-    node: name of the GE node, "" for an eager call.
+    tensors, attrs: arguments by Python name; tensors may be written by the call, a dynamic input is a list. group: of a
+    communicating operator. node: name of the GE node, "" for an eager call.
     """
 
     spec: OpSpec
-    tensors: Mapping[str, Tensor | None]
+    tensors: Mapping[str, Tensor | Sequence[Tensor] | None]
     attrs: Mapping[str, Any]
     group: dist.ProcessGroup | None
     node: str = ""
 
 
-Finish = Callable[[tuple[Tensor, ...]], None]
+Finish = Callable[[tuple[Any, ...]], None]
 
 Listener = Callable[[OpCall], Finish | None]
 
 listeners: list[Listener] = []
-"""Called before an operator runs; what they return is called with its results, in GE order."""
+"""Called before an operator runs; what they return is called with its outputs in GE order, a dynamic one as a list."""
 
 
 def observed(call: Callable[[], OpCall], run: Callable[[], Any]) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from npu_fused_graph import comm
-from npu_fused_graph.errors import CommunicationError, argument_error
+from npu_fused_graph.errors import CommunicationError, UnsupportedDeviceError, argument_error
 from npu_fused_graph.ops import STEMS, _ascend
 from npu_fused_graph.ops._calls import OpCall, observed
 from npu_fused_graph.ops._int4 import packed_axis
@@ -133,6 +133,8 @@ class _Overload:
         library.impl(qualified, self.autograd, "Autograd", with_keyset=True)
         library.impl(qualified, self.cpu, "CPU")
         library.impl(qualified, self.npu, "PrivateUse1")
+        if all(t.kind != "required" for t in self.spec.inputs):
+            library.impl(qualified, self.elsewhere, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{qualified}", self.fake, lib=self.library)
 
     # -- implementations -------------------------------------------------------------------------------------
@@ -142,9 +144,11 @@ class _Overload:
         given = dict(arguments)
         group = None
         if self.spec.group_sizes:
-            group = comm.resolve(arguments["hcom"])
+            name = arguments[self.spec.communicator]
+            group = comm.resolve(name)
             _ascend.check_group(self.spec, group)
-            arguments["gather"] = comm.communicator(arguments["hcom"]).all_gather
+            peer = comm.communicator(name)
+            arguments |= {"gather": peer.all_gather, "gather_lists": peer.all_gather_lists}
         with torch._C._DisableAutocast():  # the roundings are the kernel's, whatever surrounds the call
             results = observed(
                 lambda: self._description(given, group), lambda: self._call(self.module.reference, arguments)
@@ -156,21 +160,29 @@ class _Overload:
         _ascend.check_device(self.spec, self._tensors(arguments))
         native = _ascend.native_op(self.spec)
         if self.spec.group_sizes:
-            group = comm.resolve(arguments["hcom"])
+            name = arguments[self.spec.communicator]
+            group = comm.resolve(name)
             _ascend.check_group(self.spec, group)
             arguments["all_reduce"] = functools.partial(_all_reduce, group=group)
             if native is not None:
-                arguments["hcom"] = _ascend.hccl_name(group, arguments["hcom"])
+                arguments[self.spec.communicator] = _ascend.hccl_name(group, name)
         with torch._C._DisableAutocast():
             if native is None:
                 return self._results(arguments, self._call(self.module.decompose, arguments))
             names = [a.name for a in native._schema.arguments]
             return self._results(arguments, native(**{name: arguments[name] for name in names if name in arguments}))
 
+    def elsewhere(self, *args: Any, **kwargs: Any) -> Any:
+        """Where the dispatcher goes with lists that are empty, so that our check refuses them."""
+        name, tensor = next(self._tensors(self._checked(args, kwargs)))
+        raise UnsupportedDeviceError(
+            f"[{self.spec.stem}] {name}: expected a tensor on an NPU or CPU, got one on {tensor.device}. Move it."
+        )
+
     def fake(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._checked(args, kwargs)
         if self.spec.group_sizes:
-            self._check_group_if_known(arguments["hcom"])
+            self._check_group_if_known(arguments[self.spec.communicator])
         if hasattr(self.module, "fake"):
             return self._call(self.module.fake, arguments)
         outputs = tuple(
@@ -201,6 +213,8 @@ class _Overload:
         arguments = dict(bound.arguments)
         if self.transposed:
             arguments[self.transposed] = arguments[self.transposed].transpose(-1, -2)
+        defaults = {a.python_name: a.default for a in self.spec.attrs if a.is_nullable}
+        arguments |= {name: default for name, default in defaults.items() if name and arguments[name] is None}
         self.spec.check(facts_of(self.spec, arguments))
         return arguments
 
@@ -214,9 +228,11 @@ class _Overload:
         for name, value in arguments.items():
             if isinstance(value, Tensor):
                 yield name, value
+            elif isinstance(value, (list, tuple)):
+                yield from ((f"{name}[{i}]", x) for i, x in enumerate(value) if isinstance(x, Tensor))
 
     def _description(self, arguments: dict[str, Any], group: torch.distributed.ProcessGroup | None) -> OpCall:
-        names = {t.python_name for t in self.spec.inputs}
+        names = {t.python_name for t in self.spec.tensors}
         tensors = {name: value for name, value in arguments.items() if name in names}
         attrs = {name: value for name, value in arguments.items() if name not in names}
         return OpCall(self.spec, tensors, attrs, group)
@@ -274,14 +290,18 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 def facts_of(spec: OpSpec, arguments: dict[str, Any]) -> Call:
     """The facts checks work on, from torch arguments by Python name."""
-    names = {t.python_name for t in spec.inputs}
-    tensors = {name: None if arguments.get(name) is None else tensor_facts(arguments[name]) for name in names}
-    for tensor in spec.inputs:
-        value = arguments.get(tensor.python_name)
+    tensors: dict[str, TensorFacts | None] = {}
+    lists: dict[str, tuple[TensorFacts, ...]] = {}
+    for tensor in spec.tensors:
+        name, value = tensor.python_name, arguments.get(tensor.python_name)
+        if tensor.kind == "dynamic":
+            lists[name] = tuple(map(tensor_facts, value or ()))
+            continue
+        tensors[name] = None if value is None else tensor_facts(value)
         if tensor.packed and value is not None and value.dtype is torch.int32 and value.dim() == 2:
             k = arguments[spec.inputs[0].python_name].shape[-1]
-            tensors[tensor.python_name] = _unpacked_facts(value, tensor.packed, packed_axis(value, k))
-    return Call(tensors, {k: v for k, v in arguments.items() if k not in names})
+            tensors[name] = _unpacked_facts(value, tensor.packed, packed_axis(value, k))
+    return Call(tensors, {k: v for k, v in arguments.items() if k not in tensors and k not in lists}, lists)
 
 
 def _unpacked_facts(x: Tensor, dtype: str, axis: int) -> TensorFacts:
@@ -312,7 +332,7 @@ def _signature(spec: OpSpec) -> inspect.Signature:
             kind = inspect.Parameter.KEYWORD_ONLY
             continue
         default: Any = inspect.Parameter.empty
-        if name in tensors and tensors[name].kind == "optional":
+        if name in tensors and tensors[name].may_be_none:
             default = None
         elif name in attrs and attrs[name].default is not None:
             default = attrs[name].default

@@ -6,8 +6,7 @@ scenarios: floating point (A16W16), full quantisation (A8W8) and weight-only qua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,14 +14,13 @@ from torch import Tensor
 from npu_fused_graph.errors import warn_once
 from npu_fused_graph.ops._arguments import check_types
 from npu_fused_graph.ops._int4 import packed_axis, unpacked_int4
+from npu_fused_graph.ops._reduction import Gather, ReduceMode, row_chunks, sum_ranks
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_constraints import CONSTRAINTS
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_exact import exact as exact
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_samples import samples as samples
 from npu_fused_graph.ops.trans_quant_param_v2 import unpack_quant_param
 from npu_fused_graph.spec import AttrSpec, DTypeRow, OpSpec, TensorSpec
 
-CHUNK_BYTES = 16 << 20
-"""Size of the reference's accumulator: one chunk of rows. What the ranks gather is at most half of it per rank."""
 EXACT_K = 1024
 """Products of int8 whose sum float32 holds without rounding: 2**24 / 2**14."""
 
@@ -169,9 +167,6 @@ def npu_mm_all_reduce_add_rms_norm(
 
 # -- reference ----------------------------------------------------------------------------------------------
 
-ReduceMode = Literal["once", "seq"]
-Gather = Callable[[Tensor], list[Tensor]]
-
 
 def reference(
     x1: Tensor,
@@ -210,9 +205,9 @@ def reference(
             weight = antiquantised(weight, antiquant_scale, antiquant_offset, antiquant_group_size)
         product = _float_product(weight, bias)
     flat = [t.view(rows, t.size(-1)) for t in (x1, residual, y, norm_out)]
-    for first, last in _chunks(rows, n):
+    for first, last in row_chunks(rows, n):
         x, r, out_y, out_norm = (t[first:last] for t in flat)
-        reduced = _sum_ranks(gather(product(x)), mode)
+        reduced = sum_ranks(gather(product(x)), mode)
         out_y.copy_(reduced.float().add_(r.float()))
         out_norm.copy_(_rms_norm(out_y, gamma, epsilon))
     return y, norm_out
@@ -269,21 +264,6 @@ def antiquantised(x2: Tensor, scale: Tensor, offset: Tensor | None, group_size: 
     if offset is not None:
         wide = wide + per_row(offset)
     return (wide * per_row(scale)).to(scale.dtype)
-
-
-def _chunks(rows: int, n: int) -> Iterator[tuple[int, int]]:
-    size = max(1, CHUNK_BYTES // (4 * n))
-    for first in range(0, rows, size):
-        yield first, min(first + size, rows)
-
-
-def _sum_ranks(partials: list[Tensor], mode: ReduceMode) -> Tensor:
-    total = partials[0].float()
-    for partial in partials[1:]:
-        total = total + partial.float()
-        if mode == "seq":
-            total = total.to(partial.dtype).float()
-    return total.to(partials[0].dtype)
 
 
 def _rms_norm(y: Tensor, gamma: Tensor, epsilon: float) -> Tensor:

@@ -10,9 +10,16 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from npu_fused_graph.errors import argument_error, warn_once
+from npu_fused_graph.ops._communicating import (
+    INT32_MAX,
+    automatic_turns,
+    exceeds,
+    named_communicator,
+    one_device,
+    only_sums,
+)
 from npu_fused_graph.spec import Call, Constraint, OpSpec, TensorFacts
 
-_INT32_MAX = 2**31 - 1
 _UINT16_MAX = 2**16 - 1
 _FLOATS = ("float16", "bfloat16")
 _QUANT_INPUTS = ("antiquant_scale", "antiquant_offset", "dequant_scale")
@@ -66,14 +73,7 @@ def _expect_dtype(spec: OpSpec, call: Call, name: str, allowed: tuple[str, ...],
 
 
 def _check_limit(spec: OpSpec, text: str, size: Any, limit: int) -> None:
-    """A limit no real size reaches must not become a guard, and a size may not be known before the graph runs."""
-    if isinstance(size, int):
-        is_over = size > limit
-    else:
-        from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
-
-        is_over = statically_known_true(size > limit) if limit == _INT32_MAX else guard_or_false(size > limit)
-    if is_over:
+    if exceeds(size, limit):
         raise argument_error(spec.stem, "x1, x2", f"{text} of at most {limit}", size, "Split the problem.")
 
 
@@ -122,39 +122,11 @@ def _a33_k(spec: OpSpec, call: Call) -> None:
         raise argument_error(spec.stem, "x1", "k of at least 1", "k = 0", "There is nothing to multiply.")
 
 
-def _a35_reduce_op(spec: OpSpec, call: Call) -> None:
-    if call.attrs["reduce_op"] != "sum":
-        raise argument_error(spec.stem, "reduce_op", "'sum'", repr(call.attrs["reduce_op"]), "Only sums are reduced.")
-
-
-def _a36_comm_turn(spec: OpSpec, call: Call) -> None:
-    if call.attrs["comm_turn"] != 0:
-        raise argument_error(spec.stem, "comm_turn", "0 (automatic)", call.attrs["comm_turn"], "Leave it out.")
-
-
 def _a37_epsilon(spec: OpSpec, call: Call) -> None:
     if not 0 < call.attrs["epsilon"] < 1:
         raise argument_error(
             spec.stem, "epsilon", "a number in (0, 1)", call.attrs["epsilon"], "Usual are 1e-5 and 1e-6."
         )
-
-
-def _a38_hcom(spec: OpSpec, call: Call) -> None:
-    hcom = call.attrs["hcom"]
-    if not isinstance(hcom, str) or not 0 < len(hcom.encode()) <= 127:
-        raise argument_error(
-            spec.stem, "hcom", "a communicator name of 1 to 127 bytes", repr(hcom),
-            "Pass the group's c10d name or get_hccl_comm_name(rank).",
-        )  # fmt: skip
-
-
-def _a42_devices(spec: OpSpec, call: Call) -> None:
-    device = _tensor(call, "x1").device
-    for name, facts in call.tensors.items():
-        if facts is not None and facts.device != device:
-            raise argument_error(
-                spec.stem, name, f"a tensor on {device} (the device of x1)", f"one on {facts.device}", "Move it."
-            )
 
 
 # -- float ---------------------------------------------------------------------------------------------------
@@ -175,7 +147,7 @@ def _a32_float_sizes(spec: OpSpec, call: Call) -> None:
     if scenario(call) == "float":
         k, n = _k_n(call)
         for name, size in (("b * s", _rows(call)), ("k", k), ("n", n)):
-            _check_limit(spec, name, size, _INT32_MAX)
+            _check_limit(spec, name, size, INT32_MAX)
 
 
 # -- full quantisation ---------------------------------------------------------------------------------------
@@ -231,7 +203,7 @@ def _a23_full_sizes(spec: OpSpec, call: Call) -> None:
     k, n = _k_n(call)
     last, name = (k, "k") if _tensor(call, "x2").is_transposed else (n, "n")
     for text, size, limit in (
-        ("b * s", _rows(call), _INT32_MAX),
+        ("b * s", _rows(call), INT32_MAX),
         ("k", k, _UINT16_MAX),
         (f"{name}, the axis of x2 that is stored last,", last, _UINT16_MAX),
     ):
@@ -248,7 +220,7 @@ def _is_weight_only(call: Call) -> bool:
 def _a24_weight_only_sizes(spec: OpSpec, call: Call) -> None:
     if _is_weight_only(call):
         k, n = _k_n(call)
-        for text, size, limit in (("b * s", _rows(call), _INT32_MAX), ("k", k, _UINT16_MAX), ("n", n, _UINT16_MAX)):
+        for text, size, limit in (("b * s", _rows(call), INT32_MAX), ("k", k, _UINT16_MAX), ("n", n, _UINT16_MAX)):
             _check_limit(spec, text, size, limit)
 
 
@@ -282,7 +254,7 @@ def _a29_group_size(spec: OpSpec, call: Call) -> None:
     size = call.attrs["antiquant_group_size"]
     if _is_weight_only(call) and size != 0:
         k = _k_n(call)[0]
-        if size % 32 or not 32 <= size <= _INT32_MAX or size >= k:
+        if size % 32 or not 32 <= size <= INT32_MAX or size >= k:
             raise argument_error(
                 spec.stem, "antiquant_group_size", f"0, or a multiple of 32 in [32, k - 1] with k={k}", size,
                 "Leave it out for scales per tensor or per channel.",
@@ -334,9 +306,9 @@ CONSTRAINTS = (
     Constraint("A31", _a31_group_size_unused),
     Constraint("A32", _a32_float_sizes),
     Constraint("A33", _a33_k),
-    Constraint("A35", _a35_reduce_op),
-    Constraint("A36", _a36_comm_turn),
+    Constraint("A35", only_sums),
+    Constraint("A36", automatic_turns),
     Constraint("A37", _a37_epsilon),
-    Constraint("A38", _a38_hcom),
-    Constraint("A42", _a42_devices),
+    Constraint("A38", named_communicator),
+    Constraint("A42", one_device),
 )

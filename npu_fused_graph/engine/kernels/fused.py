@@ -11,13 +11,15 @@ from torch import Tensor
 
 from npu_fused_graph.comm import communicator
 from npu_fused_graph.engine.kernels._checks import require
-from npu_fused_graph.engine.registry import kernel
-from npu_fused_graph.errors import UnsupportedOpError
+from npu_fused_graph.engine.registry import Ints, kernel
+from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError
 from npu_fused_graph.ir.graph import Node
+from npu_fused_graph.ops import grouped_mat_mul_all_reduce as grouped
 from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as in_place
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as mm_ar_norm
 from npu_fused_graph.ops import trans_quant_param_v2 as quant_param
 from npu_fused_graph.ops._calls import OpCall, observed
+from npu_fused_graph.ops._register import facts_of
 
 
 @kernel("MatmulAllReduceAddRmsNorm", ignored=("comm_turn",), pure=False)
@@ -77,6 +79,40 @@ def matmul_all_reduce_add_rms_norm(
 kernel("InplaceMatmulAllReduceAddRmsNorm", ignored=("comm_turn",), mutates=("residual",), pure=False)(
     matmul_all_reduce_add_rms_norm
 )
+
+
+@kernel("GroupedMatMulAllReduce", ignored=("commTurn",), pure=False)
+def grouped_mat_mul_all_reduce(
+    x: list[Tensor],
+    weight: list[Tensor],
+    bias: list[Tensor],
+    group_list: Ints | None = None,
+    *,
+    splitItem: int = 0,
+    group: str,
+    reduceOp: str = "sum",
+    node: Node,
+) -> tuple[list[Tensor]]:
+    if any(w.dim() != 2 for w in weight):
+        raise _unsupported(node, "weights (k, n)", [list(w.shape) for w in weight])
+    lists = {"x": x, "weight": weight, "bias": [] if len(bias) == 1 and not bias[0].numel() else bias}
+    tensors: dict[str, Any] = {name: [t.contiguous() for t in given] for name, given in lists.items()}  # GE's are dense
+    attributes = {
+        "hcomm": group, "group_list": group_list, "split_item": splitItem, "reduce_op": reduceOp, "comm_turn": 0
+    }  # fmt: skip
+    try:
+        grouped.SPEC.check(facts_of(grouped.SPEC, {**tensors, **attributes}))
+    except InvalidArgumentError as error:
+        raise UnsupportedOpError(f"[engine] {node.name} ({node.type}): {str(error).partition('] ')[2]}") from None
+    peer = communicator(group)
+    grouped.SPEC.check_group(group, peer.size)
+    results: list[Tensor] = observed(
+        lambda: OpCall(grouped.SPEC, tensors, attributes, peer.group, node.name),
+        lambda: grouped.reference(
+            **tensors, group_list=group_list, split_item=splitItem, gather_lists=peer.all_gather_lists
+        ),
+    )
+    return (results,)
 
 
 @kernel("TransQuantParamV2", specialise=require("TransQuantParamV2", round_mode=(0, 1)))

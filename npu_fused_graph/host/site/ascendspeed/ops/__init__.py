@@ -1,0 +1,5 @@
+"""Operators of this project under AscendSpeed's names; other modules come from an installed AscendSpeed."""
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)
