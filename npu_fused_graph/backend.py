@@ -32,6 +32,7 @@ def get_npu_backend(
     numerics: Numerics = "same_rounding",
     min_rows: int | None = None,
     in_place: bool = False,
+    grouped: bool = False,
     compare_ranks: bool = False,
     passes: Sequence[Pass] = DEFAULT_PASSES,
     on_sites: Callable[[list[FusionSite]], None] | None = None,
@@ -43,11 +44,12 @@ def get_npu_backend(
     "one_ulp" (norm_out is rounded once more) or "any". min_rows: fuse only sites with at least that many rows; None:
     from 768 (more for fewer than 86 columns), where CANN's kernel begins to overlap computing and sending; 0: whatever
     is legal. in_place: where a residual is read by nothing else, let the op write the sum into its memory
-    (InplaceMatmulAllReduceAddRmsNorm). compare_ranks: while compiling, ranks exchange their decisions and raise
-    CommunicationError at the first difference, instead of hanging in the first run; all ranks must compile the same
-    graphs in the same order. passes: () = TorchAir with our converters and guards, without fusion. on_sites: called
-    with the verdict records of every graph. Raises InvalidArgumentError for a bad option, UnsupportedModeError for
-    TorchAir modes other than "max-autotune" in host mode.
+    (InplaceMatmulAllReduceAddRmsNorm). grouped: put independent matmul + all-reduce pairs with (k, n) weights into one
+    GroupedMatMulAllReduce; off, because CANN marks that operator as deprecated. compare_ranks: while compiling, ranks
+    exchange their decisions and raise CommunicationError at the first difference, instead of hanging in the first run;
+    all ranks must compile the same graphs in the same order. passes: () = TorchAir with our converters and guards,
+    without fusion. on_sites: called with the verdict records of every graph. Raises InvalidArgumentError for a bad
+    option, UnsupportedModeError for TorchAir modes other than "max-autotune" in host mode.
     """
     from npu_fused_graph import converters
     from npu_fused_graph.host import load_torchair
@@ -61,8 +63,8 @@ def get_npu_backend(
         )  # fmt: skip
     config = _private_copy(torchair.CompilerConfig() if compiler_config is None else compiler_config)
     enable_fusion(
-        config, numerics=numerics, min_rows=min_rows, in_place=in_place, compare_ranks=compare_ranks, passes=passes,
-        on_sites=on_sites,
+        config, numerics=numerics, min_rows=min_rows, in_place=in_place, grouped=grouped,
+        compare_ranks=compare_ranks, passes=passes, on_sites=on_sites,
     )  # fmt: skip
     with warnings.catch_warnings():
         # TorchAir puts warnings.filterwarnings("once", UserWarning) in front of the user's filters (defect T6)
@@ -78,6 +80,7 @@ def enable_fusion(
     numerics: Numerics = "same_rounding",
     min_rows: int | None = None,
     in_place: bool = False,
+    grouped: bool = False,
     compare_ranks: bool = False,
     passes: Sequence[Pass] = DEFAULT_PASSES,
     on_sites: Callable[[list[FusionSite]], None] | None = None,
@@ -92,7 +95,7 @@ def enable_fusion(
     """
     from npu_fused_graph import converters
 
-    options = FusionOptions(numerics, min_rows, in_place, compare_ranks, passes)
+    options = FusionOptions(numerics, min_rows, in_place, grouped, compare_ranks, passes)
     if on_sites is not None and not callable(on_sites):
         raise argument_error("fusion", "on_sites", "a function of a list of sites", repr(on_sites), "Pass a callable.")
     converters.register_all()

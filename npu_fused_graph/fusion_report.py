@@ -58,19 +58,20 @@ def explain(
     numerics: Numerics = "same_rounding",
     min_rows: int | None = None,
     in_place: bool = False,
+    grouped: bool = False,
     **kwargs: Any,
 ) -> FusionReport:
     """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every candidate site.
 
     Runs the model once on the inputs, without autograd: what it writes in place is written. Needs no other rank: where
     no process group is initialised, one of ``world_size`` ranks (default 2) that communicates nothing is used and
-    removed again, so numbers mean nothing then and only the verdicts count. numerics, min_rows, in_place: as in
-    get_npu_backend. Nothing is lowered or kept.
+    removed again, so numbers mean nothing then and only the verdicts count. numerics, min_rows, in_place, grouped: as
+    in get_npu_backend. Nothing is lowered or kept.
     Raises InvalidArgumentError for a bad option, or if ``world_size`` contradicts an initialised group.
     """
     from npu_fused_graph.host import load_torchair
 
-    options = FusionOptions(numerics, min_rows, in_place)
+    options = FusionOptions(numerics, min_rows, in_place, grouped)
     if not callable(model):
         raise argument_error("explain", "model", "a module or function", repr(model), "Pass the model first.")
     load_torchair()

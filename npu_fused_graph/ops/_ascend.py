@@ -63,8 +63,8 @@ def check_group(spec: OpSpec, group: dist.ProcessGroup) -> None:
     _domains.intersection_update(alive)
     for other, _ in sorted(_domains):
         warnings.warn(
-            f"[{spec.stem}] hcom: expected one communication domain per process (Atlas A2), got {other!r} and "
-            f"{domain[0]!r}. CANN documents no support for more; use one group for all fused operators.",
+            f"[{spec.stem}] {spec.communicator}: expected one communication domain per process (Atlas A2), got "
+            f"{other!r} and {domain[0]!r}. CANN documents no support for more; use one group for all fused operators.",
             stacklevel=2,
         )
     _domains.add(domain)

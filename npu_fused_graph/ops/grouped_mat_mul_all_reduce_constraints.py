@@ -20,7 +20,7 @@ from npu_fused_graph.ops._communicating import (
 from npu_fused_graph.spec import Call, Constraint, OpSpec, TensorFacts
 
 MOST_GROUPS = 64
-_MOST_COLUMNS = 2**16 - 1
+MOST_COLUMNS = 2**16 - 1
 _ALIGNMENT = 32
 """Bytes."""
 
@@ -207,9 +207,9 @@ def _b12_bias(spec: OpSpec, call: Call) -> None:
 def _b14_columns(spec: OpSpec, call: Call) -> None:
     for tensors in ("x", "weight"):
         for name, facts in _dims(call, tensors):
-            if exceeds(facts.shape[-1], _MOST_COLUMNS):
+            if exceeds(facts.shape[-1], MOST_COLUMNS):
                 raise argument_error(
-                    spec.stem, name, f"at most {_MOST_COLUMNS} columns", facts.shape[-1], "Split the problem."
+                    spec.stem, name, f"at most {MOST_COLUMNS} columns", facts.shape[-1], "Split the problem."
                 )
 
 

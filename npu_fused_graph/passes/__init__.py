@@ -9,13 +9,13 @@ import torch
 from torch.fx import GraphModule
 
 from npu_fused_graph.errors import argument_error
-from npu_fused_graph.passes import agreement, matmul_all_reduce_add_rms_norm
+from npu_fused_graph.passes import agreement, grouped_mat_mul_all_reduce, matmul_all_reduce_add_rms_norm
 from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics
 from npu_fused_graph.passes.refusals import CATALOGUE, Refusal
 
 Pass = Callable[[GraphModule, "FusionOptions"], list[FusionSite]]
 
-DEFAULT_PASSES: tuple[Pass, ...] = (matmul_all_reduce_add_rms_norm.run,)
+DEFAULT_PASSES: tuple[Pass, ...] = (matmul_all_reduce_add_rms_norm.run, grouped_mat_mul_all_reduce.run)
 """All passes, in the order they run."""
 
 
@@ -25,7 +25,8 @@ class FusionOptions:
 
     numerics: largest class allowed. min_rows: fuse only sites with at least that many rows; None = from CANN's cost
     model (``costs.least_rows``: 768 and more), 0 = whatever is legal. in_place: where the residual dies, let the op
-    write the sum into its memory. compare_ranks: exchange the decisions with the other ranks of each group, and raise
+    write the sum into its memory. grouped: put independent matmul + all-reduce pairs into one GroupedMatMulAllReduce,
+    which CANN marks as deprecated. compare_ranks: exchange the decisions with the other ranks of each group, and raise
     CommunicationError where they differ. unavailable: operators the installed CANN or the chip does not have, by stem,
     with the refusal of their sites.
     """
@@ -33,6 +34,7 @@ class FusionOptions:
     numerics: Numerics = "same_rounding"
     min_rows: int | None = None
     in_place: bool = False
+    grouped: bool = False
     compare_ranks: bool = False
     passes: Sequence[Pass] = DEFAULT_PASSES
     unavailable: Mapping[str, Refusal] = field(default_factory=dict)
@@ -44,7 +46,7 @@ class FusionOptions:
         is_count = self.min_rows is None or (type(self.min_rows) is int and self.min_rows >= 0)
         if not is_count:
             raise argument_error("fusion", "min_rows", "a number of rows or None", repr(self.min_rows), "Leave it out.")
-        for name in ("in_place", "compare_ranks"):
+        for name in ("in_place", "grouped", "compare_ranks"):
             if type(getattr(self, name)) is not bool:
                 raise argument_error("fusion", name, "True or False", repr(getattr(self, name)), "Leave it out.")
         if not isinstance(self.passes, Sequence) or not all(callable(p) for p in self.passes):

@@ -5,16 +5,13 @@ A rule returns the refusal, or None. Rules look at facts that are equal on all r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from npu_fused_graph import comm
-from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
+from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops._register import facts_of
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 from npu_fused_graph.passes import costs, refusals
@@ -37,58 +34,28 @@ from npu_fused_graph.passes.fx import (
 from npu_fused_graph.passes.norms import is_vector
 from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.records import NUMERICS
-from npu_fused_graph.passes.reduces import WAITS, is_reduced
-from npu_fused_graph.passes.refusals import Refusal, Refused
+from npu_fused_graph.passes.reduces import is_reduced
+from npu_fused_graph.passes.refusals import Refusal
+from npu_fused_graph.passes.rules import (
+    Rule,
+    Surroundings,
+    group_has_a_size_of_the_op,
+    group_is_known,
+    machine_has_the_op,
+    not_overlapped,
+    one_domain,
+    only_adds,
+    partial_sum_is_private,
+)
 from npu_fused_graph.passes.site import Site
 
 if TYPE_CHECKING:
-    from npu_fused_graph.passes import FusionOptions
+    pass
 
 DTYPES = (torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """order: positions in the graph. domain: group of the sites fused before, None for the first. stem: of the op."""
-
-    order: Order
-    options: FusionOptions
-    domain: str | None
-    stem: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """item: of the specification's section 4.4 (L1 to L19), or another section."""
-
-    item: str
-    check: Callable[[Site, Surroundings], Refusal | None]
-
-
-def check(site: Site, around: Surroundings, rules: Sequence[Rule]) -> None:
-    """Raise Refused for the first of ``rules`` the site breaks."""
-    for rule in rules:
-        refusal = rule.check(site, around)
-        if refusal is not None:
-            raise Refused(refusal)
-
-
 # -- what belongs to the site alone ---------------------------------------------------------------------------
-
-
-def _only_adds(site: Site, around: Surroundings) -> Refusal | None:
-    what = site.reduce.reduce_op
-    return None if what == "sum" else refusals.ReduceOp.at(site.reduce.node, f"the collective computes {what!r}")
-
-
-def _partial_sum_is_private(site: Site, around: Surroundings) -> Refusal | None:
-    known = {*site.before, *site.reduce.inner}
-    for node in site.before:
-        others = [user for user in readers(node) if user not in known]
-        if others:
-            text = f"the partial sum {node.name} is also read by {others[0].name}"
-            return refusals.MatmulResultUsedElsewhere.at(others[0], text)
-    return None
 
 
 def _nothing_is_scaled(site: Site, around: Surroundings) -> Refusal | None:
@@ -234,38 +201,6 @@ def _quantisation_is_supported(site: Site, around: Surroundings) -> Refusal | No
 _DEFAULTS: dict[str, Any] = {a.py or a.name: a.default for a in SPEC.attrs if a.py is not None}
 
 
-# -- groups ---------------------------------------------------------------------------------------------------
-
-
-def _group_is_known(site: Site, around: Surroundings) -> Refusal | None:
-    try:
-        comm.resolve(site.reduce.group)
-    except CommunicationError as error:
-        return refusals.UnknownGroup.at(site.reduce.node, f"group {site.reduce.group!r} is not known here: {error}")
-    return None
-
-
-def _group_has_a_size_of_the_op(site: Site, around: Surroundings) -> Refusal | None:
-    size = comm.resolve(site.reduce.group).size()
-    return None if size in SPEC.group_sizes else refusals.GroupSize.at(site.reduce.node, f"the group has {size} ranks")
-
-
-def _one_domain(site: Site, around: Surroundings) -> Refusal | None:
-    group = site.reduce.group
-    if around.domain in (None, group) or _is_same_group(group, str(around.domain)):
-        return None
-    text = f"the site is on group {group!r}, fused operators before it are on {around.domain!r}"
-    return refusals.SecondGroup.at(site.reduce.node, text)
-
-
-def _is_same_group(a: str, b: str) -> bool:
-    """A group has several names."""
-    try:
-        return comm.resolve(a) is comm.resolve(b)
-    except CommunicationError:
-        return False
-
-
 # -- positions ------------------------------------------------------------------------------------------------
 
 
@@ -291,14 +226,6 @@ def _collectives_keep_their_order(site: Site, around: Surroundings) -> Refusal |
     if not between:
         return None
     return refusals.CollectiveInBetween.at(between[0], f"{between[0].name} runs between the all-reduce and the add")
-
-
-def _not_overlapped(site: Site, around: Surroundings) -> Refusal | None:
-    order = around.order
-    waits = [order.of(node) for node in site.reduce.inner if is_call(node, *WAITS)]
-    if not waits or not order.heavy_between(order.of(site.reduce.node), max(waits)):
-        return None
-    return refusals.Overlapped.at(site.reduce.node, "other matmuls run between the collective and its wait")
 
 
 def _one_stream(site: Site, around: Surroundings) -> Refusal | None:
@@ -342,11 +269,6 @@ def _extent(site: Site, around: Surroundings) -> tuple[int, int]:
 # -- settings and machine -------------------------------------------------------------------------------------
 
 
-def _machine_has_the_op(site: Site, around: Surroundings) -> Refusal | None:
-    refusal = around.options.unavailable.get(around.stem)
-    return None if refusal is None else replace(refusal, node=site.reduce.node.name)
-
-
 def _order_of_reduction_is_free(site: Site, around: Surroundings) -> Refusal | None:
     if not torch.are_deterministic_algorithms_enabled():
         return None
@@ -380,10 +302,10 @@ def lower_bound(size: Any) -> int:
     return int(lower) if lower.is_number and lower.is_finite else 0
 
 
-RULES: tuple[Rule, ...] = (
-    Rule("CANN", _machine_has_the_op),
-    Rule("L1", _only_adds),
-    Rule("L4", _partial_sum_is_private),
+RULES: tuple[Rule[Site], ...] = (
+    Rule("CANN", machine_has_the_op),
+    Rule("L1", only_adds),
+    Rule("L4", partial_sum_is_private),
     Rule("L10", _result_is_half),
     Rule("L7", _nothing_is_scaled),
     Rule("4.5", _one_reduce),
@@ -399,12 +321,12 @@ RULES: tuple[Rule, ...] = (
     Rule("L12", _weight_layout),
     Rule("L6", _shapes_can_be_spelled),
     Rule("1.7", _quantisation_is_supported),
-    Rule("L2", _group_is_known),
-    Rule("L2", _group_has_a_size_of_the_op),
-    Rule("L2", _one_domain),
+    Rule("L2", group_is_known),
+    Rule("L2", group_has_a_size_of_the_op),
+    Rule("L2", one_domain),
     Rule("4.3", _operands_can_come_first),
     Rule("L17", _one_stream),
-    Rule("L14", _not_overlapped),
+    Rule("L14", not_overlapped),
     Rule("L19", _nothing_is_written),
     Rule("L18", _order_of_reduction_is_free),
     Rule("numerics", _roundings_are_allowed),
@@ -412,5 +334,5 @@ RULES: tuple[Rule, ...] = (
 )
 """In the order they are asked; a site is refused for the first it breaks."""
 
-ORDER_RULES: tuple[Rule, ...] = (Rule("L13", _collectives_keep_their_order),)
+ORDER_RULES: tuple[Rule[Site], ...] = (Rule("L13", _collectives_keep_their_order),)
 """What rewriting other sites changes: asked right before a site is rewritten."""

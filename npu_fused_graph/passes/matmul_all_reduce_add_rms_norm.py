@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from torch.fx import Graph, GraphModule, Node
 
+from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 from npu_fused_graph.passes import costs, refusals
 from npu_fused_graph.passes.fx import (
     dtype_name,
@@ -27,7 +28,7 @@ from npu_fused_graph.passes.fx import (
     shown,
     through,
 )
-from npu_fused_graph.passes.legality import DTYPES, ORDER_RULES, RULES, Surroundings, check
+from npu_fused_graph.passes.legality import DTYPES, ORDER_RULES, RULES
 from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.passes.norms import RmsNorm, is_vector, norm_at, norms
 from npu_fused_graph.passes.order import Order
@@ -36,12 +37,11 @@ from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.reduces import AllReduce, all_reduce, candidates, communication_domain, group_of, is_reduced
 from npu_fused_graph.passes.refusals import Refusal, Refused
 from npu_fused_graph.passes.rewrite import consume_residuals, rewrite
+from npu_fused_graph.passes.rules import Surroundings, check
 from npu_fused_graph.passes.site import Site
 
 if TYPE_CHECKING:
     from npu_fused_graph.passes import FusionOptions
-
-STEM = "matmul_all_reduce_add_rms_norm"
 
 
 def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
@@ -56,7 +56,7 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     domain = communication_domain(gm.graph)
     sites: list[FusionSite] = []
     for node in nodes:
-        sites.append(_verdict(node, matcher, Surroundings(order, options, domain, STEM)))
+        sites.append(_verdict(node, matcher, Surroundings(SPEC, order, options, domain)))
         if domain is None and sites[-1].is_fused:
             domain = sites[-1].group
     fused: list[Node] = []
@@ -64,7 +64,7 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
         if sites[i].is_fused:
             try:
                 site = matcher.match(node)  # again: what it was matched with may have been rewritten
-                check(site, Surroundings(order, options, domain, STEM), ORDER_RULES)
+                check(site, Surroundings(SPEC, order, options, domain), ORDER_RULES)
                 fused.append(rewrite(gm.graph, site, order))
                 sites[i] = replace(sites[i], node=fused[-1].name)
             except Refused as refused:
@@ -79,7 +79,7 @@ def _verdict(node: Node, matcher: _Matcher, around: Surroundings) -> FusionSite:
     start = operand(node)
     producer = node if start is None else through(start)
     layer = module_path(producer) or module_path(node)
-    record = FusionSite(STEM, node.name, source_line(node), layer, group=group_of(node))
+    record = FusionSite(SPEC.stem, node.name, source_line(node), layer, group=group_of(node))
     try:
         site = matcher.match(node)
         rows, columns = site.rows, shape_of(site.residual)[-1:]

@@ -66,6 +66,16 @@ class Order:
         """Whether a node may change places with others: no collective, nothing that writes or orders streams."""
         return not node.is_impure() and node not in self._fixed
 
+    def breaks_a_group(self, node: Node) -> bool:
+        """Whether all-reduces in front of ``node`` and behind it cannot become one."""
+        return node in self._fixed
+
+    def is_stream_change(self, node: Node) -> bool:
+        return getattr(node.target, "namespace", "") == _STREAMS
+
+    def is_collective(self, node: Node) -> bool:
+        return node.op == "call_function" and _communicates(node)
+
     def collectives_between(self, start: int, end: int) -> list[Node]:
         return self._between(self._collectives, start, end)
 

@@ -25,6 +25,7 @@ class FusionSite:
     numerics: class of the rewrite, for fused sites and those refused because of it. refusal: None = fused.
     shape: of the sum, if it is known; rows: its rows, if their number is known. gain: time of the separate kernels
     divided by the fused one's, as CANN's cost model has it on an 8-card Atlas A2 (modelled, not measured).
+    matmuls, collectives: how many the site has; fused they are one node.
     """
 
     op: str
@@ -37,6 +38,8 @@ class FusionSite:
     rows: int | None = None
     shape: str = ""
     gain: float | None = None
+    matmuls: int = 1
+    collectives: int = 1
 
     @property
     def is_fused(self) -> bool:
@@ -44,8 +47,8 @@ class FusionSite:
 
     @property
     def is_legal(self) -> bool:
-        """Whether the site could be fused with min_rows=0."""
-        return self.refusal is None or self.refusal.reason == "min_rows"
+        """Whether the site could be fused with min_rows=0 and grouped=True."""
+        return self.refusal is None or self.refusal.reason in ("min_rows", "deprecated")
 
     @property
     def reason(self) -> str:
@@ -72,7 +75,13 @@ class FusionSite:
     def __str__(self) -> str:
         where = f"{self.layer or self.node} at {self.source or 'unknown source'}"
         worth = "" if self.gain is None else f", modelled gain {self.gain:.2f}x"
+        if self.matmuls > 1:
+            worth += f", {_count(self.matmuls, 'matmul')} and {_count(self.collectives, 'collective')} -> 1 node"
         if self.refusal is None:
             return f"fused into {self.op} ({self.numerics}{worth}): {where}"
         legal = f" (legal{worth})" if self.is_legal else ""
         return f"not fused into {self.op}{legal}: {where}: {self.refusal.text} [{self.reason}] {self.cure}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

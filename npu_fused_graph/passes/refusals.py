@@ -185,6 +185,51 @@ class SumOfReduces(Refusal):
     usual_cure = "Add the partial sums, then reduce once: half the traffic."
 
 
+# -- a group of matmuls ---------------------------------------------------------------------------------------
+
+
+class Deprecated(Refusal):
+    """CANN marks GroupedMatMulAllReduce as deprecated, so matmuls are grouped only where it is asked for."""
+
+    usual_cure = "Pass grouped=True."
+
+
+class SingleReduce(Refusal):
+    """No other matmul + all-reduce of the same group and dtype is independent of this one and next to it."""
+
+    usual_cure = "Nothing to group."
+
+
+class CriticalPath(Refusal):
+    """A matmul reads this result before the next all-reduce is there (a chain of layers): grouping would delay it."""
+
+    usual_cure = "Compute what is independent first, or keep the separate ops."
+
+
+class WeightStoredTransposed(Refusal):
+    """The weight is the transpose of a stored (n, k); the grouped op reads (k, n) only."""
+
+    usual_cure = "Store the weight as a contiguous (k, n) and multiply by it with matmul."
+
+
+class GroupSizesOnDevice(Refusal):
+    """How many rows each group has is a result of the routing, known on the device only; the op wants constants."""
+
+    usual_cure = "Keep the grouped matmul and its one all-reduce."
+
+
+class TooManyGroups(Refusal):
+    """The op takes 64 groups."""
+
+    usual_cure = "Join fewer matmuls in one tensor."
+
+
+class TooManyColumns(Refusal):
+    """The op takes matrices of at most 65535 columns."""
+
+    usual_cure = "Keep the separate ops."
+
+
 # -- the norm -------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ from npu_fused_graph.passes.fx import (
     aten,
     base,
     dtype_of,
-    is_assert,
     is_contiguous,
     readers,
     same_shape,
@@ -25,6 +24,7 @@ from npu_fused_graph.passes.fx import (
 from npu_fused_graph.passes.legality import late_operands
 from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.site import Site
+from npu_fused_graph.passes.writing import Caller, erase
 
 
 def rewrite(graph: Graph, site: Site, order: Order) -> Node:
@@ -34,7 +34,7 @@ def rewrite(graph: Graph, site: Site, order: Order) -> Node:
             site.add.prepend(node)
             order.replace(node, site.add)
     with graph.inserting_before(site.add):
-        writer = _Writer(graph, site, order)
+        writer = _Writer(site, Caller(graph, order, site.add))
         fused = writer.fused()
         results = writer.results(fused)
     fused.meta["stack_trace"] = site.reduce.node.meta.get("stack_trace")
@@ -43,24 +43,16 @@ def rewrite(graph: Graph, site: Site, order: Order) -> Node:
         old.replace_all_uses_with(new)
         new.meta.setdefault("stack_trace", old.meta.get("stack_trace"))
     order.move_collective(site.reduce.inner, fused)
-    _erase(graph, site)
+    own = {site.add, *site.norm.inner, *site.reduce.inner, *site.before, *site.after}
+    erase(graph, own | {node for node in (site.total, site.norm.output) if node is not None})
     return fused
 
 
 class _Writer:
-    """Makes nodes with fake tensors and positions."""
+    """Makes the nodes of a fused site."""
 
-    def __init__(self, graph: Graph, site: Site, order: Order) -> None:
-        self.graph, self.site, self.order = graph, site, order
-
-    def call(self, target: Any, *args: Any, value: Any = None, **kwargs: Any) -> Node:
-        node = self.graph.call_function(target, args, kwargs)
-        self.order.replace(node, self.site.add)
-        if value is None:
-            values = torch.fx.node.map_arg(args, value_of)
-            value = target(*values, **kwargs)
-        node.meta["val"] = value
-        return node
+    def __init__(self, site: Site, call: Caller) -> None:
+        self.site, self.call = site, call
 
     def fused(self) -> Node:
         site, product = self.site, self.site.product
@@ -165,18 +157,3 @@ def _dies(fused: Node) -> bool:
             return base(node) is node
         node = source
     return False
-
-
-def _erase(graph: Graph, site: Site) -> None:
-    """Remove the nodes the fused one stands for, and what was computed for them alone."""
-    own = {site.add, *site.norm.inner, *site.reduce.inner, *site.before, *site.after}
-    own |= {node for node in (site.total, site.norm.output) if node is not None}
-    own |= {user for node in own for user in node.users if is_assert(user)}
-    pending = list(own)
-    while pending:
-        node = pending.pop()
-        if node._erased or node.users or node.op != "call_function" or not (node in own or not node.is_impure()):
-            continue
-        inputs = node.all_input_nodes
-        graph.erase_node(node)
-        pending.extend(inputs)

@@ -6,7 +6,7 @@ implementations follow the specification (matmul_all_reduce.md 1.2, 4.1, 4.2), n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,18 @@ SCHEMAS = {
         "bool div_mode=True, int? dst_type=None) -> (Tensor, Tensor, Tensor)",
         "npu_dynamic_quant(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, int? dst_type=None, "
         'str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor)',
+        "npu_grouped_matmul(Tensor[] x, Tensor[] weight, *, Tensor[]? bias=None, Tensor[]? scale=None, "
+        "Tensor[]? offset=None, Tensor[]? antiquant_scale=None, Tensor[]? antiquant_offset=None, "
+        "Tensor[]? per_token_scale=None, Tensor? group_list=None, Tensor[]? activation_input=None, "
+        "Tensor[]? activation_quant_scale=None, Tensor[]? activation_quant_offset=None, int? split_item=0, "
+        "int? group_type=None, int? group_list_type=0, int? act_type=0, int[]? tuning_config=None, "
+        "int? output_dtype=None, int? x_dtype=None, int? weight_dtype=None, int? scale_dtype=None, "
+        "int? per_token_scale_dtype=None) -> Tensor[]",
+        "npu_grouped_matmul.List(Tensor[] x, Tensor[] weight, *, Tensor[]? bias=None, Tensor[]? scale=None, "
+        "Tensor[]? offset=None, Tensor[]? antiquant_scale=None, Tensor[]? antiquant_offset=None, "
+        "Tensor[]? per_token_scale=None, int[]? group_list=None, Tensor[]? activation_input=None, "
+        "Tensor[]? activation_quant_scale=None, Tensor[]? activation_quant_offset=None, int? split_item=0, "
+        "int? group_type=None, int? group_list_type=0, int? act_type=0, ScalarType? output_dtype=None) -> Tensor[]",
         "npu_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor",
         "npu_mm_all_reduce_base(Tensor x1, Tensor x2, str hcom, *, str reduce_op='sum', Tensor? bias=None, "
         "Tensor? antiquant_scale=None, Tensor? antiquant_offset=None, Tensor? x3=None, Tensor? dequant_scale=None, "
@@ -148,6 +160,23 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return (product if bias is None else product + bias.float()).to(x.dtype)
 
 
+def _grouped_matmul(
+    x: Sequence[Tensor], weight: Sequence[Tensor], *, bias: Sequence[Tensor] | None = None,
+    scale: Sequence[Tensor] | None = None, group_list: Any = None, split_item: int = 0, group_list_type: int = 0,
+    **ignored: Any,
+) -> list[Tensor]:  # fmt: skip
+    """torch_npu's split_item: 0 and 1 give a result per group, 2 and 3 one; one x is split by group_list."""
+    if isinstance(group_list, Tensor) and split_item in (2, 3) and len(x) == 1 and type(x[0]) is not Tensor:
+        return [x[0].new_empty(x[0].size(0), weight[0].size(-1))]  # traced: the numbers may not be known
+    weights = list(weight[0]) if weight[0].dim() == 3 else list(weight)
+    if len(x) == 1 and group_list is not None:
+        given = group_list.tolist() if isinstance(group_list, Tensor) else list(group_list)
+        sizes = given if group_list_type else [b - a for a, b in zip([0, *given], given, strict=False)]
+        x = x[0].split(sizes)
+    results = [_linear(t, w.t(), bias[i] if bias else None) for i, (t, w) in enumerate(zip(x, weights, strict=True))]
+    return [torch.cat(results)] if split_item in (2, 3) else results
+
+
 def _mm_all_reduce_base(x1: Tensor, x2: Tensor, hcom: str, *, bias: Tensor | None = None, **ignored: Any) -> Tensor:
     """What one rank contributes: tests add the ranks themselves."""
     product = x1.float() @ x2.float()
@@ -168,6 +197,8 @@ COMPUTE: dict[str, Callable[..., Any]] = {
     "npu::npu_add_rms_norm": _add_rms_norm,
     "npu::npu_add_rms_norm_quant": _add_rms_norm_quant,
     "npu::npu_dynamic_quant": _dynamic_quant,
+    "npu::npu_grouped_matmul": _grouped_matmul,
+    "npu::npu_grouped_matmul.List": _grouped_matmul,
     "npu::npu_linear": _linear,
     "npu::npu_mm_all_reduce_base": _mm_all_reduce_base,
     "npu::npu_quant_matmul": _quant_matmul,

@@ -1,4 +1,4 @@
-"""What the fused operators compute, written from the specification (matmul_all_reduce.md 1.2, 1.5), not from our code.
+"""What the fused operators compute, written from the specification (matmul_all_reduce.md 1.2, 1.5, 2.2).
 
 Accumulators the specification has in float32 are computed in float64 and rounded where it rounds. T is the dtype of the
 residual.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 PRODUCT_ARGUMENTS = (
     "x1", "x2", "bias", "antiquant_scale", "antiquant_offset", "dequant_scale", "antiquant_group_size",
@@ -68,6 +69,38 @@ def product(
     return sums.float().to(x1.dtype)
 
 
+def npu_grouped_mat_mul_all_reduce(
+    calls: list[dict[str, Any]], all_reduce: Callable[[list[Tensor]], Tensor]
+) -> list[list[Tensor]]:
+    """The results of every rank."""
+    partials = [_groups(**{name: call[name] for name in GROUPED_ARGUMENTS}) for call in calls]
+    totals = [all_reduce(list(of_group)) for of_group in zip(*partials, strict=True)]
+    if calls[0]["split_item"] in (2, 3):
+        totals = [torch.cat(totals)]
+    return [[total.clone() for total in totals] for _ in calls]
+
+
+GROUPED_ARGUMENTS = ("x", "weight", "bias", "group_list", "split_item")
+
+
+def _groups(
+    x: list[Tensor], weight: list[Tensor], bias: list[Tensor] | None, group_list: list[int] | None, split_item: int
+) -> list[Tensor]:
+    """This rank's product of each group with its own bias, rounded to T."""
+    count = weight[0].size(0) if weight[0].dim() == 3 else len(weight)
+    results, start = [], 0
+    for i in range(count):
+        w = weight[0][i] if weight[0].dim() == 3 else weight[i]
+        if split_item in (1, 3):
+            assert group_list is not None
+            rows, start = x[0][start : group_list[i]], group_list[i]
+        else:
+            rows = x[i]
+        sums = rows.double() @ w.double() + (bias[i].double() if bias else 0)
+        results.append(sums.float().to(rows.dtype))
+    return results
+
+
 def antiquantised(weight: Tensor, scale: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
     """(w + offset) * scale, rounded to T: float16 after each of the two steps, bfloat16 once."""
     dtype = scale.dtype
@@ -98,11 +131,11 @@ _accepted: set[tuple[Any, ...]] = set()
 
 def check_call(target: OpOverload, call: dict[str, Any], ranks: int) -> None:
     """Ask the operator's own fake implementation, once, whether it takes these arguments; raises what it raises."""
-    facts = {k: (x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for k, x in call.items()}
-    key = (target, ranks, *facts.items())
+    facts = tree_map(lambda x: (x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x, call)
+    key = (target, ranks, repr(facts))
     if key not in _accepted:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, warnings.catch_warnings():
             # tests run graphs of several groups in one process
             warnings.filterwarnings("ignore", ".*one communication domain", UserWarning)
-            target(**{name: mode.from_tensor(x) if isinstance(x, Tensor) else x for name, x in call.items()})
+            target(**tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, call))
         _accepted.add(key)

@@ -231,6 +231,12 @@ def _fused(target: OpOverload, calls: Calls) -> list[Any]:
     return [norm for _, norm in results] if target._schema.overload_name == "unaliased" else list(results)
 
 
+def _grouped(target: OpOverload, calls: Calls) -> list[Any]:
+    _same(calls, "hcomm", "reduce_op", "comm_turn", "split_item", "group_list")
+    fused_formula.check_call(target, calls[0], len(calls))
+    return fused_formula.npu_grouped_mat_mul_all_reduce(calls, lambda parts: reduced(parts, calls[0]["reduce_op"]))
+
+
 def _clone(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.preserve_format)
 
@@ -252,4 +258,5 @@ COLLECTIVES: dict[tuple[str, str], Callable[[OpOverload, Calls], list[Any]]] = {
     ("npu", "npu_mm_all_reduce_base"): _base,
     ("npu_fused_graph", "npu_mm_all_reduce_add_rms_norm"): _fused,
     ("npu_fused_graph", "npu_mm_all_reduce_add_rms_norm_"): _fused,
+    ("npu_fused_graph", "npu_grouped_mat_mul_all_reduce"): _grouped,
 }

@@ -1,0 +1,215 @@
+"""The conditions under which a site of GroupedMatMulAllReduce may be fused (specification 4.6): one function, one row.
+
+PART_RULES hold for every all-reduce by itself, whatever it could be grouped with; SITE_RULES for those together.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch.fx import Node
+
+from npu_fused_graph.ops.grouped_mat_mul_all_reduce_constraints import MOST_COLUMNS, MOST_GROUPS
+from npu_fused_graph.passes import refusals
+from npu_fused_graph.passes.fx import (
+    dtype_name,
+    dtype_of,
+    is_contiguous,
+    same_shape,
+    shape_of,
+    value_of,
+)
+from npu_fused_graph.passes.grouped_site import GroupedSite, Part
+from npu_fused_graph.passes.legality import DTYPES, lower_bound
+from npu_fused_graph.passes.norms import is_vector
+from npu_fused_graph.passes.order import Order
+from npu_fused_graph.passes.refusals import Refusal
+from npu_fused_graph.passes.rules import (
+    Rule,
+    Surroundings,
+    group_has_a_size_of_the_op,
+    group_is_known,
+    machine_has_the_op,
+    not_overlapped,
+    one_domain,
+    only_adds,
+    partial_sum_is_private,
+)
+
+# -- one all-reduce -------------------------------------------------------------------------------------------
+
+
+def _nothing_is_quantised(part: Part, around: Surroundings) -> Refusal | None:
+    for member in part.members:
+        if member.product.scales:
+            node = member.product.node
+            return refusals.Quantisation.at(node, f"{node.name} has {', '.join(member.product.scales)}")
+    return None
+
+
+def _dtypes(part: Part, around: Surroundings) -> Refusal | None:
+    for member in part.members:
+        x, weight = member.product.x, member.product.weight
+        if dtype_of(x) not in DTYPES:
+            return refusals.Dtype.at(x, f"the matmul is {dtype_name(x)}")
+        if dtype_of(weight) is not dtype_of(x) or dtype_of(part.reduce.result) is not dtype_of(x):
+            text = f"x is {dtype_name(x)}, the weight {dtype_name(weight)}, the result {part.result_dtype}"
+            return refusals.MixedDtypes.at(member.product.node, text)
+    return None
+
+
+def _weights_are_k_n(part: Part, around: Surroundings) -> Refusal | None:
+    for member in part.members:
+        weight, node = member.product.weight, member.product.node
+        if is_contiguous(weight) and not member.product.is_stored_transposed:
+            continue
+        if member.product.is_stored_transposed or value_of(weight).transpose(-1, -2).is_contiguous():
+            text = f"the weight of {node.name} is the transpose of {weight.name}"
+            return refusals.WeightStoredTransposed.at(node, text)
+        return refusals.WeightLayout.at(
+            node, f"the weight ({weight.name}) has strides {list(value_of(weight).stride())}"
+        )
+    return None
+
+
+def _x_is_contiguous(part: Part, around: Surroundings) -> Refusal | None:
+    for member in part.members:
+        x = member.product.x
+        if not is_contiguous(x):
+            return refusals.NotContiguous.at(x, f"x ({x.name}) is not contiguous")
+    return None
+
+
+def _no_empty_shard(part: Part, around: Surroundings) -> Refusal | None:
+    for member in part.members:
+        if member.weight_shape[0] == 0:
+            return refusals.EmptyShard.at(member.product.node, "k is 0 on this rank")
+    return None
+
+
+def _columns_fit(part: Part, around: Surroundings) -> Refusal | None:
+    for member in part.members:
+        for size in member.weight_shape:
+            if lower_bound(size) > MOST_COLUMNS:
+                return refusals.TooManyColumns.at(member.product.node, f"{size} columns, more than {MOST_COLUMNS}")
+    return None
+
+
+def _biases_are_vectors(part: Part, around: Surroundings) -> Refusal | None:
+    for member in part.members:
+        bias = member.product.bias
+        if bias is not None and not is_vector(bias, member.weight_shape[1]):
+            return refusals.BiasShape.at(member.product.node, f"the bias has shape {list(shape_of(bias))}")
+    return None
+
+
+def _shapes_can_be_spelled(part: Part, around: Surroundings) -> Refusal | None:
+    """An explicit shape in a graph takes numbers only; what the op gives by itself needs none."""
+    result, n = shape_of(part.reduce.result), part.members[0].weight_shape[1]
+    shapes = [shape_of(member.product.x)[:-1] for member in part.members]
+    own = (sum(math.prod(shape) for shape in shapes), n) if part.is_joined else (*shapes[0], n)
+    if all(isinstance(size, int) for size in result) or same_shape(result, own):
+        return None
+    return refusals.DynamicShape.at(part.reduce.node, f"the result {list(result)} has dynamic sizes")
+
+
+# -- several of them ------------------------------------------------------------------------------------------
+
+
+def _grouped_matmul_is_reduced_whole(site: GroupedSite, around: Surroundings) -> Refusal | None:
+    reduced = {node for node in site.before if node.args}
+    for grouped in dict.fromkeys(part.grouped for part in site.parts if part.grouped is not None):
+        rest = [user for user in grouped.users if user not in reduced and user.users]
+        if rest:
+            text = f"not all results of {grouped.name} are reduced with this one"
+            return refusals.MatmulResultUsedElsewhere.at(rest[0], text)
+    return None
+
+
+def _count(site: GroupedSite, around: Surroundings) -> Refusal | None:
+    count = len(site.members)
+    if 2 <= count <= MOST_GROUPS:
+        return None
+    if count == 1:
+        return refusals.SingleReduce.at(site.reduce.node, "nothing else can be reduced together with this one")
+    return refusals.TooManyGroups.at(site.reduce.node, f"{count} matmuls, more than {MOST_GROUPS}")
+
+
+def anchor(site: GroupedSite, order: Order) -> Node:
+    """Where the op runs: in front of the last collective, or of whatever reads a result before it."""
+    own = set(site.inner)
+    readers = [user for part in site.parts for user in part.reduce.result.users if user not in own]
+    return min((*readers, site.parts[-1].reduce.node), key=order.of)
+
+
+def late_operands(site: GroupedSite, order: Order) -> list[Node]:
+    """Operands that are computed behind the anchor: they have to move in front of it."""
+    place = order.of(anchor(site, order))
+    operands = [
+        site.split_source, site.stacked_weight, *(m.product.bias for m in site.members),
+        *(m.product.x for m in site.members if site.split_source is None),
+        *(m.product.weight for m in site.members if site.stacked_weight is None),
+    ]  # fmt: skip
+    return [x for x in operands if x is not None and order.of(x) > place]
+
+
+def _operands_can_come_first(site: GroupedSite, around: Surroundings) -> Refusal | None:
+    place, own = anchor(site, around.order), set(site.inner)
+    for late in late_operands(site, around.order):
+        needed = around.order.needed(late, place)
+        if any(not around.order.is_free(node) or not own.isdisjoint(node.all_input_nodes) for node in needed):
+            return refusals.ComputedLate.at(late, f"{late.name} cannot be computed before {place.name}")
+    return None
+
+
+def _extent(site: GroupedSite, order: Order) -> tuple[int, int]:
+    products = [order.of(member.product.node) for member in site.members]
+    return min(products) - 1, max(order.of(site.parts[-1].reduce.inner[-1]), order.of(anchor(site, order)))
+
+
+def _nothing_is_written(site: GroupedSite, around: Surroundings) -> Refusal | None:
+    own = set(site.inner)
+    writes = [node for node in around.order.writes_between(*_extent(site, around.order)) if node not in own]
+    if not writes:
+        return None
+    return refusals.MutationInBetween.at(writes[0], f"{writes[0].name} writes inside the site")
+
+
+def _one_stream(site: GroupedSite, around: Surroundings) -> Refusal | None:
+    if not around.order.stream_changes_between(*_extent(site, around.order)):
+        return None
+    return refusals.OtherStream.at(site.reduce.node, "a stream scope or an event lies inside the site")
+
+
+def _is_asked_for(site: GroupedSite, around: Surroundings) -> Refusal | None:
+    if around.options.grouped:
+        return None
+    return refusals.Deprecated.at(site.reduce.node, f"CANN marks {around.spec.ge_type} as deprecated: off by default")
+
+
+PART_RULES: tuple[Rule[Part], ...] = (
+    Rule("CANN", machine_has_the_op),
+    Rule("L1", only_adds),
+    Rule("L4", partial_sum_is_private),
+    Rule("2.4", _nothing_is_quantised),
+    Rule("B13", _dtypes),
+    Rule("B18", _weights_are_k_n),
+    Rule("B18", _x_is_contiguous),
+    Rule("4.5", _no_empty_shard),
+    Rule("B14", _columns_fit),
+    Rule("B12", _biases_are_vectors),
+    Rule("4.6", _shapes_can_be_spelled),
+    Rule("L2", group_is_known),
+    Rule("B17", group_has_a_size_of_the_op),
+    Rule("L14", not_overlapped),
+)
+
+SITE_RULES: tuple[Rule[GroupedSite], ...] = (
+    Rule("B3", _count),
+    Rule("L4", _grouped_matmul_is_reduced_whole),
+    Rule("L2", one_domain),
+    Rule("L17", _one_stream),
+    Rule("L19", _nothing_is_written),
+    Rule("4.6", _operands_can_come_first),
+    Rule("2.4", _is_asked_for),
+)

@@ -1,0 +1,105 @@
+"""Puts GroupedMatMulAllReduce in the place of a matched site."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from npu_fused_graph.passes.fx import aten, dtype_of, is_call, is_contiguous, same_shape, shape_of, shown, value_of
+from npu_fused_graph.passes.grouped_legality import anchor, late_operands
+from npu_fused_graph.passes.grouped_site import GroupedSite, Member
+from npu_fused_graph.passes.order import Order
+from npu_fused_graph.passes.writing import Caller, erase
+
+
+def rewrite(graph: Graph, site: GroupedSite, order: Order) -> Node:
+    """The fused node; the site's own nodes are erased."""
+    place = anchor(site, order)
+    for late in late_operands(site, order):
+        for node in order.needed(late, place):
+            place.prepend(node)
+            order.replace(node, place)
+    with graph.inserting_before(place):
+        writer = _Writer(site, Caller(graph, order, place))
+        fused = writer.fused()
+        results = [writer.result(fused, i) for i in range(len(site.parts))]
+    fused.meta["stack_trace"] = site.reduce.node.meta.get("stack_trace")
+    fused.meta["nn_module_stack"] = site.members[0].product.node.meta.get("nn_module_stack")
+    own = {*site.inner, *site.before, *(member.product.node for member in site.members)}
+    for part, new in zip(site.parts, results, strict=True):
+        old = part.reduce.result
+        copies = [user for user in old.users if is_call(user, "aten::copy") and shown(user) is old]
+        for replaced in (*copies, old):  # dist.all_reduce(t) leaves a copy into t
+            replaced.replace_all_uses_with(new)
+        own.update(copies)
+        new.meta.setdefault("stack_trace", old.meta.get("stack_trace"))
+    erase(graph, own)
+    return fused
+
+
+class _Writer:
+    """Makes the nodes of a fused site."""
+
+    def __init__(self, site: GroupedSite, call: Caller) -> None:
+        self.site, self.call = site, call
+
+    def fused(self) -> Node:
+        site, source = self.site, self.site.split_source
+        keywords: dict[str, Any] = {}
+        if source is None:
+            x = [self._x(member) for member in site.members]
+        else:
+            x = [source]
+            keywords["group_list"] = [member.rows.end for member in site.members if member.rows is not None]
+        stacked = site.stacked_weight
+        weight = [stacked] if stacked is not None else [self._weight(member) for member in site.members]
+        return self.call(
+            torch.ops.npu_fused_graph.npu_grouped_mat_mul_all_reduce.default, x, weight, site.reduce.group,
+            bias=self._biases(), split_item=site.split_item, **keywords,
+        )  # fmt: skip
+
+    def result(self, fused: Node, index: int) -> Node:
+        """The result of part ``index``, in the shape the graph had."""
+        old, value = self.site.parts[index].reduce.result, fused.meta["val"][index]
+        new = self.call(operator.getitem, fused, index, value=value)
+        if same_shape(shape_of(old), value.shape):
+            return new
+        return self.call(aten.view.default, new, list(shape_of(old)), value=value_of(old))
+
+    def _x(self, member: Member) -> Node:
+        """The left operand as the op takes it: a matrix where results are joined, and not beyond 6-D."""
+        x, rows = member.product.x, member.rows
+        if rows is not None and x is rows.source:
+            return self.call(aten.slice.Tensor, x, 0, rows.start, rows.end)
+        if len(shape_of(x)) == 2 or (len(shape_of(x)) <= 6 and not self.site.is_joined):
+            return x
+        return self.call(aten.view.default, x, [-1, shape_of(x)[-1]])
+
+    def _weight(self, member: Member) -> Node:
+        weight, slot = member.product.weight, member.slot
+        if slot is not None and weight is slot.source:
+            return self.call(aten.select.int, weight, 0, slot.index)
+        return weight
+
+    def _biases(self) -> list[Node] | None:
+        """One per group, zeros where this rank has none: a bias of rank 0 alone must not change the decision."""
+        if all(member.product.bias is None for member in self.site.members):
+            return None
+        return [self._bias(member) for member in self.site.members]
+
+    def _bias(self, member: Member) -> Node:
+        x, bias = value_of(member.product.x), member.product.bias
+        dtype = torch.float32 if x.dtype is torch.bfloat16 else x.dtype
+        if bias is None:
+            zeros = x.new_zeros(member.weight_shape[1], dtype=dtype)
+            return self.call(aten.full.default, list(zeros.shape), 0, dtype=dtype, device=x.device, value=zeros)
+        if len(shape_of(bias)) != 1:
+            bias = self.call(aten.view.default, bias, [shape_of(bias)[-1]])
+        if dtype_of(bias) is not dtype:
+            return self.call(aten._to_copy.default, bias, dtype=dtype)
+        if not is_contiguous(bias):
+            return self.call(aten.clone.default, bias, memory_format=torch.contiguous_format)
+        return bias
