@@ -45,6 +45,14 @@ class Case:
         return SINGLE_LIMIT_EXPERTS if self.model in MOE else SINGLE_LIMIT[self.dtype]
 
     @property
+    def grouping(self) -> list[Verdict]:
+        """What is said about putting a mixture's reduces together: its tokens are sorted by the router."""
+        if self.model not in MOE:
+            return []
+        experts = [(f"model.layers.{layer}.mlp.experts", False, "group_sizes_on_device") for layer in range(2)]
+        return [("model.embed_tokens", False, "no_matmul"), *experts]
+
+    @property
     def verdicts(self) -> list[Verdict]:
         prefix, layers = ("layers", LAYERS) if self.is_decoder else ("model.layers", 2)
         found = [] if self.is_decoder else [("model.embed_tokens", False, "no_matmul")]  # sharded by vocabulary
@@ -102,6 +110,7 @@ class Result:
     compiled: Any = None
     verdicts: list[Verdict] = field(default_factory=list)
     ge_types: list[Counter[str]] = field(default_factory=list)
+    grouping: list[Verdict] = field(default_factory=list)
 
 
 def _run_all(rank: int, folder: str, cases: tuple[Case, ...]) -> list[Result]:
@@ -133,10 +142,15 @@ def _run(rank: int, folder: str, case: Case) -> Result:
         compiled = _output(torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(**inputs))
     finally:
         native.graph_listeners.remove(graphs.append)
+    grouping: list[Any] = []
+    if case.model in MOE:
+        report = nfg.explain(model, **inputs, min_rows=0, grouped=True)
+        grouping = [site for site in report.sites if site.op == "grouped_mat_mul_all_reduce"]
     return Result(
         eager=eager.double().numpy(),
         compiled=compiled.double().numpy(),
         verdicts=[(site.layer, site.is_fused, site.reason) for site in sites],
+        grouping=[(site.layer, site.is_fused, site.reason) for site in grouping],
         ge_types=[Counter(node.type for node in executable.graph.nodes.values()) for executable in graphs],
     )
 
@@ -196,6 +210,7 @@ def _check(case: Case, single: np.ndarray[Any, Any], results: list[Result]) -> N
         assert np.isfinite(result.compiled).all()
         assert _distance(result.compiled, result.eager) <= LIMIT[case.dtype]
         assert _distance(result.compiled, single) <= case.single_limit
+        assert result.grouping == case.grouping
     first, second = results
     assert first.verdicts == second.verdicts
     assert np.array_equal(first.compiled, second.compiled)
