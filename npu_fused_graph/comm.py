@@ -212,7 +212,8 @@ class Communicator:
         if self._alone:
             rows = flat.expand(self.size, -1).clone()
         else:
-            rows = self._start("all_gather", *xs).gather("all_gather", flat)
+            mesh = self._start("all_gather", *xs)
+            rows = mesh.gather("all_gather", flat) if flat.numel() else flat.expand(self.size, -1)
         sizes = [x.numel() for x in xs]
         return [[part.view(x.shape) for part, x in zip(row.split(sizes), xs, strict=True)] for row in rows]
 

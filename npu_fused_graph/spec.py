@@ -170,7 +170,7 @@ class OpSpec:
                 arguments.append("*")
             elif name in tensors:
                 tensor = tensors[name]
-                text = "int[]" if tensor.is_constant else f"Tensor{alias.get(name, '')}"
+                text = "SymInt[]" if tensor.is_constant else f"Tensor{alias.get(name, '')}"
                 text += "[]" * (tensor.kind == "dynamic")
                 arguments.append(f"{text}? {name}=None" if tensor.may_be_none else f"{text} {name}")
             else:

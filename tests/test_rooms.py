@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "comm_mesh": {"errors"},
     "comm_local": {"comm_mesh", "errors"},
     "ops": {"errors", "spec", "comm", "ir"},
-    "passes": {"comm", "errors", "ops"},
+    "passes": {"comm", "errors", "ops", "spec"},
     "engine": {"errors", "ir", "spec", "comm"},
     "inspector": {"errors", "ir"},
     "codegen": {"spec", "ops", "ir"},

@@ -37,7 +37,7 @@ def check_types(spec: OpSpec, arguments: Mapping[str, Any]) -> None:
                 cure = "For a process group pass its group_name." if attr.name == "group" else "Pass its name."
                 raise argument_error(spec.stem, attr.python_name, "a string", type(value).__name__, cure)
         else:
-            wrong = (*_NO_NUMBER, float) if attr.type == "Int" else _NO_NUMBER
+            wrong = (*_NO_NUMBER, float, bool) if attr.type == "Int" else _NO_NUMBER
             if isinstance(value, wrong):
                 expected = {"Int": "an int", "Float": "a float", "Bool": "a bool"}[attr.type]
                 raise argument_error(spec.stem, attr.python_name, expected, repr(value), "Pass a number.")
@@ -46,17 +46,23 @@ def check_types(spec: OpSpec, arguments: Mapping[str, Any]) -> None:
 def _check_tensors(spec: OpSpec, name: str, value: Any) -> None:
     if not isinstance(value, (list, tuple)):
         cure = "Put it into a list." if isinstance(value, Tensor) else "Pass a list."
-        raise argument_error(spec.stem, name, "a list of tensors", type(value).__name__, cure)
+        raise argument_error(spec.stem, name, "a list of tensors", _kind(value), cure)
     for i, x in enumerate(value):
         if not isinstance(x, Tensor):
             cure = "Make it one with torch.as_tensor."
-            raise argument_error(spec.stem, f"{name}[{i}]", "a tensor", type(x).__name__, cure)
+            raise argument_error(spec.stem, f"{name}[{i}]", "a tensor", _kind(x), cure)
 
 
 def _check_ints(spec: OpSpec, name: str, value: Any) -> None:
     if not isinstance(value, (list, tuple)):
         cure = "Call .tolist() on it." if hasattr(value, "tolist") else "Pass a list."
-        raise argument_error(spec.stem, name, "a list of ints", type(value).__name__, cure)
+        raise argument_error(spec.stem, name, "a list of ints", _kind(value), cure)
     for i, x in enumerate(value):
         if isinstance(x, (*_NO_NUMBER, float, bool)):
-            raise argument_error(spec.stem, f"{name}[{i}]", "an int", repr(x), "Pass a number.")
+            got = _kind(x) if isinstance(x, Tensor) else repr(x)
+            raise argument_error(spec.stem, f"{name}[{i}]", "an int", got, "Pass a number.")
+
+
+def _kind(x: Any) -> str:
+    """Of any tensor, also while a graph is traced, the same."""
+    return "Tensor" if isinstance(x, Tensor) else type(x).__name__

@@ -50,3 +50,25 @@ def exceeds(size: Any, limit: int) -> bool:
 
     is_over = statically_known_true if limit >= INT32_MAX // 2 else guard_or_false
     return bool(is_over(size > limit))
+
+
+def differ(a: Any, b: Any) -> bool:
+    """Whether two sizes are known to differ; what is known only when the graph runs is left to the engine."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a != b
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return bool(guard_or_false(a != b))
+
+
+def is_known(size: Any) -> bool:
+    """Whether a size is a number while a graph is traced; a dynamic size of an input becomes one for this graph."""
+    if isinstance(size, int):
+        return True
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    try:
+        int(size)
+    except GuardOnDataDependentSymNode:
+        return False
+    return True

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 CHUNK_BYTES = 16 << 20
-"""Size of a reference's accumulator: what is computed and summed at a time. Ranks gather at most half of it each."""
+"""Size of a reference's accumulator: what is computed and summed at a time. Ranks gather at most as many bytes each."""
 
 ReduceMode = Literal["once", "seq"]
 """once: summed in float32 and rounded once. seq: rounded after each addition. HCCL's own order lies in between."""
@@ -35,3 +35,8 @@ def sum_ranks(partials: Sequence[Tensor], mode: ReduceMode) -> Tensor:
         if mode == "seq":
             total = total.to(partial.dtype).float()
     return total.to(partials[0].dtype)
+
+
+def is_full(partials: Sequence[Tensor]) -> bool:
+    """Whether partial results that wait for the exchange are as large as an accumulator."""
+    return 4 * sum(partial.numel() for partial in partials) >= CHUNK_BYTES

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.ops._arguments import check_types
-from npu_fused_graph.ops._reduction import CHUNK_BYTES, GatherLists, ReduceMode, row_chunks, sum_ranks
+from npu_fused_graph.ops._reduction import GatherLists, ReduceMode, is_full, row_chunks, sum_ranks
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce_constraints import CONSTRAINTS
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce_samples import samples as samples
 from npu_fused_graph.spec import AttrSpec, DTypeRow, OpSpec, TensorSpec
@@ -158,9 +158,10 @@ def reference(
     for i, (t, w, out) in enumerate(zip(inputs, weights, outputs, strict=True)):
         for target, partial in _partials(t, w, bias[i] if bias else None, out):
             pending.append((target, partial))
-            if 4 * sum(p.numel() for _, p in pending) >= CHUNK_BYTES:
+            if is_full([p for _, p in pending]):
                 _reduce(pending, gather_lists, mode)
-    _reduce(pending, gather_lists, mode)
+    if pending:
+        _reduce(pending, gather_lists, mode)
     return y
 
 
@@ -169,7 +170,8 @@ def _partials(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> It
     if not out.numel():
         yield out, out
         return
-    rows, flat, wide = out.view(-1, out.size(-1)), x.reshape(-1, x.size(-1)), weight.float()
+    rows, wide = out.view(-1, out.size(-1)), weight.float()
+    flat = x.reshape(rows.size(0), x.size(-1))
     for first, last in row_chunks(*rows.shape):
         accumulator = flat[first:last].float() @ wide
         if bias is not None:
@@ -178,10 +180,9 @@ def _partials(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> It
 
 
 def _reduce(pending: list[tuple[Tensor, Tensor]], gather_lists: GatherLists, mode: ReduceMode) -> None:
-    if any(partial.numel() for _, partial in pending):  # the kernel sends nothing where there is nothing
-        gathered = gather_lists([partial for _, partial in pending])
-        for (target, _), partials in zip(pending, zip(*gathered, strict=True), strict=True):
-            target.copy_(sum_ranks(partials, mode))
+    gathered = gather_lists([partial for _, partial in pending])
+    for (target, _), partials in zip(pending, zip(*gathered, strict=True), strict=True):
+        target.copy_(sum_ranks(partials, mode))
     pending.clear()
 
 

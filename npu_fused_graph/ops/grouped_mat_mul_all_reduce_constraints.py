@@ -6,13 +6,16 @@ Like those of the other operators they see only facts that fake and real tensors
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.ops._communicating import (
     INT32_MAX,
     automatic_turns,
+    differ,
     exceeds,
+    is_known,
     named_communicator,
     one_device,
     only_sums,
@@ -65,6 +68,11 @@ def _b1_not_empty(spec: OpSpec, call: Call) -> None:
     for name in ("x", "weight"):
         if not call.lists[name]:
             raise argument_error(spec.stem, name, "at least one tensor", "an empty list", "Pass the groups' tensors.")
+    if is_stacked(call) and _groups(call) == 0:
+        raise argument_error(
+            spec.stem, "weight[0]", "at least one (k, n) in it", f"shape {list(call.lists['weight'][0].shape)}",
+            "Pass the groups' weights.",
+        )  # fmt: skip
 
 
 def _b2_split_item(spec: OpSpec, call: Call) -> None:
@@ -72,7 +80,7 @@ def _b2_split_item(spec: OpSpec, call: Call) -> None:
     if split_item not in (0, 1, 2, 3):
         raise argument_error(
             spec.stem, "split_item", "0, 1, 2 or 3", split_item,
-            "1 and 3 split x by group_list, 2 and 3 give one result.",
+            "With 1 and 3 group_list splits x, with 2 and 3 there is one result.",
         )  # fmt: skip
 
 
@@ -117,14 +125,16 @@ def _b6_group_list_given(spec: OpSpec, call: Call) -> None:
     group_list, groups = call.attrs["group_list"] or (), _groups(call)
     if len(group_list) != groups:
         raise argument_error(
-            spec.stem, "group_list", f"{groups} numbers, one per weight (split_item={call.attrs['split_item']})",
-            len(group_list), "Give the row of x at which each group ends.",
+            spec.stem, "group_list",
+            f"{groups} number{'s' * (groups != 1)}, one per group of weights (split_item={call.attrs['split_item']})",
+            len(group_list) or "none",
+            "Give the row of x at which each group ends; stacked weights are one (groups, k, n) tensor.",
         )  # fmt: skip
 
 
 def _b20_group_list_is_constant(spec: OpSpec, call: Call) -> None:
     for i, end in enumerate(call.attrs["group_list"] or ()):
-        if not isinstance(end, int):
+        if not is_known(end):
             raise argument_error(
                 spec.stem, f"group_list[{i}]", "a number that is known while the graph is traced", end,
                 "A graph has fixed groups; run this operator outside it.",
@@ -135,8 +145,7 @@ def _b7_group_list_is_cumulative(spec: OpSpec, call: Call) -> None:
     if not splits_x(call):
         return
     group_list, rows = list(call.attrs["group_list"]), call.lists["x"][0].shape[0]
-    steps = zip([0, *group_list], group_list, strict=False)
-    if any(end < start for start, end in steps) or group_list[-1] != rows:
+    if any(end < start for start, end in pairwise([0, *group_list])) or differ(group_list[-1], rows):
         raise argument_error(
             spec.stem, "group_list", f"numbers that do not decrease and end with x's {rows} rows", group_list,
             "Give running totals of the groups' rows.",
@@ -150,15 +159,13 @@ def _b9_dimensions(spec: OpSpec, call: Call) -> None:
     most = 6 if call.attrs["split_item"] == 0 else 2
     for name, facts in _dims(call, "x"):
         if not 2 <= len(facts.shape) <= most:
-            allowed = "2 to 6" if most == 6 else f"2 (split_item={call.attrs['split_item']})"
-            raise argument_error(
-                spec.stem, name, f"a tensor of {allowed} dimensions", f"shape {list(facts.shape)}", "Reshape it."
-            )
+            allowed = "2 to 6 dimensions" if most == 6 else f"2 dimensions (split_item={call.attrs['split_item']})"
+            raise argument_error(spec.stem, name, allowed, f"shape {list(facts.shape)}", "Reshape it.")
     for name, facts in _dims(call, "weight"):
         if len(facts.shape) != 2 and not is_stacked(call):
             raise argument_error(
                 spec.stem, name, "shape (k, n)", f"shape {list(facts.shape)}",
-                "Weights in one (groups, k, n) tensor need split_item=3.",
+                "One (groups, k, n) tensor of all weights is taken alone, with split_item=3.",
             )  # fmt: skip
 
 
@@ -192,7 +199,7 @@ def _b12_bias(spec: OpSpec, call: Call) -> None:
         raise argument_error(
             spec.stem,
             "bias",
-            f"{groups} tensors, one per weight, or none",
+            f"{groups} tensors, one per group, or none",
             len(bias),
             "Pass zeros where there is none.",
         )

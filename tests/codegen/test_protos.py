@@ -38,6 +38,14 @@ _MM_ATTRS: Attrs = (
     ("epsilon", "Float", "1e-06"),
 )
 CANN: dict[str, tuple[Tensors, Tensors, Attrs]] = {
+    "GroupedMatMulAllReduce": (
+        (
+            ("x", "dynamic", ("bfloat16", "float16")), ("weight", "dynamic", ("bfloat16", "float16")),
+            ("bias", "dynamic", ("float32", "float16")), ("group_list", "optional", ("int64",)),
+        ),
+        (("y", "dynamic_output", ("bfloat16", "float16")),),
+        (("splitItem", "Int", "0"), ("group", "String", None), ("reduceOp", "String", "sum"), ("commTurn", "Int", "0")),
+    ),
     "MatmulAllReduceAddRmsNorm": (
         _MM_INPUTS, (("y", "output", HALF), ("norm_out", "output", HALF)), _MM_ATTRS
     ),

@@ -6,17 +6,14 @@ of all of it is docs/matmul_all_reduce_add_rms_norm_constraints.md; ``NFG_ACCEPT
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import npu_fused_graph as nfg
 from npu_fused_graph.errors import InvalidArgumentError
@@ -25,30 +22,31 @@ from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.ops._register import facts_of
 from npu_fused_graph.spec import Call, TensorFacts
 from tests.ops.constraint_cases import CASES, ELSEWHERE, good, half
+from tests.ops.constraint_table import DOCS, FORM, check_page, in_fake_mode, quoted, refused
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 OP = nfg.npu_mm_all_reduce_add_rms_norm
 IN_PLACE = nfg.npu_mm_all_reduce_add_rms_norm_
-TABLE = Path(__file__).parents[2] / "docs" / "matmul_all_reduce_add_rms_norm_constraints.md"
+TABLE = DOCS / "matmul_all_reduce_add_rms_norm_constraints.md"
 
 
 PREFIX = "[matmul_all_reduce_add_rms_norm] "
 ALL = [(number, i) for number, (_, cases) in CASES.items() for i in range(len(cases))]
-
-
-def refused(fn: Callable[..., Any], arguments: dict[str, Any]) -> str:
-    with pytest.raises(InvalidArgumentError) as caught:
-        fn(**arguments)
-    return str(caught.value)
-
-
-def in_fake_mode(fn: Callable[..., Any]) -> Callable[..., Any]:
-    def call(**arguments: Any) -> Any:
-        with FakeTensorMode() as mode:
-            return fn(**{k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()})
-
-    return call
+HEAD = [
+    "# Constraints of npu_mm_all_reduce_add_rms_norm",
+    "",
+    "Written by tests/ops/test_constraints_matmul_all_reduce_add_rms_norm.py from what each stage really says.",
+    "*fake*: while a graph is traced; *eager*: when the operator runs by itself; *converter*: while TorchAir",
+    "lowers a graph, also one with MindSpeed's operator of this name; *pass*: a site is refused with a reason",
+    "instead. Every text begins with `[matmul_all_reduce_add_rms_norm]`, that of the in-place form with",
+    "`[inplace_matmul_all_reduce_add_rms_norm]`; examples of each. Types that are none of the schema's (a process",
+    "group for hcom, a string for epsilon) are refused by the public functions in the same form.",
+    "",
+    "The in-place form has one more rule: no other argument may share memory with residual, which is written.",
+    "Only an eager call can see that (`x1: expected memory of its own, since residual is written, got residual's",
+    "memory. Clone it.`); in a compiled graph do not pass tensors that overlap.",
+]
 
 
 @pytest.mark.parametrize("scenario", ["float", "full", "full_bf16", "weight", "group"])
@@ -63,7 +61,7 @@ def test_refused_in_eager_mode_and_at_trace_time(number: str, index: int) -> Non
     arguments = good(scenario) | change
     eager = refused(OP, arguments)
     assert eager.startswith(PREFIX + text), eager
-    assert re.search(r", got .+\. [A-Z]", eager), "form: expected ..., got ... . cure"
+    assert re.search(FORM, eager), "form: expected ..., got ... . cure"
     assert refused(in_fake_mode(OP), arguments) == eager
     in_place = refused(IN_PLACE, arguments)
     assert in_place == eager.replace(PREFIX, "[inplace_matmul_all_reduce_add_rms_norm] ")
@@ -96,8 +94,7 @@ def refused_by_the_converter(mindspeed: Any, arguments: dict[str, Any]) -> str:
     compiled = torch.compile(lambda t: mindspeed(**t, **rest), backend=nfg.get_npu_backend(), dynamic=False)
     with torch.no_grad(), pytest.raises(Exception, match=re.escape(PREFIX.strip())) as caught:
         compiled(tensors)
-    lines = [line[line.index(PREFIX) :] for line in str(caught.value).splitlines() if PREFIX in line]
-    return min(lines, key=len)  # torch quotes the whole of it once more in its own text
+    return quoted(caught.value, PREFIX)
 
 
 def test_table_of_constraints(mindspeed: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,34 +111,7 @@ def test_table_of_constraints(mindspeed: Any, capsys: pytest.CaptureFixture[str]
     rows += [(number, *row) for number, row in ELSEWHERE.items()]
     rows.sort(key=lambda row: int(row[0][1:]))
     assert {int(row[0][1:]) for row in rows} == set(range(1, 44)), "A1 to A43"
-    text = table(rows)
-    with capsys.disabled():
-        print(f"\n{text}")
-    if os.environ.get("NFG_ACCEPT") == "1":
-        TABLE.write_text(text, encoding="utf-8")
-    assert TABLE.read_text(encoding="utf-8") == text, "NFG_ACCEPT=1 rewrites the table"
-
-
-def table(rows: list[tuple[str, str, str, str]]) -> str:
-    lines = [
-        "# Constraints of npu_mm_all_reduce_add_rms_norm",
-        "",
-        "Written by tests/ops/test_constraints_matmul_all_reduce_add_rms_norm.py from what each stage really says.",
-        "*fake*: while a graph is traced; *eager*: when the operator runs by itself; *converter*: while TorchAir",
-        "lowers a graph, also one with MindSpeed's operator of this name; *pass*: a site is refused with a reason",
-        "instead. Every text begins with `[matmul_all_reduce_add_rms_norm]`, that of the in-place form with",
-        "`[inplace_matmul_all_reduce_add_rms_norm]`; examples of each. Types that are none of the schema's (a process",
-        "group for hcom, a string for epsilon) are refused by the public functions in the same form.",
-        "",
-        "The in-place form has one more rule: no other argument may share memory with residual, which is written.",
-        "Only an eager call can see that (`x1: expected memory of its own, since residual is written, got residual's",
-        "memory. Clone it.`); in a compiled graph do not pass tensors that overlap.",
-        "",
-        "| number | constraint | stages | text |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| {number} | {about} | {stages} | {text} |" for number, about, stages, text in rows]
-    return "\n".join(lines) + "\n"
+    check_page(TABLE, HEAD, rows, capsys)
 
 
 # -- those that take more than wrong arguments ---------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import npu_fused_graph as nfg
 from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
+from npu_fused_graph.ops import _reduction
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.testing import assert_close
 from tests.ops.exact import exact, partial
@@ -139,7 +140,7 @@ def test_reference_over_ranks(mode: op.ReduceMode, ranks: int) -> None:
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = SAMPLES[2]
     whole = OP(**sample, hcom="0")
-    monkeypatch.setattr(op, "CHUNK_BYTES", 4 * sample["residual"].size(-1) * 3)
+    monkeypatch.setattr(_reduction, "CHUNK_BYTES", 4 * sample["residual"].size(-1) * 3)
     rows: list[int] = []
 
     def gather(partial: Tensor) -> list[Tensor]:

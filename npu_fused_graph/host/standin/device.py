@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from npu_fused_graph.errors import UnsupportedModeError
 from npu_fused_graph.host.standin import state
@@ -75,8 +76,8 @@ def mark(x: Tensor) -> Tensor:
     return x
 
 
-def _mark_all(results: tuple[Tensor, ...]) -> None:
-    for result in results:
+def _mark_all(results: tuple[Any, ...]) -> None:
+    for result in tree_leaves(results):
         mark(result)
 
 
