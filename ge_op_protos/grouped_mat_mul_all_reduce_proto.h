@@ -7,11 +7,11 @@
 namespace ge {
 // Matmuls of up to 64 groups and the all-reduce of their results in one kernel; CANN marks it as deprecated. Source: requirement 001 (MindSpeed's document of npu_grouped_mat_mul_all_reduce).
 REG_OP(GroupedMatMulAllReduce)
-    .DYNAMIC_INPUT(x, TensorType({DT_BF16, DT_FLOAT16}))
-    .DYNAMIC_INPUT(weight, TensorType({DT_BF16, DT_FLOAT16}))
-    .DYNAMIC_INPUT(bias, TensorType({DT_FLOAT, DT_FLOAT16}))
+    .DYNAMIC_INPUT(x, TensorType({DT_FLOAT16, DT_BF16}))
+    .DYNAMIC_INPUT(weight, TensorType({DT_FLOAT16, DT_BF16}))
+    .DYNAMIC_INPUT(bias, TensorType({DT_FLOAT16, DT_FLOAT}))
     .OPTIONAL_INPUT(group_list, TensorType({DT_INT64}))
-    .DYNAMIC_OUTPUT(y, TensorType({DT_BF16, DT_FLOAT16}))
+    .DYNAMIC_OUTPUT(y, TensorType({DT_FLOAT16, DT_BF16}))
     .ATTR(splitItem, Int, 0)
     .REQUIRED_ATTR(group, String)
     .ATTR(reduceOp, String, "sum")

@@ -111,3 +111,12 @@ def test_demo_model_is_plain_torch() -> None:
     assert len(source.splitlines()) < 80
     imports = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
     assert all("npu_fused_graph" not in line and "torch" in line for line in imports)
+
+
+def test_06_says_what_would_be_grouped_and_groups_it() -> None:
+    off, on = run("examples/06_grouped_experts.py").splitlines()
+    count = "4 matmuls and 4 collectives -> 1 node"
+    assert off.startswith(f"grouped=False: not fused into grouped_mat_mul_all_reduce (legal, {count}): ")
+    assert off.endswith("[deprecated] Pass grouped=True.")
+    assert on.startswith(f"grouped=True: fused into grouped_mat_mul_all_reduce (same_rounding, {count}): ")
+    assert "06_grouped_experts.py:26" in on, "the line of the all-reduce"

@@ -54,11 +54,11 @@ SPEC = OpSpec(
     ),
     rows=(
         DTypeRow(
-            "bfloat16",
-            {"x": "bfloat16", "weight": "bfloat16", "bias": "float32", "group_list": "int64", "y": "bfloat16"},
+            "float16", {"x": "float16", "weight": "float16", "bias": "float16", "group_list": "int64", "y": "float16"}
         ),
         DTypeRow(
-            "float16", {"x": "float16", "weight": "float16", "bias": "float16", "group_list": "int64", "y": "float16"}
+            "bfloat16",
+            {"x": "bfloat16", "weight": "bfloat16", "bias": "float32", "group_list": "int64", "y": "bfloat16"},
         ),
     ),
     doc="Matmuls of up to 64 groups and the all-reduce of their results in one kernel; CANN marks it as deprecated.",

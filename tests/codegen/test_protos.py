@@ -40,10 +40,10 @@ _MM_ATTRS: Attrs = (
 CANN: dict[str, tuple[Tensors, Tensors, Attrs]] = {
     "GroupedMatMulAllReduce": (
         (
-            ("x", "dynamic", ("bfloat16", "float16")), ("weight", "dynamic", ("bfloat16", "float16")),
-            ("bias", "dynamic", ("float32", "float16")), ("group_list", "optional", ("int64",)),
+            ("x", "dynamic", HALF), ("weight", "dynamic", HALF),
+            ("bias", "dynamic", ("float16", "float32")), ("group_list", "optional", ("int64",)),
         ),
-        (("y", "dynamic_output", ("bfloat16", "float16")),),
+        (("y", "dynamic_output", HALF),),
         (("splitItem", "Int", "0"), ("group", "String", None), ("reduceOp", "String", "sum"), ("commTurn", "Int", "0")),
     ),
     "MatmulAllReduceAddRmsNorm": (

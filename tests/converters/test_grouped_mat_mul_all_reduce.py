@@ -292,7 +292,7 @@ BAD: dict[str, tuple[int, dict[str, Any], str]] = {
     "bias width": (0, {"bias": [half(5), half(4)]}, "bias[1]: expected shape (5), the columns of its weight"),
     "bias dtype": (0, {"bias": [half(5), half(5).float()]}, "bias[1]: expected float16 with float16 x, got float32."),
     "mixed": (0, {"weight": [half(8, 5), half(8, 5).bfloat16()]}, "weight[1]: expected float16 with float16 x, got bf"),
-    "float32": (0, {"x": [half(4, 8).float()] * 2}, "x[0]: expected bfloat16 or float16, got float32."),
+    "float32": (0, {"x": [half(4, 8).float()] * 2}, "x[0]: expected float16 or bfloat16, got float32."),
     "columns": (0, {"weight": [half(8, 5), half(8, 65536)]}, "weight[1]: expected at most 65535 columns"),
     "reduce_op": (0, {"reduce_op": "max"}, "reduce_op: expected 'sum', got 'max'."),
 }  # fmt: skip

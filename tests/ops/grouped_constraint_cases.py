@@ -151,7 +151,7 @@ CASES: dict[str, tuple[str, list[Case]]] = {
          "bias[2]: expected shape (6), the columns of its weight, got shape [1]"),
     ]),
     "B13": ("dtypes", [
-        ("0", {"x": [single(2, 8), single(5, 16)]}, "x[0]: expected bfloat16 or float16, got float32"),
+        ("0", {"x": [single(2, 8), single(5, 16)]}, "x[0]: expected float16 or bfloat16, got float32"),
         ("2", {"x": [half(4, 8), brain(3, 16)]}, "x[1]: expected float16 with float16 x, got bfloat16"),
         ("0", {"weight": [half(8, 4), brain(16, 6)]}, "weight[1]: expected float16 with float16 x, got bfloat16"),
         ("0 bfloat16", {"weight": [half(8, 4), brain(16, 6)]},
@@ -159,7 +159,7 @@ CASES: dict[str, tuple[str, list[Case]]] = {
         ("0", {"bias": [single(4), single(6)]}, "bias[0]: expected float16 with float16 x, got float32"),
         ("0 bfloat16", {"bias": [brain(4), brain(6)]}, "bias[0]: expected float32 with bfloat16 x, got bfloat16"),
         ("0 bfloat16", {"bias": [single(4), half(6)]}, "bias[1]: expected float32 with bfloat16 x, got float16"),
-        ("3", {"x": [torch.zeros(10, 8, dtype=torch.int8)]}, "x[0]: expected bfloat16 or float16, got int8"),
+        ("3", {"x": [torch.zeros(10, 8, dtype=torch.int8)]}, "x[0]: expected float16 or bfloat16, got int8"),
     ]),
     "B14": ("columns of x and weight", [
         ("0", {"x": [half(1, 8), half(1, 65536)], "weight": [half(8, 4), half(65536, 1)]},
