@@ -5,8 +5,6 @@ PART_RULES hold for every all-reduce by itself, whatever it could be grouped wit
 
 from __future__ import annotations
 
-import math
-
 from torch.fx import Node
 
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce_constraints import MOST_COLUMNS, MOST_GROUPS
@@ -87,6 +85,13 @@ def _no_empty_shard(part: Part, around: Surroundings) -> Refusal | None:
     return None
 
 
+def _no_empty_group(part: Part, around: Surroundings) -> Refusal | None:
+    for member in part.members:
+        if member.row_count == 0 and isinstance(member.row_count, int):
+            return refusals.EmptyGroup.at(member.product.node, f"{member.product.node.name} has no rows")
+    return None
+
+
 def _columns_fit(part: Part, around: Surroundings) -> Refusal | None:
     for member in part.members:
         for size in member.weight_shape:
@@ -105,9 +110,9 @@ def _biases_are_vectors(part: Part, around: Surroundings) -> Refusal | None:
 
 def _shapes_can_be_spelled(part: Part, around: Surroundings) -> Refusal | None:
     """An explicit shape in a graph takes numbers only; what the op gives by itself needs none."""
-    result, n = shape_of(part.reduce.result), part.members[0].weight_shape[1]
-    shapes = [shape_of(member.product.x)[:-1] for member in part.members]
-    own = (sum(math.prod(shape) for shape in shapes), n) if part.is_joined else (*shapes[0], n)
+    result, first = shape_of(part.reduce.result), part.members[0]
+    lead = (sum(m.row_count for m in part.members),) if part.is_joined else shape_of(first.product.x)[:-1]
+    own = (*lead, first.weight_shape[1])
     if all(isinstance(size, int) for size in result) or same_shape(result, own):
         return None
     return refusals.DynamicShape.at(part.reduce.node, f"the result {list(result)} has dynamic sizes")
@@ -196,6 +201,7 @@ PART_RULES: tuple[Rule[Part], ...] = (
     Rule("B18", _weights_are_k_n),
     Rule("B18", _x_is_contiguous),
     Rule("4.5", _no_empty_shard),
+    Rule("B8", _no_empty_group),
     Rule("B14", _columns_fit),
     Rule("B12", _biases_are_vectors),
     Rule("4.6", _shapes_can_be_spelled),

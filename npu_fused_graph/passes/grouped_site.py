@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,12 @@ class Member:
     product: Product
     rows: Rows | None = None
     slot: Slot | None = None
+
+    @property
+    def row_count(self) -> Any:
+        if self.rows is not None:
+            return self.rows.end - self.rows.start
+        return math.prod(shape_of(self.product.x)[:-1])
 
     @property
     def weight_shape(self) -> tuple[Any, ...]:

@@ -218,6 +218,12 @@ class GroupSizesOnDevice(Refusal):
     usual_cure = "Keep the grouped matmul and its one all-reduce."
 
 
+class EmptyGroup(Refusal):
+    """A matmul has no rows; the op takes such groups, but CANN's built-in tiling divides by their size."""
+
+    usual_cure = "Leave out what has no rows, or keep the separate ops."
+
+
 class TooManyGroups(Refusal):
     """The op takes 64 groups."""
 

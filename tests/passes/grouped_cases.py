@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 OP = torch.ops._c10d_functional
-K, N, ROWS = 16, 8, (3, 0, 7)
+K, N, ROWS = 16, 8, (3, 1, 6)
 M = sum(ROWS)
-ENDS = [3, 3, 10]
+ENDS = [3, 4, 10]
 
 
 def ar(x: Tensor, op: str = "sum", group: str = "0") -> Tensor:
@@ -192,7 +192,7 @@ def grouped_matmul_stacked(x: Tensor, w: Tensor) -> Any:
 
 @fused((3, 3, 1), shapes=(X, (3, K, N)))
 def grouped_matmul_with_a_constant_tensor_of_counts(x: Tensor, w: Tensor) -> Any:
-    counts = torch.tensor([3, 0, 7])
+    counts = torch.tensor([3, 1, 6])
     given = {"group_list": counts, "group_list_type": 1, "split_item": 3, "group_type": 0}
     return ar(torch.ops.npu.npu_grouped_matmul(x=[x], weight=[w], **given)[0])
 
@@ -308,6 +308,16 @@ def transposed_x(x: Tensor, w: Tensor, v: Tensor, z: Tensor) -> Any:
 @refused("empty_shard", shapes=(X, W, (M, 0), (0, N)))
 def nothing_to_multiply(x: Tensor, w: Tensor, z: Tensor, v: Tensor) -> Any:
     return ar(x @ w), ar(z @ v)
+
+
+@refused("empty_group")
+def nothing_for_an_expert(x: Tensor, *w: Tensor) -> Any:
+    return [ar(part @ t) for part, t in zip(x.split([M, 0]), w, strict=True)]
+
+
+@refused("empty_group", shapes=(X, W, W, (3, K, N)))
+def nothing_for_one_of_a_grouped_matmul(x: Tensor, w: Tensor, v: Tensor, u: Tensor) -> Any:
+    return ar(x @ w), ar(grouped([x], [u], group_list=[3, 3, 10], split_item=3, group_type=0)[0])
 
 
 @refused("too_many_columns", shapes=((1, 1), (1, N), (1, 2**16)))

@@ -184,6 +184,7 @@ BREAKS = {
     "_weights_are_k_n": "linear",
     "_x_is_contiguous": "transposed_x",
     "_no_empty_shard": "nothing_to_multiply",
+    "_no_empty_group": "nothing_for_one_of_a_grouped_matmul",
     "_columns_fit": "wide",
     "_biases_are_vectors": "bias_per_row",
     "_shapes_can_be_spelled": "dynamic_in_three_dimensions",
