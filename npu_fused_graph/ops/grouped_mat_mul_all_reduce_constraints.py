@@ -23,6 +23,7 @@ from npu_fused_graph.ops._communicating import (
 from npu_fused_graph.spec import Call, Constraint, OpSpec, TensorFacts
 
 MOST_GROUPS = 64
+MOST_DIMS = 6
 MOST_COLUMNS = 2**16 - 1
 _ALIGNMENT = 32
 """Bytes."""
@@ -156,10 +157,14 @@ def _b7_group_list_is_cumulative(spec: OpSpec, call: Call) -> None:
 
 
 def _b9_dimensions(spec: OpSpec, call: Call) -> None:
-    most = 6 if call.attrs["split_item"] == 0 else 2
+    most = MOST_DIMS if call.attrs["split_item"] == 0 else 2
     for name, facts in _dims(call, "x"):
         if not 2 <= len(facts.shape) <= most:
-            allowed = "2 to 6 dimensions" if most == 6 else f"2 dimensions (split_item={call.attrs['split_item']})"
+            allowed = (
+                f"2 to {MOST_DIMS} dimensions"
+                if most == MOST_DIMS
+                else f"2 dimensions (split_item={call.attrs['split_item']})"
+            )
             raise argument_error(spec.stem, name, allowed, f"shape {list(facts.shape)}", "Reshape it.")
     for name, facts in _dims(call, "weight"):
         if len(facts.shape) != 2 and not is_stacked(call):

@@ -126,6 +126,14 @@ def base(node: Node) -> Node:
     return node
 
 
+def copies(node: Node) -> bool:
+    """Whether ``node`` has memory of its own although it shows another's elements: later writes do not reach it."""
+    name, source = op_name(node), operand(node)
+    if name in ("aten::contiguous", "aten::reshape", "aten::flatten.using_ints", "aten::unflatten.int"):
+        return source is None or not is_contiguous(source)
+    return name in ("aten::clone", "aten::_to_copy", "aten::copy")
+
+
 def path_to(node: Node, source: Node) -> Iterator[Node]:
     """``node`` and what it shows, down to ``source`` without it."""
     while node is not source:
@@ -163,7 +171,7 @@ def matrix_source(node: Node) -> tuple[Node, bool]:
         if len(shape_of(node)) == 2:
             found = node, swapped
         name, source = op_name(node), operand(node)
-        if source is None:
+        if source is None or copies(node):
             break
         if name in _AXES:
             if len(_kept(source)) == 2:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from npu_fused_graph.ops.grouped_mat_mul_all_reduce_constraints import MOST_COLUMNS, MOST_GROUPS
+from npu_fused_graph.ops.grouped_mat_mul_all_reduce_constraints import MOST_COLUMNS, MOST_DIMS, MOST_GROUPS
 from npu_fused_graph.passes import refusals
 from npu_fused_graph.passes.fx import (
     dtype_name,
@@ -108,12 +108,28 @@ def _biases_are_vectors(part: Part, around: Surroundings) -> Refusal | None:
     return None
 
 
+def _joined_results_have_one_width(part: Part, around: Surroundings) -> Refusal | None:
+    """They may have been flattened before they were joined."""
+    n = part.members[0].weight_shape[1]
+    for member in part.members[1:]:
+        if not same_shape(member.weight_shape[1:], (n,)):
+            return refusals.UnequalWidths.at(member.product.node, f"widths {n} and {member.weight_shape[1]}")
+    return None
+
+
 def _shapes_can_be_spelled(part: Part, around: Surroundings) -> Refusal | None:
-    """An explicit shape in a graph takes numbers only; what the op gives by itself needs none."""
+    """An explicit shape in a graph takes numbers only; what the op gives by itself needs none.
+
+    A bias, which only some ranks may have, needs the columns as a number.
+    """
     result, first = shape_of(part.reduce.result), part.members[0]
+    for member in part.members:
+        if not isinstance(member.weight_shape[1], int):
+            text = f"the weight of {member.product.node.name} has {member.weight_shape[1]} columns"
+            return refusals.DynamicShape.at(member.product.node, text)
     lead = (sum(m.row_count for m in part.members),) if part.is_joined else shape_of(first.product.x)[:-1]
     own = (*lead, first.weight_shape[1])
-    if all(isinstance(size, int) for size in result) or same_shape(result, own):
+    if all(isinstance(size, int) for size in result) or (len(own) <= MOST_DIMS and same_shape(result, own)):
         return None
     return refusals.DynamicShape.at(part.reduce.node, f"the result {list(result)} has dynamic sizes")
 
@@ -122,7 +138,7 @@ def _shapes_can_be_spelled(part: Part, around: Surroundings) -> Refusal | None:
 
 
 def _grouped_matmul_is_reduced_whole(site: GroupedSite, around: Surroundings) -> Refusal | None:
-    reduced = {node for node in site.before if node.args}
+    reduced = set(site.before)
     for grouped in dict.fromkeys(part.grouped for part in site.parts if part.grouped is not None):
         rest = [user for user in grouped.users if user not in reduced and user.users]
         if rest:
@@ -163,7 +179,8 @@ def _operands_can_come_first(site: GroupedSite, around: Surroundings) -> Refusal
     for late in late_operands(site, around.order):
         needed = around.order.needed(late, place)
         if any(not around.order.is_free(node) or not own.isdisjoint(node.all_input_nodes) for node in needed):
-            return refusals.ComputedLate.at(late, f"{late.name} cannot be computed before {place.name}")
+            text = f"{late.name} cannot be computed before {place.name}"
+            return refusals.ComputedLate.at(late, text, "Compute it before the first result is read.")
     return None
 
 
@@ -195,6 +212,8 @@ def _is_asked_for(site: GroupedSite, around: Surroundings) -> Refusal | None:
 PART_RULES: tuple[Rule[Part], ...] = (
     Rule("CANN", machine_has_the_op),
     Rule("L1", only_adds),
+    Rule("L2", group_is_known),
+    Rule("B17", group_has_a_size_of_the_op),
     Rule("L4", partial_sum_is_private),
     Rule("2.4", _nothing_is_quantised),
     Rule("B13", _dtypes),
@@ -204,9 +223,8 @@ PART_RULES: tuple[Rule[Part], ...] = (
     Rule("B8", _no_empty_group),
     Rule("B14", _columns_fit),
     Rule("B12", _biases_are_vectors),
+    Rule("B11", _joined_results_have_one_width),
     Rule("4.6", _shapes_can_be_spelled),
-    Rule("L2", group_is_known),
-    Rule("B17", group_has_a_size_of_the_op),
     Rule("L14", not_overlapped),
 )
 

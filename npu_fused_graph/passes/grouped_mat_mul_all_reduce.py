@@ -3,12 +3,13 @@
 Every all-reduce that is still in the graph is a candidate. One sweep puts those that follow each other into groups: a
 group ends where another collective runs, at a write or a change of the stream, and where a matmul reads one of its
 results, since grouping would delay that matmul. What is wrong with a candidate by itself keeps it out of any group.
-Only facts that are equal on all ranks decide, so all ranks take the same decision.
+
+All ranks must decide the same, so a bias, which one rank may have alone, decides nothing as long as it is a vector that
+an addmm adds. Where ranks differ in more (no k on one of them, a bias computed from a result) ``compare_ranks`` tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from npu_fused_graph.passes.fx import operand, through
 from npu_fused_graph.passes.grouped_legality import PART_RULES, SITE_RULES
 from npu_fused_graph.passes.grouped_rewrite import rewrite
 from npu_fused_graph.passes.grouped_site import GroupedSite, Part
-from npu_fused_graph.passes.grouped_sources import is_matmul, part_at
+from npu_fused_graph.passes.grouped_sources import Sources, is_heavy
 from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.records import FusionSite
@@ -40,100 +41,122 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     """
     order = Order(gm.graph)
     around = Surroundings(SPEC, order, options, communication_domain(gm.graph))
-    found = list(_groups(gm.graph, around))
+    found = _Sweep(gm.graph, around).groups
+    _forget_what_ended(found)
     sites: list[FusionSite] = []
     for group in found:
         record, refusal = _record(group), group.refusal
-        if group.parts and refusal is None:
+        if refusal is None:
             refusal = _refusal(group, around)
         if refusal is None and around.domain is None:
             around = replace(around, domain=record.group)
         sites.append(replace(record, refusal=_placed(refusal, record)))
+    collectives = {part.reduce.node for group in found for part in group.parts}
     for i, group in reversed(list(enumerate(found))):
         if sites[i].is_fused:
-            sites[i] = replace(sites[i], node=rewrite(gm.graph, GroupedSite(tuple(group.parts)), order).name)
+            site = GroupedSite(tuple(group.parts))
+            sites[i] = replace(sites[i], node=rewrite(gm.graph, site, order, collectives).name)
     return sites if options.grouped else [site for site in sites if site.reason == "deprecated"]
 
 
 @dataclass
 class _Group:
-    """node: the first candidate. parts: none for a candidate that is refused by itself. ended: why no more joined."""
+    """node: the first candidate. refusal: of a candidate by itself, which has no parts. ended: why no more joined."""
 
     node: Node
     parts: list[Part] = field(default_factory=list)
     refusal: Refusal | None = None
     ended: Refusal | None = None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What all-reduces of a group have in common."""
+        return self.parts[0].reduce.group, self.parts[0].result_dtype
 
-def _groups(graph: Graph, around: Surroundings) -> Iterator[_Group]:
-    """Candidates that follow each other, in graph order."""
-    order = around.order
-    collectives = set(candidates(graph))
-    inner: set[Node] = set()
-    depends: dict[Node, int] = {}  # number of the last group whose results a node is computed from
-    number, current = 0, None
-    for node in graph.nodes:
-        depends[node] = max((depends[x] for x in node.all_input_nodes), default=-1)
-        ended: Refusal | None = None
-        if node in inner:
-            continue
-        if node in collectives:
-            part = _part(node, around)
-            if isinstance(part, Refusal):
-                if current is not None:
-                    current.ended = refusals.CollectiveInBetween.at(node, f"{node.name} cannot be grouped")
-                    yield current
-                    current = None
-                yield _Group(node, refusal=part)
-                continue
-            inner.update(part.reduce.inner)
-            if current is not None and depends[node] == number:
-                ended = refusals.CriticalPath.at(node, f"{node.name} reduces what is computed from the result")
-            if current is not None and (ended is not None or not _fits(part, current)):
-                current.ended = ended
-                yield current
-                current = None
-            if current is None:
-                number += 1
-                current = _Group(node)
-            current.parts.append(part)
-            depends.update(dict.fromkeys(part.reduce.inner, number))
-            continue
-        if current is None:
-            continue
+
+class _Sweep:
+    """One pass over the graph. groups: candidates that follow each other, in graph order."""
+
+    def __init__(self, graph: Graph, around: Surroundings) -> None:
+        self.groups: list[_Group] = []
+        self._around = around
+        self._sources = Sources()
+        self._is_open = False
+        self._inner: set[Node] = set()
+        self._depends: dict[Node, int] = {}  # number of the last group whose results a node is computed from
+        collectives = set(candidates(graph))
+        for node in graph.nodes:
+            self._depends[node] = max((self._depends[x] for x in node.all_input_nodes), default=-1)
+            if node in collectives:
+                self._candidate(node)
+            elif self._is_open and node not in self._inner:
+                self._other(node)
+
+    @property
+    def _number(self) -> int:
+        """Of the group that is open, or was last."""
+        return len(self.groups) - 1
+
+    def _end(self, why: Refusal) -> None:
+        if self._is_open:
+            self.groups[-1].ended = why
+        self._is_open = False
+
+    def _candidate(self, node: Node) -> None:
+        part = self._part(node)
+        if isinstance(part, Refusal):
+            self._end(refusals.CollectiveInBetween.at(node, f"{node.name} cannot be grouped"))
+            self.groups.append(_Group(node, refusal=part))
+            return
+        if self._is_open and self._depends[node] == self._number:
+            self._end(refusals.CriticalPath.at(node, f"{node.name} reduces what is computed from the result"))
+        elif self._is_open and not _fits(part, self.groups[-1]):
+            text = f"{node.name} runs before the next all-reduce of this group and dtype"
+            self._end(refusals.CollectiveInBetween.at(node, text))
+        if not self._is_open:
+            self.groups.append(_Group(node))
+            self._is_open = True
+        self.groups[-1].parts.append(part)
+        self._inner.update(part.reduce.inner)
+        self._depends.update(dict.fromkeys(part.reduce.inner, self._number))
+
+    def _other(self, node: Node) -> None:
+        order = self._around.order
         if order.is_collective(node):
-            ended = refusals.CollectiveInBetween.at(node, f"{node.name} runs before the next all-reduce")
+            self._end(refusals.CollectiveInBetween.at(node, f"{node.name} runs before the next all-reduce"))
         elif order.is_stream_change(node):
-            ended = refusals.OtherStream.at(node, f"{node.name} changes the stream")
-        elif order.breaks_a_group(node):
-            ended = refusals.MutationInBetween.at(node, f"{node.name} writes")
-        elif is_matmul(node) and depends[node] == number:
-            ended = refusals.CriticalPath.at(node, f"{node.name} reads the result before the next all-reduce")
-        if ended is not None:
-            current.ended = ended
-            yield current
-            current = None
-    if current is not None:
-        yield current
+            self._end(refusals.OtherStream.at(node, f"{node.name} changes the stream"))
+        elif order.writes(node):
+            self._end(refusals.MutationInBetween.at(node, f"{node.name} writes"))
+        elif self._depends[node] == self._number and is_heavy(node):
+            self._end(refusals.CriticalPath.at(node, f"{node.name} reads the result before the next all-reduce"))
 
-
-def _part(node: Node, around: Surroundings) -> Part | Refusal:
-    try:
-        part = part_at(node)
-        check(part, around, PART_RULES)
-        return part
-    except Refused as refused:
-        return refused.refusal
+    def _part(self, node: Node) -> Part | Refusal:
+        try:
+            part = self._sources.part(node)
+            check(part, self._around, PART_RULES)
+            return part
+        except Refused as refused:
+            return refused.refusal
 
 
 def _fits(part: Part, group: _Group) -> bool:
     first = group.parts[0]
     return (
         not (part.is_joined or first.is_joined)
-        and part.reduce.group == first.reduce.group
-        and part.result_dtype == first.result_dtype
+        and (part.reduce.group, part.result_dtype) == group.key
         and len(group.parts) < MOST_GROUPS
     )
+
+
+def _forget_what_ended(groups: list[_Group]) -> None:
+    """What ended a group matters only if something that could have joined comes later."""
+    later: set[tuple[str, str]] = set()
+    for group in reversed(groups):
+        if group.parts and not group.parts[0].is_joined:
+            if group.key not in later:
+                group.ended = None
+            later.add(group.key)
 
 
 def _refusal(group: _Group, around: Surroundings) -> Refusal | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Set
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
+from npu_fused_graph.ops.grouped_mat_mul_all_reduce_constraints import MOST_DIMS
 from npu_fused_graph.passes.fx import aten, dtype_of, is_call, is_contiguous, same_shape, shape_of, shown, value_of
 from npu_fused_graph.passes.grouped_legality import anchor, late_operands
 from npu_fused_graph.passes.grouped_site import GroupedSite, Member
@@ -15,8 +17,8 @@ from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.writing import Caller, erase
 
 
-def rewrite(graph: Graph, site: GroupedSite, order: Order) -> Node:
-    """The fused node; the site's own nodes are erased."""
+def rewrite(graph: Graph, site: GroupedSite, order: Order, others: Set[Node]) -> Node:
+    """The fused node; the site's own nodes are erased. others: collectives of other sites."""
     place = anchor(site, order)
     for late in late_operands(site, order):
         for node in order.needed(late, place):
@@ -32,11 +34,12 @@ def rewrite(graph: Graph, site: GroupedSite, order: Order) -> Node:
     for part, new in zip(site.parts, results, strict=True):
         old = part.reduce.result
         copies = [user for user in old.users if is_call(user, "aten::copy") and shown(user) is old]
-        for replaced in (*copies, old):  # dist.all_reduce(t) leaves a copy into t
-            replaced.replace_all_uses_with(new)
-        own.update(copies)
+        if len(old.users) == len(copies) == 1:  # dist.all_reduce(t) leaves a copy into t
+            copies[0].replace_all_uses_with(new)
+            own.update(copies)
+        old.replace_all_uses_with(new)
         new.meta.setdefault("stack_trace", old.meta.get("stack_trace"))
-    erase(graph, own)
+    erase(graph, own, others)
     return fused
 
 
@@ -74,7 +77,7 @@ class _Writer:
         x, rows = member.product.x, member.rows
         if rows is not None and x is rows.source:
             return self.call(aten.slice.Tensor, x, 0, rows.start, rows.end)
-        if len(shape_of(x)) == 2 or (len(shape_of(x)) <= 6 and not self.site.is_joined):
+        if len(shape_of(x)) == 2 or (len(shape_of(x)) <= MOST_DIMS and not self.site.is_joined):
             return x
         return self.call(aten.view.default, x, [-1, shape_of(x)[-1]])
 

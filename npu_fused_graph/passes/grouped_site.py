@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch.fx import Node
@@ -73,7 +74,7 @@ class Part:
         return dtype_name(self.reduce.result)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GroupedSite:
     """All-reduces that become one, in graph order; a joined one is a site by itself."""
 
@@ -92,7 +93,7 @@ class GroupedSite:
         """The collectives and their waits."""
         return tuple(node for part in self.parts for node in part.reduce.inner)
 
-    @property
+    @cached_property
     def members(self) -> tuple[Member, ...]:
         return tuple(member for part in self.parts for member in part.members)
 
@@ -100,7 +101,7 @@ class GroupedSite:
     def is_joined(self) -> bool:
         return self.parts[0].is_joined
 
-    @property
+    @cached_property
     def split_source(self) -> Node | None:
         """The matrix whose rows, one group after the other and all of them, are the left operands."""
         rows = [member.rows for member in self.members]
@@ -118,7 +119,7 @@ class GroupedSite:
     def split_item(self) -> int:
         return 2 * self.is_joined + (self.split_source is not None)
 
-    @property
+    @cached_property
     def stacked_weight(self) -> Node | None:
         """The (groups, k, n) tensor whose matrices, in order and all of them, are the weights."""
         first = self.members[0].slot

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from itertools import pairwise
+from collections import deque
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -22,26 +23,121 @@ _ROUTED = (*GROUPED, "aten::_grouped_mm", "transformers::grouped_mm_fallback", "
 """Matmuls whose rows are sorted by what the router says."""
 
 
-def is_matmul(node: Node) -> bool:
-    return op_name(node) in SPELLINGS or is_call(node, *_ROUTED)
+_NEAR = 100
+"""Nodes that are looked at for it."""
 
 
-def part_at(node: Node) -> Part:
-    """The part of a candidate collective. Raises Refused."""
-    reduce = all_reduce(node)
-    if isinstance(reduce, Refusal):
-        raise Refused(reduce)
-    if reduce.product is not None:
-        return Part(reduce, (_member(reduce.product),), ())
-    assert reduce.operand is not None
-    source = through(reduce.operand)
-    before = (*path_to(reduce.operand, source), source)
-    if is_call(source, "aten::cat"):
-        return _joined(reduce, source, before)
-    grouped = source.args[0] if source.target is operator.getitem else None
-    if isinstance(grouped, Node) and is_call(grouped, *GROUPED):
-        return _grouped(reduce, grouped, int(source.args[1]), before)  # type: ignore[arg-type]
-    return Part(reduce, (_member(_product(source)),), before)
+def is_heavy(node: Node) -> bool:
+    """Whether it would be a pity to delay a call: a matmul or an attention."""
+    name = op_name(node)
+    return name in SPELLINGS or name in _ROUTED or "attention" in name
+
+
+class Sources:
+    """Reads what candidates sum. What a grouped matmul or a split says is read once."""
+
+    def __init__(self) -> None:
+        self._members: dict[Node, list[Member]] = {}
+        self._ends: dict[Node, list[Any]] = {}
+
+    def part(self, node: Node) -> Part:
+        """The part of a candidate collective. Raises Refused."""
+        reduce = all_reduce(node)
+        if isinstance(reduce, Refusal):
+            raise Refused(reduce)
+        if reduce.product is not None:
+            return Part(reduce, (self._member(reduce.product),), ())
+        assert reduce.operand is not None
+        source = through(reduce.operand)
+        before = (*path_to(reduce.operand, source), source)
+        if is_call(source, "aten::cat"):
+            return self._joined(reduce, source, before)
+        grouped = source.args[0] if source.target is operator.getitem else None
+        if isinstance(grouped, Node) and is_call(grouped, *GROUPED):
+            return self._grouped(reduce, grouped, int(source.args[1]), before)  # type: ignore[arg-type]
+        return Part(reduce, (self._member(_product(source)),), before)
+
+    def _member(self, found: Product) -> Member:
+        return Member(found, self._rows(found.x), _slot(found.weight))
+
+    def _joined(self, reduce: AllReduce, cat: Node, before: tuple[Node, ...]) -> Part:
+        found = arguments(cat)
+        if found["dim"] % max(len(shape_of(cat)), 1) != 0 or len(found["tensors"]) < 2:
+            raise Refused(refusals.NoMatmul.at(cat, f"{cat.name} does not put matmuls one below the other"))
+        members, nodes = [], list(before)
+        for x in found["tensors"]:
+            source = through(x)
+            if source in nodes:
+                text = f"{cat.name} joins {source.name} twice"
+                raise Refused(refusals.MatmulResultUsedElsewhere.at(cat, text))
+            members.append(self._member(_product(source)))
+            nodes += [*path_to(x, source), source]
+        return Part(reduce, tuple(members), tuple(nodes), is_joined=True)
+
+    def _rows(self, x: Node) -> Rows | None:
+        """The rows of a matrix that ``x`` is, in numbers."""
+        if x.target is operator.getitem and is_call(x.args[0], "aten::split_with_sizes", "aten::split.Tensor"):
+            split, index = x.args[0], int(x.args[1])  # type: ignore[arg-type]
+            assert isinstance(split, Node)
+            source, dim = split.args[0], arguments(split)["dim"]
+            if split not in self._ends:
+                self._ends[split] = list(accumulate(value.shape[dim] for value in split.meta["val"]))
+            ends = self._ends[split]
+            start, end = ends[index - 1] if index else 0, ends[index]
+        elif is_call(x, "aten::slice.Tensor"):
+            given = arguments(x)
+            source, dim, start = given["self"], given["dim"], given["start"] or 0
+            if given["step"] != 1 or not isinstance(start, int):
+                return None
+            start = max(start + shape_of(source)[dim], 0) if start < 0 else start
+            end = start + shape_of(x)[dim]
+        else:
+            return None
+        if len(shape_of(source)) != 2 or dim % 2 != 0:
+            return None
+        assert isinstance(source, Node)
+        is_known = all(isinstance(size, int) for size in (start, end, *shape_of(source)))
+        return Rows(source, start, end) if is_known else None
+
+    # -- npu_grouped_matmul -----------------------------------------------------------------------------------
+
+    def _grouped(self, reduce: AllReduce, node: Node, index: int, before: tuple[Node, ...]) -> Part:
+        found = arguments(node)
+        extra = [name for name, value in found.items() if name not in _KNOWN and value not in (None, 0, [])]
+        if found["group_type"] not in (None, -1, 0):
+            extra.append("group_type")
+        if extra:
+            text = f"{op_name(node)} has {', '.join(extra)}, which the grouped op has not"
+            raise Refused(refusals.Quantisation.at(node, text, f"Leave {' and '.join(extra)} out."))
+        if node not in self._members:
+            self._members[node] = self._grouped_members(node, found)
+        members = self._members[node]
+        if found["split_item"] in (2, 3):
+            return Part(reduce, tuple(members), (*before, node), is_joined=True, grouped=node)
+        return Part(reduce, (members[index],), before, grouped=node)
+
+    def _grouped_members(self, node: Node, found: dict[str, Any]) -> list[Member]:
+        x, weight, bias = found["x"], found["weight"], found["bias"] or []
+        is_stacked = len(weight) == 1 and len(shape_of(weight[0])) == 3
+        count = shape_of(weight[0])[0] if is_stacked else len(weight)
+        slots = [Slot(weight[0], i) for i in range(count)] if is_stacked else [_slot(w) for w in weight]
+        weights = weight * count if is_stacked else weight
+        if len(x) == count and found["group_list"] is None:
+            rows = [self._rows(t) for t in x]
+        else:
+            ends = _group_ends(node, found)
+            if len(x) != 1 or len(ends) != count:
+                raise Refused(refusals.NoMatmul.at(node, f"{node.name} has {len(x)} x for {count} weights"))
+            rows = [Rows(x[0], start, end) for start, end in pairwise([0, *ends])]
+            x = x * count
+        if bias and (is_stacked or len(bias) != count):
+            raise Refused(refusals.BiasShape.at(node, f"{node.name} has a stacked bias"))
+        products = [Product(node, x[i], weights[i], bias=bias[i] if bias else None) for i in range(count)]
+        return [Member(*member) for member in zip(products, rows, slots, strict=True)]
+
+
+_WITHOUT_EFFECT = ("tuning_config",)
+_KNOWN = ("x", "weight", "bias", "group_list", "split_item", "group_type", "group_list_type", *_WITHOUT_EFFECT)
 
 
 def _product(source: Node) -> Product:
@@ -51,7 +147,7 @@ def _product(source: Node) -> Product:
     if found is None:
         routed = _routed(source)
         if routed is not None:
-            text = f"what is reduced is a weighted sum over {routed.name}, whose groups the router makes"
+            text = f"what is reduced comes from {routed.name}, whose groups the router makes"
             raise Refused(refusals.GroupSizesOnDevice.at(routed, text))
         text = f"what is reduced comes from {op_name(source) or source.op}, not from a plain matmul"
         raise Refused(refusals.NoMatmul.at(source, text))
@@ -59,58 +155,19 @@ def _product(source: Node) -> Product:
 
 
 def _routed(node: Node) -> Node | None:
-    """The grouped matmul that ``node`` is computed from without another matmul in between."""
-    pending, seen = [node], {node}
-    while pending:
-        current = pending.pop()
+    """The grouped matmul that ``node`` is computed from without another matmul in between, if it is near."""
+    pending, seen = deque([node]), {node}
+    while pending and len(seen) < _NEAR:
+        current = pending.popleft()
         if is_call(current, *_ROUTED):
-            return current
+            is_constant = isinstance(arguments(current).get("group_list"), (list, tuple))
+            return None if is_constant else current
         if current.op != "call_function" or is_call(current, *WAITS) or product(current) is not None:
             continue
         fresh = [x for x in current.all_input_nodes if x not in seen]
         seen.update(fresh)
         pending.extend(fresh)
     return None
-
-
-def _member(found: Product) -> Member:
-    return Member(found, _rows(found.x), _slot(found.weight))
-
-
-def _joined(reduce: AllReduce, cat: Node, before: tuple[Node, ...]) -> Part:
-    found = arguments(cat)
-    if found["dim"] % max(len(shape_of(cat)), 1) != 0 or len(found["tensors"]) < 2:
-        raise Refused(refusals.NoMatmul.at(cat, f"{cat.name} does not put matmuls one below the other"))
-    members, nodes = [], list(before)
-    for x in found["tensors"]:
-        source = through(x)
-        members.append(_member(_product(source)))
-        nodes += [*path_to(x, source), source]
-    return Part(reduce, tuple(members), tuple(nodes), is_joined=True)
-
-
-# -- parts of larger tensors ----------------------------------------------------------------------------------
-
-
-def _rows(x: Node) -> Rows | None:
-    """The rows of a matrix that ``x`` is, in numbers."""
-    if x.target is operator.getitem and isinstance(x.args[0], Node):
-        split, index = x.args[0], int(x.args[1])  # type: ignore[arg-type]
-        if not is_call(split, "aten::split_with_sizes", "aten::split.Tensor") or arguments(split)["dim"] != 0:
-            return None
-        source = split.args[0]
-        sizes = [value.shape[0] for value in split.meta["val"]]
-        found = source, sum(sizes[:index]), sum(sizes[: index + 1])
-    elif is_call(x, "aten::slice.Tensor"):
-        given = arguments(x)
-        source, start = given["self"], given["start"] or 0
-        if given["dim"] != 0 or given["step"] != 1 or not isinstance(start, int) or start < 0:
-            return None
-        found = source, start, start + shape_of(x)[0]
-    else:
-        return None
-    is_known = all(isinstance(size, int) for size in (*found[1:], *shape_of(source)))
-    return Rows(*found) if is_known and len(shape_of(source)) == 2 else None  # type: ignore[arg-type]
 
 
 def _slot(weight: Node) -> Slot | None:
@@ -122,65 +179,27 @@ def _slot(weight: Node) -> Slot | None:
         source, dim, index = given["self"], given["dim"], weight.args[1]
     else:
         return None
-    return Slot(source, index) if dim == 0 and len(shape_of(source)) == 3 else None
-
-
-# -- npu_grouped_matmul ---------------------------------------------------------------------------------------
-
-_WITHOUT_EFFECT = ("tuning_config",)
-_KNOWN = ("x", "weight", "bias", "group_list", "split_item", "group_type", "group_list_type", *_WITHOUT_EFFECT)
-
-
-def _grouped(reduce: AllReduce, node: Node, index: int, before: tuple[Node, ...]) -> Part:
-    found = arguments(node)
-    extra = [name for name, value in found.items() if name not in _KNOWN and value not in (None, 0, [])]
-    if found["group_type"] not in (None, -1, 0):
-        extra.append("group_type")
-    if extra:
-        text = f"{op_name(node)} has {', '.join(extra)}, which the grouped op has not"
-        raise Refused(refusals.Quantisation.at(node, text))
-    members = _grouped_members(node, found)
-    if found["split_item"] in (2, 3):
-        return Part(reduce, tuple(members), (*before, node), is_joined=True, grouped=node)
-    if index >= len(members):
-        raise Refused(refusals.NoMatmul.at(node, f"{node.name} has no group {index}"))
-    return Part(reduce, (members[index],), before, grouped=node)
-
-
-def _grouped_members(node: Node, found: dict[str, Any]) -> list[Member]:
-    x, weight, bias = found["x"], found["weight"], found["bias"] or []
-    is_stacked = len(weight) == 1 and len(shape_of(weight[0])) == 3
-    count = shape_of(weight[0])[0] if is_stacked else len(weight)
-    slots = [Slot(weight[0], i) for i in range(count)] if is_stacked else [_slot(w) for w in weight]
-    weights = weight * count if is_stacked else weight
-    if len(x) == count and found["group_list"] is None:
-        rows = [_rows(t) for t in x]
-    else:
-        ends = _group_ends(node, found)
-        if len(x) != 1 or len(ends) != count:
-            raise Refused(refusals.NoMatmul.at(node, f"{node.name} has {len(x)} x for {count} weights"))
-        rows = [Rows(x[0], start, end) for start, end in pairwise([0, *ends])]
-        x = x * count
-    if bias and (is_stacked or len(bias) != count):
-        raise Refused(refusals.BiasShape.at(node, f"{node.name} has a stacked bias"))
-    return [
-        Member(Product(node, x[i], weights[i], bias=bias[i] if bias else None), rows[i], slots[i]) for i in range(count)
-    ]
+    count, *rest = shape_of(source)
+    if len(rest) != 2 or dim % 3 != 0 or not isinstance(count, int):
+        return None
+    return Slot(source, index % count)
 
 
 def _group_ends(node: Node, found: dict[str, Any]) -> list[int]:
     """The row at which each group ends, if these are constants."""
-    given = found["group_list"]
+    given, kind, rows = found["group_list"], found["group_list_type"] or 0, shape_of(found["x"][0])[0]
     if isinstance(given, Node):
         given = _constant(given)
-    if not isinstance(given, (list, tuple)) or not all(isinstance(size, int) for size in given):
-        raise Refused(refusals.GroupSizesOnDevice.at(node, f"the group_list of {node.name} is no constant"))
-    if found["group_list_type"]:
-        return torch.tensor(given).cumsum(0).tolist()
-    return list(given)
+    if not isinstance(given, (list, tuple)) or not all(isinstance(size, int) for size in given) or kind not in (0, 1):
+        raise Refused(refusals.GroupSizesOnDevice.at(node, f"the group_list of {node.name} is no list of constants"))
+    ends = list(accumulate(given)) if kind == 1 else list(given)
+    if any(end < start for start, end in pairwise([0, *ends])) or not isinstance(rows, int) or ends[-1:] != [rows]:
+        text = f"the groups of {node.name} end with row {ends[-1:]}, x with row {rows}"
+        raise Refused(refusals.NoMatmul.at(node, text, "Give every row of x to a group."))
+    return ends
 
 
-def _constant(node: Node) -> list[int] | None:
+def _constant(node: Node) -> list[Any] | None:
     """The values of a tensor that is part of the graph."""
     if is_call(node, "aten::lift_fresh_copy"):
         node = node.args[0]  # type: ignore[assignment]
@@ -189,4 +208,5 @@ def _constant(node: Node) -> list[int] | None:
     value = operator.attrgetter(str(node.target))(node.graph.owning_module)
     if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
         return None
-    return [int(x) for x in value.tolist()]
+    values: list[Any] = value.tolist()
+    return values

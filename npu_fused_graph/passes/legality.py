@@ -253,7 +253,8 @@ def _nothing_is_written(site: Site, around: Surroundings) -> Refusal | None:
     ]
     memory = {base(x) for x in read if x is not None}
     for node in writes:
-        assert isinstance(node.target, OpOverload)
+        if not isinstance(node.target, OpOverload):
+            return refusals.MutationInBetween.at(node, f"{node.name} runs a graph of its own inside the site")
         found = arguments(node)
         written = [found[a.name] for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
         if any(base(x) in memory for x in written if isinstance(x, Node)):

@@ -60,12 +60,13 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
         if domain is None and sites[-1].is_fused:
             domain = sites[-1].group
     fused: list[Node] = []
+    others = set(nodes)
     for i, node in reversed(list(enumerate(nodes))):
         if sites[i].is_fused:
             try:
                 site = matcher.match(node)  # again: what it was matched with may have been rewritten
                 check(site, Surroundings(SPEC, order, options, domain), ORDER_RULES)
-                fused.append(rewrite(gm.graph, site, order))
+                fused.append(rewrite(gm.graph, site, order, others))
                 sites[i] = replace(sites[i], node=fused[-1].name)
             except Refused as refused:
                 sites[i] = _refused(sites[i], refused)

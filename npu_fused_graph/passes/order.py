@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from torch._ops import HigherOrderOperator, OpOverload
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from npu_fused_graph.passes.fx import op_name
 from npu_fused_graph.passes.reduces import WAITS
@@ -38,8 +38,9 @@ class Order:
                 streams.append(node)
             elif op_name(node) in _HEAVY:
                 self._heavy.append(i)
-            if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+            if has_a_graph(node) or (isinstance(node.target, OpOverload) and node.target._schema.is_mutable):
                 self._writes.append(node)
+        self._writers = set(self._writes)
         self._fixed = {*self._collectives, *self._writes, *streams}
         self._streams = [self._position[node] for node in streams]
         self._positions = {id(nodes): [self._position[n] for n in nodes] for nodes in (self._collectives, self._writes)}
@@ -66,9 +67,8 @@ class Order:
         """Whether a node may change places with others: no collective, nothing that writes or orders streams."""
         return not node.is_impure() and node not in self._fixed
 
-    def breaks_a_group(self, node: Node) -> bool:
-        """Whether all-reduces in front of ``node`` and behind it cannot become one."""
-        return node in self._fixed
+    def writes(self, node: Node) -> bool:
+        return node in self._writers
 
     def is_stream_change(self, node: Node) -> bool:
         return getattr(node.target, "namespace", "") == _STREAMS
@@ -103,8 +103,19 @@ class Order:
         return nodes[bisect_left(positions, start + 1) : bisect_left(positions, end)]
 
 
+def has_a_graph(node: Node) -> bool:
+    """Whether a call runs a graph of its own, as torch.no_grad() leaves it in an export: it may do anything."""
+    if not isinstance(node.target, HigherOrderOperator):
+        return False
+    module = node.graph.owning_module
+    attributes = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
+    return any(isinstance(getattr(module, name, None), GraphModule) for name in attributes)
+
+
 def _communicates(node: Node) -> bool:
     """Whether a call takes part in a collective, also one that functionalisation wrapped because it mutates."""
+    if has_a_graph(node):
+        return True
     target = node.target
     if isinstance(target, HigherOrderOperator) and node.args and isinstance(node.args[0], OpOverload):
         target = node.args[0]

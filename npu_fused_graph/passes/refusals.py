@@ -224,6 +224,12 @@ class EmptyGroup(Refusal):
     usual_cure = "Leave out what has no rows, or keep the separate ops."
 
 
+class UnequalWidths(Refusal):
+    """Results that are joined have different widths."""
+
+    usual_cure = "Reduce them separately."
+
+
 class TooManyGroups(Refusal):
     """The op takes 64 groups."""
 
@@ -336,13 +342,13 @@ class ComputedLate(Refusal):
 
 
 class MutationInBetween(Refusal):
-    """Something is written in place between the matmul and the norm."""
+    """Something is written in place between the matmul and what it is fused with."""
 
     usual_cure = "Functionalise the graph first (torch.compile does), or write afterwards."
 
 
 class OtherStream(Refusal):
-    """A stream scope or an event lies between the matmul and the norm."""
+    """A stream scope or an event lies between the matmul and what it is fused with."""
 
     usual_cure = "Keep the whole block on one stream."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from npu_fused_graph import comm
 from npu_fused_graph.passes.fx import (
     aten,
     base,
+    copies,
     dtype_of,
     is_contiguous,
     readers,
@@ -27,8 +28,8 @@ from npu_fused_graph.passes.site import Site
 from npu_fused_graph.passes.writing import Caller, erase
 
 
-def rewrite(graph: Graph, site: Site, order: Order) -> Node:
-    """The fused node, in the place of the add; the site's own nodes are erased."""
+def rewrite(graph: Graph, site: Site, order: Order, others: Set[Node]) -> Node:
+    """The fused node, in the place of the add; the site's own nodes are erased. others: collectives of other sites."""
     for late in late_operands(site, order):
         for node in order.needed(late, site.add):
             site.add.prepend(node)
@@ -44,7 +45,7 @@ def rewrite(graph: Graph, site: Site, order: Order) -> Node:
         new.meta.setdefault("stack_trace", old.meta.get("stack_trace"))
     order.move_collective(site.reduce.inner, fused)
     own = {site.add, *site.norm.inner, *site.reduce.inner, *site.before, *site.after}
-    erase(graph, own | {node for node in (site.total, site.norm.output) if node is not None})
+    erase(graph, own | {node for node in (site.total, site.norm.output) if node is not None}, others)
     return fused
 
 
@@ -90,7 +91,7 @@ class _Writer:
             shape = shape_of(start)
             if len(shape) == 3 and same_shape(shape[-1:], k) and is_contiguous(start):
                 return start
-            start = shown(start)
+            start = None if copies(start) else shown(start)
         if len(shape_of(node)) > 3:
             return self.call(aten.view.default, node, [-1, k[0]])
         return node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -27,13 +28,15 @@ class Caller:
         return node
 
 
-def erase(graph: Graph, own: set[Node]) -> None:
-    """Remove the nodes a fused one stands for, and what was computed for them alone."""
+def erase(graph: Graph, own: Set[Node], keep: Set[Node]) -> None:
+    """Remove the nodes a fused one stands for, and what was computed for them alone, but for ``keep``."""
     own = own | {user for node in own for user in node.users if is_assert(user)}
     pending = list(own)
     while pending:
         node = pending.pop()
-        if node._erased or node.users or node.op != "call_function" or not (node in own or not node.is_impure()):
+        if node._erased or node.users or node.op != "call_function":
+            continue
+        if node not in own and (node in keep or node.is_impure()):
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)

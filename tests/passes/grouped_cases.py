@@ -23,7 +23,10 @@ def ar(x: Tensor, op: str = "sum", group: str = "0") -> Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """make: a function of tensors of ``shapes``; ``other`` is a second group. capture: as capture_as names it."""
+    """make: a function of tensors of ``shapes``; ``other`` is a second group.
+
+    capture: "aot", "dynamic", "plain" (torch.export), or "rows" (the rows of the first two tensors are dynamic).
+    """
 
     make: Callable[..., Any]
     shapes: tuple[tuple[int, ...], ...]
@@ -115,6 +118,11 @@ def slices(x: Tensor, w: Tensor, v: Tensor) -> Any:
     return ar(x[:4] @ w), ar(x[4:] @ v)
 
 
+@fused((1, 2, 2), shapes=(X, W, W))
+def slices_from_the_end(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    return ar(x[:-4] @ w), ar(x[-4:] @ v)
+
+
 @fused((0, 2, 2), shapes=(X, W, W), extra=("slice",))
 def slices_of_a_part(x: Tensor, w: Tensor, v: Tensor) -> Any:
     return ar(x[:4] @ w), ar(x[4:9] @ v)
@@ -155,7 +163,7 @@ def some_of_a_stack(x: Tensor, w: Tensor) -> Tensor:
     return ar(torch.cat([x[:2] @ w[0], x[2:] @ w[2]]))
 
 
-@fused((0, 2, 2), (2, 2, 1), shapes=((6, K), (4, K), W, W), capture="dynamic")
+@fused((0, 2, 2), (2, 2, 1), shapes=((6, K), (4, K), W, W), capture="rows")
 def dynamic_rows(x: Tensor, z: Tensor, w: Tensor, v: Tensor) -> Any:
     return ar(x @ w), ar(z @ v), ar(torch.cat([x @ w, z @ v]))
 
@@ -233,6 +241,29 @@ def read_early_and_late(x: Tensor, w: Tensor, v: Tensor) -> Any:
     seen = first.sum() + first.amax()
     second = ar(F.relu(x) @ v)
     return first + second, seen
+
+
+@fused((0, 2, 2), shapes=(X, W, W), capture="plain")
+def a_copy_of_a_weight_that_is_written_later(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    before = w.clone()
+    w.mul_(2)
+    return ar(x @ before), ar(x @ v)
+
+
+@fused((0, 2, 2), shapes=(X, W, W))
+def a_copy_of_a_result(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    """Two tensors, also for whoever writes to one of them later."""
+    first, second = ar(x @ w), ar(x @ v)
+    return first, torch.zeros_like(first).copy_(first), second
+
+
+@fused((0, 2, 2), (0, 2, 2), shapes=(X, W, W, (N, K), W, W))
+def a_result_that_is_overwritten_by_a_later_one(x: Tensor, *w: Tensor) -> Any:
+    reduce = torch.ops.vllm.all_reduce  # without a wait that would keep it alive
+    first, second = reduce(x @ w[0], "0"), reduce(x @ w[1], "0")
+    h = first.relu() @ w[2]
+    third, fourth = reduce(h @ w[3], "0"), reduce(h @ w[4], "0")
+    return second.copy_(fourth), third
 
 
 # -- refused --------------------------------------------------------------------------------------------------
@@ -330,6 +361,12 @@ def bias_per_row(x: Tensor, w: Tensor, v: Tensor, b: Tensor) -> Any:
     return ar(x @ w), ar(torch.addmm(b, x, v))
 
 
+@refused("dynamic_shape", capture="dynamic", shapes=(X, W, W, (N,)))
+def dynamic_columns(x: Tensor, w: Tensor, v: Tensor, b: Tensor) -> Any:
+    """The zeros for a rank without the bias would need their number."""
+    return ar(x @ w), ar(torch.addmm(b, x, v))
+
+
 @refused("dynamic_shape", capture="dynamic", shapes=((2, 3, K), W, W))
 def dynamic_in_three_dimensions(x: Tensor, w: Tensor, v: Tensor) -> Any:
     return pair(x, w, v)
@@ -373,27 +410,50 @@ def chain(x: Tensor, w: Tensor, up: Tensor, v: Tensor) -> Any:
     return ar(F.relu(ar(x @ w) @ up) @ v)
 
 
-@refused("critical_path", shapes=(X, W, (N, K)))
-def directly_behind(x: Tensor, w: Tensor, v: Tensor) -> Any:
-    """The second reduce is of the first one's result, and refused by itself for the transposed weight."""
+@refused("critical_path", shapes=(X, W, (N, K), W))
+def read_by_a_matmul_first(x: Tensor, w: Tensor, up: Tensor, v: Tensor) -> Any:
+    y = ar(x @ w) @ up
+    return y, ar(x @ v)
+
+
+@refused("critical_path", shapes=((1, 2, M, K), W, W))
+def read_by_an_attention_first(x: Tensor, w: Tensor, v: Tensor) -> Any:
     y = ar(x @ w)
-    return y @ v, x.sum()
+    return F.scaled_dot_product_attention(y, y, y), ar(x @ v)
+
+
+@refused("single_reduce", shapes=(X, W, (N, K)))
+def read_by_a_matmul_and_nothing_comes_later(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    return ar(x @ w) @ v
 
 
 @refused("collective_in_between")
 def gather_between(x: Tensor, w: Tensor, v: Tensor) -> Any:
     first = ar(x @ w)
-    return first, OP.wait_tensor(OP.all_gather_into_tensor(x, 2, "0"))
+    gathered = OP.wait_tensor(OP.all_gather_into_tensor(x, 2, "0"))
+    return first, gathered, ar(x @ v)
+
+
+@refused("collective_in_between", shapes=(X, W, W))
+def groups_in_turn(x: Tensor, w: Tensor, v: Tensor, *, other: str) -> Any:
+    return ar(x @ w), ar(x @ w, group=other), ar(x @ v), ar(x @ v, group=other)
+
+
+@refused("collective_in_between", capture="plain")
+def a_graph_between(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    first = ar(x @ w)
+    with torch.no_grad():
+        x = x * 2
+    return first, ar(x @ v)
 
 
 @refused("other_stream")
 def on_another_stream(x: Tensor, w: Tensor, v: Tensor) -> Any:
     import torchair
 
-    part = x @ v
     with torchair.scope.npu_stream_switch("side"):
         first = ar(x @ w)
-    return first, part
+    return first, ar(x @ v)
 
 
 @refused("other_stream")
@@ -410,7 +470,7 @@ def pair_across_streams(x: Tensor, w: Tensor, v: Tensor) -> Any:
 def written_between(x: Tensor, w: Tensor, v: Tensor) -> Any:
     first = ar(x @ w)
     w.mul_(2)
-    return first
+    return first, ar(x @ v)
 
 
 @refused("mutation_in_between", capture="plain")
@@ -420,10 +480,29 @@ def written_behind_the_matmul(x: Tensor, w: Tensor, v: Tensor) -> Any:
     return ar(part), ar(x @ v)
 
 
+@refused("mutation_in_between", capture="plain")
+def written_by_a_graph_of_its_own(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    part = x @ w
+    with torch.no_grad():
+        w.mul_(0)
+    return ar(part), ar(x @ v)
+
+
 @refused("computed_late")
 def random_operand(x: Tensor, w: Tensor, v: Tensor) -> Any:
     first = ar(x @ w) * 2
     return first, ar(F.dropout(x, 0.5) @ v)
+
+
+@refused("unequal_widths", shapes=(X, W, (K, 4)))
+def flattened_and_joined(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    return ar(torch.cat([(x @ w).flatten(), (x @ v).flatten()]))
+
+
+@refused("matmul_result_used_elsewhere")
+def joined_twice(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    y = x @ w
+    return ar(torch.cat([y, y]))
 
 
 @refused("matmul_result_used_elsewhere", shapes=(X, W, W, W))
@@ -449,6 +528,23 @@ def routed_and_weighted(x: Tensor, w: Tensor, v: Tensor, scores: Tensor) -> Any:
     given = {"group_list": scores.long().flatten()[:3], "split_item": 3, "group_type": 0}
     y = torch.ops.npu.npu_grouped_matmul(x=[x], weight=[v], **given)[0]
     return ar(x @ w), ar((y * scores).view(5, 2, N).sum(1))
+
+
+@refused("group_sizes_on_device", shapes=(X, W, (3, K, N)))
+def pairs_of_group_and_size(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    given = {"group_list": torch.tensor([[0, 3], [1, 1], [2, 6]]), "group_list_type": 2, "split_item": 3}
+    return ar(x @ w), ar(torch.ops.npu.npu_grouped_matmul(x=[x], weight=[v], group_type=0, **given)[0])
+
+
+@refused("no_matmul", shapes=(X, W, (3, K, N)))
+def rows_of_no_group(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    given = {"group_list": torch.tensor([3, 4, 6]), "split_item": 3, "group_type": 0}
+    return ar(x @ w), ar(torch.ops.npu.npu_grouped_matmul(x=[x], weight=[v], **given)[0])
+
+
+@refused("no_matmul", shapes=(X, W, W, W))
+def scaled_results_of_constant_groups(x: Tensor, *w: Tensor) -> Any:
+    return [ar(y * 2) for y in grouped([x], list(w), group_list=ENDS, group_type=0)]
 
 
 @refused("no_matmul")

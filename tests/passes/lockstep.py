@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from tests.passes import fused_formula
 
@@ -47,6 +48,7 @@ def run(gm: GraphModule, inputs_per_rank: Sequence[Sequence[Any]], *, check_valu
             attribute = operator.attrgetter(node.target)(gm)
             values[node] = [attribute.clone() if isinstance(attribute, Tensor) else attribute for _ in ranks]
         elif node.op == "call_function":
+            _check_arguments(node)
             values[node] = _call(node, [_of_rank(node, values, rank) for rank in range(len(ranks))])
         elif node.op == "output":
             results = [_of_rank(node, values, rank)[0][0] for rank in range(len(ranks))]
@@ -98,6 +100,13 @@ def _bound(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if missing:
         raise LockstepError(f"{target}: no value for {missing}")
     return bound
+
+
+def _check_arguments(node: Node) -> None:
+    """Python code generated for the graph could not name a symbol."""
+    symbols = [x for x in tree_leaves((node.args, node.kwargs)) if isinstance(x, (torch.SymInt, torch.SymFloat))]
+    if symbols:
+        raise LockstepError(f"{node.format_node()}: the symbols {symbols} are arguments")
 
 
 def _check(node: Node, values: list[Any]) -> None:

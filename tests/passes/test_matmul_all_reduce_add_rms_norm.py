@@ -20,6 +20,7 @@ from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from npu_fused_graph.passes.records import FusionSite, Numerics
 from npu_fused_graph.testing import assert_close
+from tests.passes import lockstep
 from tests.passes.blocks import Block, all_reduce_in_place, llama_norm
 from tests.passes.capture import capture, fake_group
 
@@ -288,3 +289,29 @@ def test_another_kind_of_graph_is_refused(name: str) -> None:
     make, text = WRONG[name]
     with pytest.raises(InvalidArgumentError, match=re.escape(text)):
         fuse_all(make())
+
+
+class Snapshots(nn.Module):
+    """Multiplies by copies of tensors that are written before the matmul."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.gamma = nn.Buffer(torch.randn(32, 16).half()), nn.Buffer(torch.randn(32).half())
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        weight, activation = self.weight.clone().t(), x.flatten(0, 1).clone()
+        self.weight.mul_(2)
+        x.mul_(3)
+        reduced = funcol.all_reduce(activation @ weight, "sum", "0")
+        return llama_norm(residual + reduced, self.gamma, 1e-6)
+
+
+def test_a_copy_is_not_what_it_was_copied_from() -> None:
+    model, (x, r) = Snapshots(), (torch.randn(2, 3, 16).half(), torch.randn(6, 32).half())
+    gm = torch.export.export(model, (x.clone(), r)).graph_module
+    arguments = [model.weight, model.gamma, x, r]
+    before = lockstep.run(gm, [arguments] * 2)
+    assert [site.is_fused for site in fuse_all(gm, FusionOptions(min_rows=0))] == [True]
+    after = lockstep.run(gm, [arguments] * 2)
+    for want, got in zip(before[0], after[0], strict=True):
+        assert_close(got, want.double(), scale=4)
