@@ -89,7 +89,7 @@ def older() -> str:
 SCRIPTS = {"001": newer, "000": older}
 
 
-@pytest.fixture(scope="module", params=list(SCRIPTS))
+@pytest.fixture(scope="module", params=["001", pytest.param("000", marks=pytest.mark.slow)])
 def document(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run of a requirement's script."""
     folder = tmp_path_factory.mktemp(f"requirement_{request.param}")

@@ -144,7 +144,7 @@ def compiled() -> list[tuple[Report, Report]]:
     return values(run_ranks(_compiled, 2, limit=90, timeout=WAIT))
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_ranks_with_different_groups(mode: str, request: pytest.FixtureRequest) -> None:
     for rank, (report, _) in enumerate(request.getfixturevalue(mode)):
         *failures, good = report
@@ -160,6 +160,7 @@ def test_ranks_with_different_groups(mode: str, request: pytest.FixtureRequest) 
         assert result == [([3, 4], [16.0]), ([0, 4], []), ([7, 4], [16.0])], "another group still works"
 
 
+@pytest.mark.slow
 def test_compiled_graphs_that_differ_in_group_list_alone(compiled: list[tuple[Report, Report]]) -> None:
     """Ranks that compared their shapes once do not compare them again; that must not hide which graph they run."""
     for _, (*agreed, (error, result, seconds)) in compiled:
@@ -189,7 +190,9 @@ def _ends(rank: int, name: str, is_compiled: bool) -> list[list[int]]:
         return [list(y.shape) for y in run(**arguments, hcomm="0")]
 
 
-@pytest.mark.parametrize(("name", "is_compiled"), [("k", False), ("group_list", True)])
+@pytest.mark.parametrize(
+    ("name", "is_compiled"), [("k", False), pytest.param("group_list", True, marks=pytest.mark.slow)]
+)
 def test_one_rank_is_refused_and_ends(name: str, is_compiled: bool) -> None:
     good, bad = run_ranks(_ends, 2, name, is_compiled, limit=60, timeout=WAIT)
     assert f"[grouped_mat_mul_all_reduce] {REFUSED[name][1]}" in bad.error

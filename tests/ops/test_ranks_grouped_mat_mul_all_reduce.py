@@ -109,7 +109,7 @@ def _rank(rank: int, ranks: int, compiled: list[Case]) -> list[Any]:
     ("ranks", "compiled"),
     [
         pytest.param(2, COMPILED, id="2"),
-        pytest.param(4, COMPILED[3:5], id="4"),
+        pytest.param(4, COMPILED[3:5], id="4", marks=pytest.mark.slow),
         pytest.param(8, [], id="8"),
         pytest.param(8, COMPILED[-2:], id="8 compiled", marks=pytest.mark.slow),
     ],
@@ -159,6 +159,7 @@ def _other_groups_in_a_graph(rank: int) -> None:
             run(x, weight)
 
 
+@pytest.mark.slow
 def test_graphs_that_cut_x_differently_are_told() -> None:
     """group_list is a constant of the graph, no attribute: only the shapes that are exchanged show it."""
     for outcome in run_ranks(_other_groups_in_a_graph, 2):

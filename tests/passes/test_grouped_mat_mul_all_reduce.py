@@ -22,7 +22,7 @@ from npu_fused_graph.testing import assert_close
 from tests.passes import lockstep
 from tests.passes.capture import capture_as, capture_with_arguments, fake_group
 from tests.passes.foreign_ops import foreign_ops
-from tests.passes.grouped_cases import FUSED, REFUSED, Graph
+from tests.passes.grouped_cases import FUSED, REFUSED, Fused, Graph
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*expected one communication domain:UserWarning")
 
@@ -86,11 +86,37 @@ def op_names(gm: GraphModule) -> Counter[str]:
 
 @pytest.mark.parametrize("name", FUSED)
 def test_grouped(name: str) -> None:
+    """Reported and left alone by default; grouped where it is asked for, without changing a number on any rank."""
     case = FUSED[name]
-    with fake_group(2):
-        gm = captured(case.graph)
-        before = op_names(gm)
+    with fake_group(8):
+        gm, arguments = captured_with_arguments(case.graph)
+        code, before = gm.code, op_names(gm)
+        shards = [_shard(arguments, rank) for rank in range(8)]
+        wanted = {ranks: lockstep.run(gm, shards[:ranks]) for ranks in (2, 4, 8)}
+        _check_reports(case, grouped_sites(gm))
+        assert gm.code == code, "off by default"
         sites = grouped_sites(gm, grouped=True)
+        _check_graph(case, gm, before, sites)
+        for ranks, results in wanted.items():
+            for rank_before, rank_after in zip(results, lockstep.run(gm, shards[:ranks]), strict=True):
+                for want, got in zip(rank_before, rank_after, strict=True):
+                    size = _size(want)
+                    assert_close(got / size, want / size, scale=ranks)
+        code = gm.code
+        assert grouped_sites(gm, grouped=True) == []
+        assert gm.code == code, "a second run changes nothing"
+
+
+def _check_reports(case: Fused, sites: list[FusionSite]) -> None:
+    assert [site.reason for site in sites] == ["deprecated"] * len(case.groups)
+    for site, (_, matmuls, collectives) in zip(sites, case.groups, strict=True):
+        assert site.is_legal and not site.is_fused
+        plural = "s" * (collectives > 1)
+        assert f"(legal, {matmuls} matmuls and {collectives} collective{plural} -> 1 node)" in str(site)
+        assert "deprecated" in str(site) and "Pass grouped=True." in str(site)
+
+
+def _check_graph(case: Fused, gm: GraphModule, before: Counter[str], sites: list[FusionSite]) -> None:
     assert [site.is_fused for site in sites] == [True] * len(case.groups), sites
     assert [(s.matmuls, s.collectives) for s in sites] == [(m, c) for _, m, c in case.groups]
     nodes = fused_nodes(gm)
@@ -104,22 +130,6 @@ def test_grouped(name: str) -> None:
     assert set(left) & CUTS_AND_JOINS == case.extra, "nothing that cuts or joins tensors is left or added"
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_no_number_changes(name: str) -> None:
-    """On every rank's own shard, all ranks in lock step: the graph before against the graph after."""
-    graph = FUSED[name].graph
-    with fake_group(8):
-        gm, arguments = captured_with_arguments(graph)
-        shards = [_shard(arguments, rank) for rank in range(8)]
-        before = {ranks: lockstep.run(gm, shards[:ranks]) for ranks in (2, 4, 8)}
-        assert all(site.is_fused for site in grouped_sites(gm, grouped=True))
-        for ranks, wanted in before.items():
-            for rank_before, rank_after in zip(wanted, lockstep.run(gm, shards[:ranks]), strict=True):
-                for want, got in zip(rank_before, rank_after, strict=True):
-                    size = _size(want)
-                    assert_close(got / size, want / size, scale=ranks)
-
-
 def _size(x: Tensor) -> float:
     """The power of two that brings ``x`` to about 1, for which the tolerances are."""
     rms = float(x.double().square().mean().sqrt()) if x.numel() else 0.0
@@ -131,57 +141,30 @@ def _shard(arguments: list[Any], rank: int) -> list[Any]:
     return [torch.randn(t.shape, generator=generator).to(t.dtype) if isinstance(t, Tensor) else t for t in arguments]
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_off_by_default_and_reported(name: str) -> None:
-    case = FUSED[name]
-    with fake_group(2):
-        gm = captured(case.graph)
-        before = gm.code
-        sites = grouped_sites(gm)
-    assert gm.code == before
-    assert [site.reason for site in sites] == ["deprecated"] * len(case.groups)
-    for site, (_, matmuls, collectives) in zip(sites, case.groups, strict=True):
-        assert site.is_legal and not site.is_fused
-        plural = "s" * (collectives > 1)
-        assert f"(legal, {matmuls} matmuls and {collectives} collective{plural} -> 1 node)" in str(site)
-        assert "deprecated" in str(site) and "Pass grouped=True." in str(site)
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_a_second_run_changes_nothing(name: str) -> None:
-    with fake_group(2):
-        gm = captured(FUSED[name].graph)
-        grouped_sites(gm, grouped=True)
-        code = gm.code
-        assert grouped_sites(gm, grouped=True) == []
-        assert gm.code == code
-
-
 # -- refusals -------------------------------------------------------------------------------------------------
 
 
-def refused_sites(name: str, *, grouped: bool = True) -> list[FusionSite]:
+def refused_sites(name: str) -> tuple[list[FusionSite], list[FusionSite]]:
+    """What is said by default, and where grouping is asked for."""
     graph, _ = REFUSED[name]
     missing = {STEM: CATALOGUE["ge_type_not_registered"]("another CANN")} if graph.unavailable else {}
     with fake_group(graph.ranks):
-        return grouped_sites(captured(graph), grouped=grouped, unavailable=missing)
+        gm = captured(graph)
+        by_default = grouped_sites(gm, unavailable=missing)
+        return by_default, grouped_sites(gm, grouped=True, unavailable=missing)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     reason = REFUSED[name][1]
-    sites = refused_sites(name)
+    by_default, sites = refused_sites(name)
+    assert by_default == [], "what cannot be grouped is not mentioned"
     assert not any(site.is_fused for site in sites), sites
     found = [site for site in sites if site.reason == reason]
     assert found, sites
     refusal = found[-1].refusal
     assert type(refusal) is CATALOGUE[reason]
     assert refusal.text and refusal.cure and refusal.node and ".py:" in refusal.source
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_is_not_mentioned_by_default(name: str) -> None:
-    assert refused_sites(name, grouped=False) == []
 
 
 BREAKS = {
@@ -218,12 +201,12 @@ def test_every_rule_has_a_case() -> None:
 
 @pytest.mark.parametrize("rule", BREAKS)
 def test_without_the_rule_its_case_is_no_longer_refused_for_it(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [site.reason for site in refused_sites(BREAKS[rule])]
+    before = [site.reason for site in refused_sites(BREAKS[rule])[1]]
     for name in ("PART_RULES", "SITE_RULES"):
         others = tuple(r for r in getattr(grouping, name) if r.check.__name__ != rule)
         monkeypatch.setattr(grouping, name, others)
     try:
-        after = [site.reason for site in refused_sites(BREAKS[rule])]
+        after = [site.reason for site in refused_sites(BREAKS[rule])[1]]
     except Exception as error:  # what the rule keeps out may not be expressible at all
         after = [type(error).__name__]
     assert any(before)

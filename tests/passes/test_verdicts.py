@@ -19,7 +19,11 @@ from tests.passes.capture import capture_as, fake_group
 from tests.passes.foreign_ops import foreign_ops
 from tests.passes.spellings import FRONTS, NORMS, Case
 
-SLOW = ("dynamic_true", "mark_dynamic", "in_place_2d", "linear_2d_bias", "weight_transposed", "aten_matmul_kept")
+SLOW = (
+    "dynamic_true", "mark_dynamic", "dynamic_specialize_float", "in_place_2d", "in_place_bias", "linear_2d_bias",
+    "linear_2d_functional", "linear_3d_bias", "weight_transposed", "weight_permuted", "aten_matmul_kept", "bmm_batch_1",
+    "dtensor_rowwise_bias", "npu_quant_matmul_bfloat16", "npu_weight_quant_per_group", "legacy_c10d_functional",
+)  # fmt: skip
 """Rows that take long, or differ little from another one."""
 DATA = Path(__file__).with_name("data")
 
