@@ -56,6 +56,7 @@ def test_02_one_line_fuses_and_nothing_else_stops_working(tmp_path: Path) -> Non
     assert_same_graph(to_text(graph), ROOT / "tests" / "golden" / "example_02_with.txt")
 
 
+@pytest.mark.slow
 def test_02_without_the_line_the_graph_is_untouched(tmp_path: Path) -> None:
     run("examples/02_existing_pipeline.py", str(tmp_path), "--without")
     text = to_text(dumped_graph(tmp_path))
@@ -82,6 +83,7 @@ def test_04_quantised() -> None:
     assert "in place: y is the residual: True, equal: True" in out
 
 
+@pytest.mark.slow
 def test_05_npu_script(tmp_path: Path) -> None:
     out = run("-m", "npu_fused_graph.cli", "run", "--record", str(tmp_path / "calls"), "examples/05_npu_script.py")
     assert sorted(out.splitlines()) == [f"rank {r} on npu:{r}: graph equals eager: True" for r in (0, 1)]
@@ -89,6 +91,7 @@ def test_05_npu_script(tmp_path: Path) -> None:
     assert replayed.splitlines()[-1] == "2 of 2 calls agree"
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     facts = json.loads(run("-m", "npu_fused_graph.cli", "demo", "--json", "--output", str(tmp_path)))
     assert (facts["fused"], facts["legal"], facts["ranks"]) == (8, 8, 2)

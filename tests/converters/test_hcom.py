@@ -170,7 +170,7 @@ def _twice(rank: int, folder: str, hcom: str) -> list[Any]:
     return results
 
 
-@pytest.mark.parametrize("hcom", ["0", WORLD])
+@pytest.mark.parametrize("hcom", ["0", pytest.param(WORLD, marks=pytest.mark.slow)])
 def test_a_cached_graph_is_reloaded_and_communicates(hcom: str, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o700)

@@ -7,6 +7,7 @@ import os
 import signal
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
@@ -90,6 +91,7 @@ def test_a_rank_is_killed_inside_the_second_site() -> None:
         _assert_failed(outcomes[0], f"{FUSED}_1", "on rank 0 of 2", "rank 1")
 
 
+@pytest.mark.slow
 def test_ranks_have_other_shapes() -> None:
     for rank, outcome in enumerate(run_ranks(_other_rows, 2, limit=120)):
         _assert_failed(
@@ -102,11 +104,13 @@ def test_ranks_have_other_shapes() -> None:
         )
 
 
+@pytest.mark.slow
 def test_ranks_use_other_groups() -> None:
     for rank, outcome in enumerate(run_ranks(_other_group, 2, limit=120)):
         _assert_failed(outcome, FUSED, f"on rank {rank} of 2", f"rank {1 - rank} never used this group")
 
 
+@pytest.mark.slow
 def test_ranks_use_groups_of_other_sizes() -> None:
     for rank, outcome in enumerate(run_ranks(_other_size, 4, limit=120)):
         _assert_failed(outcome, FUSED, f"on rank {rank} of 4", "never used this group")

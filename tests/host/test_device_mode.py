@@ -160,7 +160,10 @@ UNAVAILABLE = {
 }
 
 
-@pytest.mark.parametrize("name", list(UNAVAILABLE))
+@pytest.mark.parametrize(
+    "name",
+    ["other prototype", *(pytest.param(n, marks=pytest.mark.slow) for n in UNAVAILABLE if n != "other prototype")],
+)
 def test_what_cann_does_not_have_is_refused_and_the_model_still_compiles(
     name: str, site: Path, torchair_folder: Path
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.host.wheels import put_broken_torch_npu
 from tests.processes import run_code, run_python
 
@@ -132,6 +134,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_transformers_first_under_torchrun(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(UNDER_TORCHRUN)

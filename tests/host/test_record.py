@@ -83,6 +83,7 @@ def test_a_program_without_our_code_agrees(recorded: Path) -> None:
     assert all(error < 1 for error in errors.values()), errors
 
 
+@pytest.mark.slow
 def test_a_seed_makes_runs_equal(recorded: Path, tmp_path: Path) -> None:
     again = record(tmp_path / "again")
     for path in recorded.glob("*/*.safetensors"):

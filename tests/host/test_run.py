@@ -83,6 +83,7 @@ def test_an_eager_fallback_is_told() -> None:
     assert "falling::back" in reason
 
 
+@pytest.mark.slow
 def test_torchrun_with_seeds() -> None:
     """Every rank draws its own numbers, the same in each run, unless the script seeds."""
     drawn = []

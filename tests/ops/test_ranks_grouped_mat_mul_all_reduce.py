@@ -139,6 +139,7 @@ def _other_groups_on_rank_1(rank: int) -> None:
     nfg.npu_grouped_mat_mul_all_reduce([x], weight, "0", group_list=[3 + 2 * rank, 8], split_item=3)
 
 
+@pytest.mark.slow
 def test_ranks_that_cut_x_differently_are_told() -> None:
     for outcome in run_ranks(_other_groups_on_rank_1, 2):
         assert "CommunicationError" in outcome.error

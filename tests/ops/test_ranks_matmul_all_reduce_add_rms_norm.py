@@ -85,7 +85,9 @@ def _rank(rank: int, ranks: int, is_compiled: bool) -> list[Any]:
     return results
 
 
-@pytest.mark.parametrize(("ranks", "is_compiled"), [(2, True), (4, False), (8, False)])
+@pytest.mark.parametrize(
+    ("ranks", "is_compiled"), [(2, True), pytest.param(4, False, marks=pytest.mark.slow), (8, False)]
+)
 def test_shards_and_biases_add_up_to_the_whole_problem(ranks: int, is_compiled: bool) -> None:
     outcomes = values(run_ranks(_rank, ranks, ranks, is_compiled, limit=120, timeout=30))
     for i, (form, biases) in enumerate((f, b) for f in FORMS for b in BIASES):
