@@ -104,15 +104,15 @@ class GroupedSite:
     @cached_property
     def split_source(self) -> Node | None:
         """The matrix whose rows, one group after the other and all of them, are the left operands."""
-        rows = [member.rows for member in self.members]
-        first, last = rows[0], rows[-1]
-        if first is None or last is None or not is_contiguous(first.source):
+        first = self.members[0].rows
+        if first is None or not is_contiguous(first.source):
             return None
         end = 0
-        for r in rows:
-            if r is None or r.source is not first.source or r.start != end:
+        for member in self.members:
+            rows = member.rows
+            if rows is None or rows.source is not first.source or rows.start != end:
                 return None
-            end = r.end
+            end = rows.end
         return first.source if end == shape_of(first.source)[0] else None
 
     @property

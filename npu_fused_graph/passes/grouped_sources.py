@@ -136,8 +136,7 @@ class Sources:
         return [Member(*member) for member in zip(products, rows, slots, strict=True)]
 
 
-_WITHOUT_EFFECT = ("tuning_config",)
-_KNOWN = ("x", "weight", "bias", "group_list", "split_item", "group_type", "group_list_type", *_WITHOUT_EFFECT)
+_KNOWN = ("x", "weight", "bias", "group_list", "split_item", "group_type", "group_list_type", "tuning_config")
 
 
 def _product(source: Node) -> Product:

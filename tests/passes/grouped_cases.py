@@ -129,6 +129,16 @@ def slices_of_a_part(x: Tensor, w: Tensor, v: Tensor) -> Any:
 
 
 @fused((0, 2, 2), shapes=(X, W, W), extra=("slice",))
+def slices_with_a_row_in_between(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    return ar(x[:4] @ w), ar(x[5:] @ v)
+
+
+@fused((0, 2, 2), shapes=(X, W, W), extra=("slice",))
+def slices_that_overlap(x: Tensor, w: Tensor, v: Tensor) -> Any:
+    return ar(x[:6] @ w), ar(x[4:] @ v)
+
+
+@fused((0, 2, 2), shapes=(X, W, W), extra=("slice",))
 def slices_in_another_order(x: Tensor, w: Tensor, v: Tensor) -> Any:
     return ar(x[4:] @ w), ar(x[:4] @ v)
 

@@ -84,19 +84,25 @@ def op_names(gm: GraphModule) -> Counter[str]:
     return Counter(t._opname for t in targets if isinstance(t, torch._ops.OpOverload))
 
 
+def distinct_results(gm: GraphModule) -> int:
+    (output,) = gm.graph.find_nodes(op="output")
+    return len(output.all_input_nodes)
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_grouped(name: str) -> None:
     """Reported and left alone by default; grouped where it is asked for, without changing a number on any rank."""
     case = FUSED[name]
     with fake_group(8):
         gm, arguments = captured_with_arguments(case.graph)
-        code, before = gm.code, op_names(gm)
+        code, before, tensors = gm.code, op_names(gm), distinct_results(gm)
         shards = [_shard(arguments, rank) for rank in range(8)]
         wanted = {ranks: lockstep.run(gm, shards[:ranks]) for ranks in (2, 4, 8)}
         _check_reports(case, grouped_sites(gm))
         assert gm.code == code, "off by default"
         sites = grouped_sites(gm, grouped=True)
         _check_graph(case, gm, before, sites)
+        assert distinct_results(gm) == tensors, "results that were tensors of their own still are"
         for ranks, results in wanted.items():
             for rank_before, rank_after in zip(results, lockstep.run(gm, shards[:ranks]), strict=True):
                 for want, got in zip(rank_before, rank_after, strict=True):
