@@ -1,48 +1,47 @@
 """Runs a function on several real processes joined by gloo on 127.0.0.1, and tells how each of them ended.
 
-Every rank is a fresh interpreter that ends through a normal interpreter exit, with no communicator closed by hand:
-what would hang a user's script at its end hangs here too, and is reported. Only c10d's own group is destroyed, because
-torch 2.13 now and then aborts at exit without that. Nothing that was started is left running.
+Every rank is a fresh process that ends through a normal interpreter exit, with no communicator closed by hand:
+what would hang a user's script at its end hangs here too, and is reported. Ranks are forked from a server that has
+torch and TorchAir imported (:mod:`tests.rank_server`), one server per worker of pytest. Nothing that was started is
+left running.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
 import os
+import pickle
+import socket
+import subprocess
+import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import lru_cache
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch.distributed as dist
-
-from npu_fused_graph.engine import registered_types
+from tests.rank_server import KILL
 
 NFG_TIMEOUT = 5
 START = 120.0
-"""Seconds the processes may take to import torch on a busy machine and find each other."""
+"""Seconds the server may take to import torch on a busy machine, and the ranks to find each other."""
 
 
 @dataclass
 class Outcome:
     """How one rank ended.
 
-    value: what the function returned. error: text of its exception. seconds: from the moment all ranks were
-    connected to the function's end. exit_seconds: from there to the end of the process. exit_code: 0 after a
-    value, 1 after an exception, -9 when killed, None when this module had to kill it.
+    value: what the function returned. error: text of its exception. exit_code: 0 after a value, 1 after an
+    exception, -9 when killed, None when this module had to kill it.
     """
 
     value: Any = None
     error: str = ""
     trace: str = ""
-    seconds: float = 0.0
-    exit_seconds: float = 0.0
     exit_code: int | None = None
 
 
@@ -54,25 +53,26 @@ def run_ranks(
     function, args: picklable (a module's own function). limit: seconds for function and exit; whoever is still
     running then is killed and its exit_code is None. timeout: NFG_TIMEOUT of the ranks.
     """
-    context = multiprocessing.get_context("spawn")
+    server = _server()
     with TemporaryDirectory() as folder:
-        processes: list[SpawnProcess] = []
-        pipes: list[Connection] = []
+        request = {
+            "environ": os.environ | {"NFG_TIMEOUT": str(timeout), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+            "directory": str(Path.cwd()),
+            "path": sys.path,
+            "size": size,
+            "folder": folder,
+            "start": START,
+            "call": pickle.dumps((function, args)),
+        }
+        path = Path(folder) / "request"
+        path.write_bytes(pickle.dumps(request))
+        ends = [Pipe(duplex=False) for _ in range(size)]
+        pipes = [ours for ours, _ in ends]
         try:
-            for rank in range(size):
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_main, args=(function, rank, size, folder, timeout, theirs, args))
-                process.start()
-                theirs.close()
-                processes.append(process)
-                pipes.append(ours)
-            return _collect(processes, pipes, limit)
+            server.start_ranks(path, [theirs for _, theirs in ends])
+            return _collect(server, pipes, limit)
         finally:
-            for process in processes:
-                if process.is_alive():
-                    process.kill()
-                process.join()
-                process.close()
+            server.end_ranks()
             for pipe in pipes:
                 pipe.close()
 
@@ -84,71 +84,76 @@ def values(outcomes: list[Outcome]) -> list[Any]:
     return [outcome.value for outcome in outcomes]
 
 
-def _collect(processes: list[SpawnProcess], pipes: list[Connection], limit: float) -> list[Outcome]:
-    outcomes = [Outcome() for _ in processes]
-    ended = [0.0] * len(processes)
-    waiting: dict[Any, tuple[str, int]] = {p.sentinel: ("exit", r) for r, p in enumerate(processes)}
-    waiting |= {pipe: ("message", r) for r, pipe in enumerate(pipes)}
+class _Server:
+    """The process that forks ranks. running: ranks of which it has not told the end."""
+
+    def __init__(self) -> None:
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.rank_server", str(theirs.fileno())],
+                cwd=Path(__file__).parent.parent,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is this process's to deal with
+            )
+        self.running: set[int] = set()
+
+    def start_ranks(self, request: Path, pipes: list[Connection]) -> None:
+        socket.send_fds(self.control, [str(request).encode()], [pipe.fileno() for pipe in pipes])
+        self.running = set(range(len(pipes)))
+        for pipe in pipes:
+            pipe.close()
+
+    def next_exit(self) -> tuple[int, int]:
+        """The next rank that has ended, and its exit code."""
+        message = self.control.recv(64)
+        if not message:
+            raise RuntimeError(f"the server of ranks has ended with {self.process.wait()}")
+        rank, code = map(int, message.split())
+        self.running.remove(rank)
+        return rank, code
+
+    def end_ranks(self) -> None:
+        """Kill the ranks that still run."""
+        if self.running:
+            self.control.send(KILL)
+        while self.running:
+            self.next_exit()
+
+    def close(self) -> None:
+        self.control.close()
+        self.process.wait()
+
+
+@lru_cache(maxsize=1)
+def _server() -> _Server:
+    server = _Server()
+    atexit.register(server.close)
+    return server
+
+
+def _collect(server: _Server, pipes: list[Connection], limit: float) -> list[Outcome]:
+    outcomes = [Outcome() for _ in pipes]
+    messages = {pipe: rank for rank, pipe in enumerate(pipes)}
     started: set[int] = set()
     deadline = time.monotonic() + START
-    while waiting and (left := deadline - time.monotonic()) > 0:
-        for ready in wait(list(waiting), left):
-            kind, rank = waiting[ready]
-            if kind == "exit":
-                del waiting[ready]
-                processes[rank].join()
-                outcomes[rank].exit_code = processes[rank].exitcode
-                outcomes[rank].exit_seconds = time.monotonic() - ended[rank] if ended[rank] else 0.0
+    while (server.running or messages) and (left := deadline - time.monotonic()) > 0:
+        for ready in wait([*messages, *([server.control] if server.running else [])], left):
+            if ready is server.control:
+                rank, code = server.next_exit()
+                outcomes[rank].exit_code = code
                 continue
+            rank = messages[ready]
             try:
-                message = pipes[rank].recv()
+                message = ready.recv()
             except EOFError:
-                del waiting[ready]
+                del messages[ready]
                 continue
             if message == "connected":
                 started.add(rank)
-                if len(started) == len(processes):
+                if len(started) == len(pipes):
                     deadline = time.monotonic() + limit
             else:
                 outcome = outcomes[rank]
-                outcome.value, outcome.error, outcome.trace, outcome.seconds = message
-                ended[rank] = time.monotonic()
+                outcome.value, outcome.error, outcome.trace = message
     return outcomes
-
-
-def _main(
-    function: Callable[..., Any],
-    rank: int,
-    size: int,
-    folder: str,
-    timeout: float,
-    pipe: Connection,
-    args: tuple[Any, ...],
-) -> None:
-    os.environ.update(NFG_TIMEOUT=str(timeout), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
-    store = _meet(rank, size, Path(folder))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=START))
-    registered_types()  # the kernels, which the first graph would import
-    dist.barrier()
-    pipe.send("connected")
-    begin = time.monotonic()
-    failed = True
-    try:
-        message = (function(rank, *args), "", "", time.monotonic() - begin)
-        failed = False
-    except Exception as error:
-        message = (None, f"{type(error).__name__}: {error}", traceback.format_exc(), time.monotonic() - begin)
-    pipe.send(message)
-    dist.destroy_process_group()
-    if failed:
-        raise SystemExit(1)
-
-
-def _meet(rank: int, size: int, folder: Path) -> dist.Store:
-    """The store of the ranks: a TCP server in rank 0, as torchrun's and env://'s users have it, on a free port."""
-    port = dist.FileStore(str(folder / "port"), size)
-    if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-        port.set("port", str(store.port))
-        return store
-    return dist.TCPStore("127.0.0.1", int(port.get("port")), size, is_master=False)

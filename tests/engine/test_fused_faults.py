@@ -16,7 +16,7 @@ from torch import Tensor
 import npu_fused_graph as nfg
 from npu_fused_graph.engine.registry import find
 from tests.passes.blocks import Block, llama_norm
-from tests.ranks import NFG_TIMEOUT, Outcome, run_ranks
+from tests.ranks import Outcome, run_ranks
 
 FUSED = "MatmulAllReduceAddRmsNorm"
 
@@ -81,12 +81,11 @@ def _assert_failed(outcome: Outcome, node: str, *texts: str) -> None:
     assert outcome.exit_code == 1, outcome
     for text in (f"{node} ({FUSED} on group ", *texts):
         assert text in outcome.error, outcome.error
-    assert outcome.seconds < 3 * NFG_TIMEOUT + 20, "importing and compiling TorchAir are part of it"
 
 
 def test_a_rank_is_killed_inside_the_second_site() -> None:
     for healthy_runs in (0, 2):
-        outcomes = run_ranks(_killed, 2, healthy_runs, limit=120)
+        outcomes = run_ranks(_killed, 2, healthy_runs, limit=60, timeout=100)
         assert outcomes[1].exit_code == -signal.SIGKILL
         _assert_failed(outcomes[0], f"{FUSED}_1", "on rank 0 of 2", "rank 1")
 
