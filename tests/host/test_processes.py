@@ -17,7 +17,7 @@ OFFLINE = {
 }
 
 TORCH_FIRST = """
-import os, signal, socket, sys, warnings
+import importlib.metadata, importlib.util, os, signal, socket, sys, warnings
 
 def refuse(*arguments):
     raise AssertionError(f"network used: {arguments}")
@@ -32,9 +32,13 @@ import sympy  # TorchAir loads it, and it adds a filter for its own warnings
 filters = list(warnings.filters)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
 handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+assert importlib.metadata.version("torch_npu") == "2.13.0"
+print("found:", importlib.util.find_spec("torch_npu") is not None)
 import npu_fused_graph as nfg
 loaded = nfg.load_torchair()
 assert loaded is nfg.load_torchair()
+print(loaded.__file__)
+assert importlib.util.find_spec("torch_npu") is None
 assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
 assert warnings.filters == filters
 assert "torch_npu" not in sys.modules
@@ -54,9 +58,15 @@ assert native.TorchNpuGraphBase is TorchNpuGraphBase
 from torchair.core._backend import TorchNpuGraph
 assert issubclass(TorchNpuGraph, TorchNpuGraphBase)
 print("mode:", nfg.host.mode())
+try:
+    import torch_npu
+except ModuleNotFoundError as error:
+    print("hidden:", error)
 
 from transformers import LlamaForCausalLM
 print(LlamaForCausalLM.__name__)
+import npu_fused_graph.doctor
+print("cures:", [p["cure"] for p in npu_fused_graph.doctor.diagnose()["problems"]])
 torch.library.define("processes::unknown", "(Tensor x) -> Tensor")
 torch.library.impl("processes::unknown", "CPU", lambda x: x + 1)
 torch.library.register_fake("processes::unknown", lambda x: torch.empty_like(x))
@@ -70,55 +80,45 @@ print("warnings:", [str(w.message) for w in seen if "Failed to import" in str(w.
 """
 
 
-def test_torch_first_then_torchair_then_transformers_without_network() -> None:
-    assert run_code(TORCH_FIRST, env=OFFLINE).splitlines() == [
+def test_torch_first_then_torchair_then_transformers_without_network_beside_an_installed_torch_npu(
+    tmp_path: Path, torchair_folder: Path
+) -> None:
+    env = installed_without_cann(tmp_path, torchair_folder)
+    assert run_code(TORCH_FIRST, env=OFFLINE | env).splitlines() == [
         "before: No module named 'torchair'",
+        "found: True",
+        str(tmp_path / "torch_npu" / "dynamo" / "torchair" / "__init__.py"),
         "KeyboardInterrupt",
         "mode: host",
+        "hidden: No module named 'torch_npu'",
         "LlamaForCausalLM",
+        "cures: ['pip uninstall torch_npu']",
         "error: True",
         "warnings: []",
     ]
 
 
-INSTALLED_WITHOUT_CANN = """
-import importlib.metadata, importlib.util, sys
-assert importlib.metadata.version("torch_npu") == "2.13.0"
-assert importlib.util.find_spec("torch_npu") is not None
+def installed_without_cann(site: Path, torchair_folder: Path) -> dict[str, str]:
+    """The environment of a process that finds a torch_npu wheel and nothing else that holds TorchAir."""
+    put_broken_torch_npu(site, torchair_folder)
+    return {"PYTHONPATH": str(site), "NFG_CACHE": str(site / "empty"), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+
+
+ANOTHER_FOLDER_FIRST = """
 import npu_fused_graph as nfg
-torchair = nfg.load_torchair()
-print(torchair.__file__)
-assert importlib.util.find_spec("torch_npu") is None
+print(nfg.load_torchair().__file__)
 try:
     import torch_npu
 except ModuleNotFoundError as error:
     print(error)
-import torchair.core._torchair
-if len(sys.argv) > 1:
-    from transformers import LlamaForCausalLM
-    print(LlamaForCausalLM.__name__)
-import npu_fused_graph.doctor
-print([p["cure"] for p in npu_fused_graph.doctor.diagnose()["problems"]])
 """
 
 
-def test_installed_torch_npu_without_cann_is_found_and_hidden(tmp_path: Path, torchair_folder: Path) -> None:
-    site = tmp_path / "site"
-    put_broken_torch_npu(site, torchair_folder)
-    env = {"PYTHONPATH": str(site), "NFG_CACHE": str(tmp_path / "empty"), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    found = run_python("-c", INSTALLED_WITHOUT_CANN, "with transformers", env=env)
-    assert found.stdout.splitlines() == [
-        str(site / "torch_npu" / "dynamo" / "torchair" / "__init__.py"),
-        "No module named 'torch_npu'",
-        "LlamaForCausalLM",
-        "['pip uninstall torch_npu']",
-    ], found.stderr
-    # another folder comes first; what cannot be imported is hidden all the same
-    env["NFG_TORCHAIR"] = str(torchair_folder.parent)
-    assert run_code(INSTALLED_WITHOUT_CANN, env=env).splitlines() == [
+def test_another_folder_comes_before_an_installed_torch_npu_and_hides_it(tmp_path: Path, torchair_folder: Path) -> None:
+    env = installed_without_cann(tmp_path, torchair_folder) | {"NFG_TORCHAIR": str(torchair_folder.parent)}
+    assert run_code(ANOTHER_FOLDER_FIRST, env=env).splitlines() == [
         str(torchair_folder / "__init__.py"),
         "No module named 'torch_npu'",
-        "['pip uninstall torch_npu']",
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from npu_fused_graph.cli import main
 from npu_fused_graph.host.record import RecordedCall, Recorder
 from npu_fused_graph.ops._calls import OpCall
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
@@ -45,8 +47,11 @@ def copy(recorded: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(recorded, tmp_path / "copy"))
 
 
-def replay(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_python(*CLI, "replay", *arguments, str(folder))
+def replay(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Exit code and what is printed, in this process: the command needs no fresh one."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = main(["replay", *arguments, str(folder)])
+    return code, out.getvalue(), err.getvalue()
 
 
 def test_what_a_record_holds(recorded: Path) -> None:
@@ -91,7 +96,7 @@ def test_a_seed_makes_runs_equal(recorded: Path, tmp_path: Path) -> None:
 
 
 def test_replay_by_every_implementation(recorded: Path) -> None:
-    found = replay(recorded, "--json")
+    found = run_python(*CLI, "replay", "--json", str(recorded))
     assert found.returncode == 0, found.stdout + found.stderr
     facts = json.loads(found.stdout)
     assert (facts["agree"], facts["count"]) == (6, 6), "the packing of scales is a call of each rank"
@@ -111,9 +116,9 @@ def test_replay_sees_a_wrong_result(copy: Path) -> None:
     outputs = load_file(path)
     outputs["y"][0, 0, 0] += 1
     save_file(outputs, path)
-    found = replay(copy, "--method", "reference", "--method", "float64")
-    assert found.returncode == 1
-    lines = found.stdout.splitlines()
+    code, out, _ = replay(copy, "--method", "reference", "--method", "float64")
+    assert code == 1
+    lines = out.splitlines()
     at = next(i for i, line in enumerate(lines) if "(node MatmulAllReduceAddRmsNorm)" in line)
     assert [line.split()[0] for line in lines[at + 1 : at + 3]] == ["reference", "float64"]
     assert all(line.endswith("DIFFERS") for line in lines[at + 1 : at + 3])
@@ -122,9 +127,9 @@ def test_replay_sees_a_wrong_result(copy: Path) -> None:
 
 def test_replay_without_a_rank(copy: Path) -> None:
     shutil.rmtree(copy / "rank_1")
-    found = replay(copy, "--method", "reference")
-    assert found.returncode == 1
-    assert f"{OP} (eager) on ranks 0, 1: not executed, no record of rank 1" in found.stdout
+    code, out, _ = replay(copy, "--method", "reference")
+    assert code == 1
+    assert f"{OP} (eager) on ranks 0, 1: not executed, no record of rank 1" in out
 
 
 def test_one_tensor_as_two_arguments(tmp_path: Path) -> None:
@@ -179,10 +184,10 @@ DAMAGED = {
 @pytest.mark.parametrize("kind", list(DAMAGED))
 def test_a_damaged_record_is_one_line(kind: str, copy: Path) -> None:
     _damage(copy, kind)
-    found = replay(copy, "--method", "reference")
-    assert found.returncode == 1
-    line = found.stderr.splitlines()[-1]
-    assert line.startswith("[replay] "), found.stderr
+    code, _, err = replay(copy, "--method", "reference")
+    assert code == 1
+    line = err.splitlines()[-1]
+    assert line.startswith("[replay] "), err
     assert DAMAGED[kind] in line
 
 
