@@ -9,6 +9,7 @@ import ast
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,15 @@ def forget_compiled_code() -> Iterator[None]:
 
 
 class OpCalls(torch.nn.Module):
-    """Several calls of one op as one function of all their tensors: one compilation covers all dtypes.
+    """Calls of ops as one function of all their tensors: one compilation covers many samples and their dtypes.
 
     A module, because Dynamo takes a module's numbers for constants even with dynamic=True.
     """
 
-    def __init__(self, op: Any, calls: list[Call]) -> None:
+    def __init__(self, calls: list[tuple[Any, Call]]) -> None:
         super().__init__()
-        self.op = op
-        leaves = [pytree.tree_flatten((call.args, call.kwargs)) for call in calls]
+        self._ops = [op for op, _ in calls]
+        leaves = [pytree.tree_flatten((call.args, call.kwargs)) for _, call in calls]
         self._leaves = [items for items, _ in leaves]
         self._specs = [spec for _, spec in leaves]
         self._places = [[i for i, x in enumerate(items) if isinstance(x, torch.Tensor)] for items in self._leaves]
@@ -66,14 +67,30 @@ class OpCalls(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> list[Any]:
         results, start = [], 0
-        for leaves, spec, places in zip(self._leaves, self._specs, self._places, strict=True):
+        for op, leaves, spec, places in zip(self._ops, self._leaves, self._specs, self._places, strict=True):
             filled = list(leaves)
             for place in places:
                 filled[place] = tensors[start]
                 start += 1
             args, kwargs = pytree.tree_unflatten(filled, spec)
-            results.append(self.op(*args, **kwargs))
+            results.append(op(*args, **kwargs))
         return results
+
+
+BATCH = 10
+"""Samples that share a graph."""
+
+
+def batched(samples: list[Sample]) -> list[Any]:
+    """Parameters: batches in which no op comes twice, so that each sample's own op is seen to be converted."""
+    batches: list[list[Sample]] = []
+    for sample in samples:
+        room = (b for b in batches if len(b) < BATCH and all(other.op != sample.op for other in b))
+        batch = next(room, None)
+        if batch is None:
+            batches.append(batch := [])
+        batch.append(sample)
+    return [pytest.param(b, id=f"{b[0].id()} to {b[-1].id()}") for b in batches]
 
 
 def compiled(fn: Callable[..., Any], backend: Any, *, dynamic: bool = False) -> Callable[..., Any]:
@@ -100,7 +117,9 @@ def widened(call: Call) -> Call:
 
 
 def check_values(sample: Sample, calls: list[Call], results: list[Any]) -> None:
-    for call, dtype, result in zip(calls, sample.dtypes, results, strict=True):
+    """calls: in the first of the sample's dtypes, in their order."""
+    assert len(calls) == len(results)
+    for call, dtype, result in zip(calls, sample.dtypes, results, strict=False):
         compare(result, sample.op(*call.args, **call.kwargs), sample, dtype)
         if sample.wide and getattr(torch, dtype).is_floating_point:
             wide = widened(call)
@@ -147,32 +166,39 @@ def used_converters() -> Iterator[set[Any]]:
             op._ge_converter = original
 
 
-@pytest.mark.parametrize("sample", [pytest.param(s, id=s.id()) for s in SAMPLES])
-def test_values(sample: Sample, backend: Any, ir_defs: dict[str, IrDef]) -> None:
-    calls = [sample.build(Make(dtype)) for dtype in sample.dtypes]
-    fn = OpCalls(sample.op, calls)
+def run_batch(batch: list[Sample], backend: Any, subtests: pytest.Subtests) -> None:
+    """Every sample in all its dtypes, in one graph."""
+    calls = [[sample.build(Make(dtype)) for dtype in sample.dtypes] for sample in batch]
+    fn = OpCalls([(sample.op, call) for sample, own in zip(batch, calls, strict=True) for call in own])
+    results = iter(compiled(fn, backend)(*fn.tensors))
+    for sample, own in zip(batch, calls, strict=True):
+        of_sample = list(islice(results, len(own)))
+        with subtests.test(sample.id()):
+            check_values(sample, own, of_sample)
+
+
+@pytest.mark.parametrize("batch", batched(SAMPLES))
+def test_values(batch: list[Sample], backend: Any, ir_defs: dict[str, IrDef], subtests: pytest.Subtests) -> None:
     with recording() as emitted, used_converters() as used:
-        results = compiled(fn, backend)(*fn.tensors)
-    assert sample.op in used
-    check_values(sample, calls, results)
+        run_batch(batch, backend, subtests)
+    assert {sample.op for sample in batch} <= used
     check_legal(emitted, ir_defs)
 
 
-@pytest.mark.parametrize("sample", [pytest.param(s, id=s.id()) for s in TAKEN_APART])
-def test_taken_apart_by_torch(sample: Sample, backend: Any) -> None:
-    assert sample.op not in CONVERTERS
-    calls = [sample.build(Make(dtype)) for dtype in sample.dtypes]
-    fn = OpCalls(sample.op, calls)
-    check_values(sample, calls, compiled(fn, backend)(*fn.tensors))
+@pytest.mark.parametrize("batch", batched(TAKEN_APART))
+def test_taken_apart_by_torch(batch: list[Sample], backend: Any, subtests: pytest.Subtests) -> None:
+    assert not {sample.op for sample in batch} & set(CONVERTERS)
+    run_batch(batch, backend, subtests)
 
 
 @pytest.mark.parametrize("sample", [pytest.param(s, id=s.id()) for s in SAMPLES if s.name == ""])
 def test_values_with_symbolic_sizes(sample: Sample, backend: Any, ir_defs: dict[str, IrDef]) -> None:
-    calls = [sample.build(Make(dtype)) for dtype in sample.dtypes]
-    fn = OpCalls(sample.op, calls)
+    """In one dtype, and a graph of its own: a size that one op takes for a constant is one for all that share it."""
+    call = sample.build(Make(sample.dtypes[0]))
+    fn = OpCalls([(sample.op, call)])
     with recording() as emitted:
         results = compiled(fn, backend, dynamic=True)(*fn.tensors)
-    check_values(sample, calls, results)
+    check_values(sample, [call], results)
     check_legal(emitted, ir_defs)
 
 
@@ -324,7 +350,7 @@ RANDOM: list[tuple[Any, Callable[[], Call], torch.dtype, float, float]] = [
 def test_random_numbers(
     op: Any, build: Callable[[], Call], dtype: torch.dtype, mean: float, variance: float, backend: Any, ir_defs: Any
 ) -> None:
-    fn = OpCalls(op, [build()])
+    fn = OpCalls([(op, build())])
     with recording() as emitted, used_converters() as used:
         draw = compiled(fn, backend)
         first, second = draw(*fn.tensors)[0], draw(*fn.tensors)[0]
@@ -464,6 +490,6 @@ REFUSED: list[tuple[str, Any, Call, str]] = [
 
 @pytest.mark.parametrize(("op", "call", "text"), [pytest.param(*case[1:], id=case[0]) for case in REFUSED])
 def test_refusals_say_why(op: Any, call: Call, text: str, backend: Any) -> None:
-    fn = OpCalls(op, [call])
+    fn = OpCalls([(op, call)])
     with pytest.raises(Exception, match=text):
         compiled(fn, backend)(*fn.tensors)
