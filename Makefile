@@ -20,11 +20,12 @@ $(VENV)/.ready: pyproject.toml
 demo: .venv
 	$(BIN)/npu-fused-graph demo
 
+# --budget: past it the seconds of every test file are printed
 test: .venv
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" --budget 240
 
 test-slow: .venv
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --budget 600
 
 check: .venv
 	$(BIN)/ruff check .

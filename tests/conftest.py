@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,35 @@ def one_rank() -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector need not look at torch's million objects again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+# -- what takes long -------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", type=float, help="seconds after which the time of every test file is printed")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Seconds and tests per file, slowest first, once the budget is passed; it fails nothing."""
+    budget: float | None = terminalreporter.config.getoption("--budget")
+    taken = terminalreporter._session_start.elapsed().seconds
+    if budget is None or taken <= budget:
+        return
+    seconds: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            file = report.nodeid.partition("::")[0]
+            seconds[file] += report.duration
+            tests[file] += report.when == "call"
+    terminalreporter.section(f"{taken:.0f} s, budget {budget:.0f} s: seconds, tests")
+    for file, took in seconds.most_common():
+        terminalreporter.line(f"{took:8.1f} {tests[file]:5} {file}")
