@@ -74,6 +74,7 @@ def test_03_two_ranks() -> None:
         )
 
 
+@pytest.mark.slow
 def test_04_quantised() -> None:
     out = run("examples/04_quantised.py")
     for name in ("W8A8", "A16W8 per group"):
@@ -116,6 +117,7 @@ def test_demo_model_is_plain_torch() -> None:
     assert all("npu_fused_graph" not in line and "torch" in line for line in imports)
 
 
+@pytest.mark.slow
 def test_06_says_what_would_be_grouped_and_groups_it() -> None:
     off, on = run("examples/06_grouped_experts.py").splitlines()
     count = "4 matmuls and 4 collectives -> 1 node"

@@ -171,6 +171,7 @@ def test_only_the_older_name_is_deprecated(document: Run) -> None:
 # -- our own script -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_older_name_widens_a_bfloat16_bias(forms: Run) -> None:
     """The script compares the results; the record has what the operator was given."""
     inputs = [load_file(forms.record / "rank_1" / f"0000{i}_{OP}.inputs.safetensors") for i in range(5)]
@@ -185,11 +186,13 @@ def test_the_older_name_widens_a_bfloat16_bias(forms: Run) -> None:
     assert forms.process.stderr.count(DEPRECATED) == 2
 
 
+@pytest.mark.slow
 def test_results_are_on_the_device(forms: Run) -> None:
     """Eager ones and those of a graph: what comes back in a list, too."""
     assert forms.process.stdout.splitlines() == ["on the device: [True, True, True, True] [True, True]"]
 
 
+@pytest.mark.slow
 def test_compiled_calls_are_recorded_by_node(forms: Run) -> None:
     facts = [
         [json.loads(path.read_text()) for path in sorted((forms.record / f"rank_{rank}").glob("*.json"))]
@@ -206,6 +209,7 @@ def test_compiled_calls_are_recorded_by_node(forms: Run) -> None:
     assert forms.facts["fallbacks"] == {}
 
 
+@pytest.mark.slow
 def test_calls_of_every_kind_are_recomputed_and_replayed(forms: Run) -> None:
     errors = forms.recomputed()
     assert list(errors) == [f"{i} {'node' if i > 2 else 'eager'}, 2 ranks" for i in range(5)]

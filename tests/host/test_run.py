@@ -39,13 +39,16 @@ def test_a_script_that_only_imports_torch_beside_an_installed_torch_npu(tmp_path
     assert (result.returncode, facts["exit_code"], facts["graphs"], facts["fallbacks"]) == (7, 7, 1, {})
 
 
-@pytest.mark.parametrize("name", ["torchair_first.py", "torchair_in_torch_npu.py"])
+@pytest.mark.parametrize(
+    "name", ["torchair_first.py", pytest.param("torchair_in_torch_npu.py", marks=pytest.mark.slow)]
+)
 def test_torchair_is_one_package_under_every_name(name: str) -> None:
     result, facts = run(script(name))
     assert (result.returncode, result.stdout) == (0, "one package\n"), result.stderr
     assert facts["graphs"] >= 1
 
 
+@pytest.mark.slow
 def test_fusion_beside_torchairs_own_passes() -> None:
     result, facts = run(script("npu_fx_pass.py"))
     lines = ["npu_fx_pass=False: fused 2 of 2", "npu_fx_pass=True: fused 2 of 2"]

@@ -34,8 +34,16 @@ def generate(model: Any, forward: Any, tokens: Tensor) -> list[Tensor]:
     return logits
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("attention", "dtype"),
+    [
+        ("sdpa", torch.float32),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("sdpa", torch.bfloat16), ("eager", torch.float32), ("eager", torch.bfloat16))
+        ),
+    ],
+)
 def test_decode_does_not_recompile(attention: str, dtype: torch.dtype) -> None:
     graphs: list[Executable] = []
     native.graph_listeners.append(graphs.append)

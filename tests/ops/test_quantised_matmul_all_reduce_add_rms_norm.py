@@ -265,10 +265,11 @@ VECTORS: dict[str, Any] = {
     "a16w16 9471x18x379": (BRAIN, lambda: plain(9471, 18, 379, BRAIN)),
 }  # fmt: skip
 """Section 7.2, the reference's own tiling cases."""
+QUICK = ("a8w8 4x4096x11008 transposed", "a16w4 4x4096x11008 transposed", "a16w16 9471x18x379")
 
 
 @pytest.mark.filterwarnings("ignore:.*antiquant_group_size")
-@pytest.mark.parametrize("name", list(VECTORS))
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in VECTORS])
 def test_valid_vector(name: str) -> None:
     dtype, make = VECTORS[name]
     arguments = make()

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -150,20 +151,21 @@ def _shard(arguments: list[Any], rank: int) -> list[Any]:
 # -- refusals -------------------------------------------------------------------------------------------------
 
 
-def refused_sites(name: str) -> tuple[list[FusionSite], list[FusionSite]]:
-    """What is said by default, and where grouping is asked for."""
+@contextmanager
+def capture_of_refused(name: str) -> Iterator[tuple[GraphModule, dict[str, Any]]]:
+    """The graph of a case in its group of ranks, and what the machine lacks."""
     graph, _ = REFUSED[name]
     missing = {STEM: CATALOGUE["ge_type_not_registered"]("another CANN")} if graph.unavailable else {}
     with fake_group(graph.ranks):
-        gm = captured(graph)
-        by_default = grouped_sites(gm, unavailable=missing)
-        return by_default, grouped_sites(gm, grouped=True, unavailable=missing)
+        yield captured(graph), missing
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     reason = REFUSED[name][1]
-    by_default, sites = refused_sites(name)
+    with capture_of_refused(name) as (gm, missing):
+        by_default = grouped_sites(gm, unavailable=missing)
+        sites = grouped_sites(gm, grouped=True, unavailable=missing)
     assert by_default == [], "what cannot be grouped is not mentioned"
     assert not any(site.is_fused for site in sites), sites
     found = [site for site in sites if site.reason == reason]
@@ -207,14 +209,15 @@ def test_every_rule_has_a_case() -> None:
 
 @pytest.mark.parametrize("rule", BREAKS)
 def test_without_the_rule_its_case_is_no_longer_refused_for_it(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [site.reason for site in refused_sites(BREAKS[rule])[1]]
-    for name in ("PART_RULES", "SITE_RULES"):
-        others = tuple(r for r in getattr(grouping, name) if r.check.__name__ != rule)
-        monkeypatch.setattr(grouping, name, others)
-    try:
-        after = [site.reason for site in refused_sites(BREAKS[rule])[1]]
-    except Exception as error:  # what the rule keeps out may not be expressible at all
-        after = [type(error).__name__]
+    with capture_of_refused(BREAKS[rule]) as (gm, missing):
+        before = [site.reason for site in grouped_sites(gm, grouped=True, unavailable=missing)]
+        for name in ("PART_RULES", "SITE_RULES"):
+            others = tuple(r for r in getattr(grouping, name) if r.check.__name__ != rule)
+            monkeypatch.setattr(grouping, name, others)
+        try:
+            after = [site.reason for site in grouped_sites(gm, grouped=True, unavailable=missing)]
+        except Exception as error:  # what the rule keeps out may not be expressible at all
+            after = [type(error).__name__]
     assert any(before)
     assert after != before
 
