@@ -1,4 +1,4 @@
-"""Runs pieces of Python in a fresh interpreter: for what can be seen only once per process."""
+"""Runs pieces of Python in a fresh interpreter, for what can be seen only once per process; and our command."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+
+from npu_fused_graph.cli import main
 
 TIMEOUT = 120
 
@@ -30,6 +34,13 @@ def run_code(code: str, *, env: Mapping[str, str] | None = None) -> str:
     result = run_python("-c", code, env=env)
     assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result.stdout
+
+
+def run_command(*arguments: str) -> tuple[int, str, str]:
+    """Exit code and output of ``npu-fused-graph arguments...``, in this process: for what needs no fresh one."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = main(list(arguments))
+    return code, out.getvalue(), err.getvalue()
 
 
 def free_port() -> int:

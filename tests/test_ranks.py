@@ -114,6 +114,7 @@ def _tell(rank: int, parent: int) -> None:
     threading.Event().wait()
 
 
+@pytest.mark.slow
 def test_ranks_and_their_server_end_with_the_process_that_wanted_them() -> None:
     """Standard output is at its end once all have closed it."""
     found = subprocess.run([sys.executable, "-c", DIES_WITH_RANKS], cwd=ROOT, capture_output=True, timeout=TIMEOUT)

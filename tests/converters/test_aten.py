@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 import npu_fused_graph as nfg
 from npu_fused_graph.ir.reg_op import IrDef, read_ir_defs
 from npu_fused_graph.testing import TOLERANCE, assert_close
-from tests.converters.aten_samples import SAMPLES, TAKEN_APART, Call, Sample
+from tests.converters.aten_samples import POINTWISE, SAMPLES, TAKEN_APART, Call, Sample
 from tests.converters.recorder import Emitted, recording
 from tests.engine.op_case import Make
 
@@ -191,7 +191,10 @@ def test_taken_apart_by_torch(batch: list[Sample], backend: Any, subtests: pytes
     run_batch(batch, backend, subtests)
 
 
-@pytest.mark.parametrize("sample", [pytest.param(s, id=s.id()) for s in SAMPLES if s.name == ""])
+@pytest.mark.parametrize(
+    "sample",
+    [pytest.param(s, id=s.id(), marks=[pytest.mark.slow] if s in POINTWISE else []) for s in SAMPLES if s.name == ""],
+)
 def test_values_with_symbolic_sizes(sample: Sample, backend: Any, ir_defs: dict[str, IrDef]) -> None:
     """In one dtype, and a graph of its own: a size that one op takes for a constant is one for all that share it."""
     call = sample.build(Make(sample.dtypes[0]))

@@ -112,11 +112,24 @@ def check_results(results: tuple[Tensor, Tensor], sample: dict[str, Any]) -> Non
         assert_close(got, number, scale=scale)
 
 
+NAMED = {
+    "plain": 0, "transposed_bias": 2, "full_words": 4, "full_unsigned_words_transposed": 5, "weight_only": 8,
+    "per_group": 11, "per_group_transposed": 12, "int4": 14, "int4_per_group_transposed": 15,
+}  # fmt: skip
+"""Samples whose graphs, of both forms, are golden files; by position among the float16 ones."""
+
+
+def check_text(graph: Graph, index: int, form: str = "") -> None:
+    for name in (name for name, position in NAMED.items() if position == index):
+        assert_same_graph(to_text(graph).replace(graph.name, "graph"), GOLDEN / f"mm_ar_norm_{name}{form}.txt")
+
+
 @pytest.mark.parametrize("index", range(len(SAMPLES)))
 def test_one_node_equal_to_decompose(index: int) -> None:
     sample = SAMPLES[index]
     graph, results = compile_and_run(sample)
     check_graph(graph, TYPE, sample)
+    check_text(graph, index)
     for result in results:
         check_results(result, sample)
 
@@ -130,14 +143,21 @@ def test_in_place_one_node_that_writes_the_residual(index: int) -> None:
         assert first[0] is residual
         check_results((residual, first[1]), sample)
         check_graph(compiled.graph, IN_PLACE, sample)
+        check_text(compiled.graph, index, "_in_place")
         second_input = residual.clone()
         second = compiled.run(compiled.tensors)  # now compiled by the engine, on the sum of the first run
         check_results(second, sample | {"residual": second_input})
         assert second[0] is residual
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("index", range(0, len(SAMPLES), 2))
+@pytest.mark.parametrize(
+    ("index", "in_place"),
+    [
+        pytest.param(index, in_place, marks=[pytest.mark.slow] if in_place and index else [])
+        for index in range(0, len(SAMPLES), 2)
+        for in_place in (False, True)
+    ],
+)
 def test_dynamic_rows_need_one_graph(index: int, in_place: bool) -> None:
     """mark_dynamic on the rows: any number of them runs on the graph of the first call."""
     sample = {k: v.clone() if isinstance(v, Tensor) else v for k, v in SAMPLES[index].items()}
@@ -157,22 +177,6 @@ def test_dynamic_rows_need_one_graph(index: int, in_place: bool) -> None:
         check_results(compiled.run(changed), originals[1])
         assert fused_node(compiled.graph, IN_PLACE if in_place else TYPE)
         assert any(-1 in (n.outputs[0].shape or ()) for n in compiled.graph.of_type("Data")), "rows are unknown"
-
-
-NAMED = {
-    "plain": 0, "transposed_bias": 2, "full_words": 4, "full_unsigned_words_transposed": 5, "weight_only": 8,
-    "per_group": 11, "per_group_transposed": 12, "int4": 14, "int4_per_group_transposed": 15,
-}  # fmt: skip
-"""Samples whose graph is a golden file, by position among the float16 ones."""
-
-
-@pytest.mark.parametrize("name", list(NAMED))
-@pytest.mark.parametrize("in_place", [False, True])
-def test_golden_text(name: str, in_place: bool) -> None:
-    with compiling(SAMPLES[NAMED[name]], in_place=in_place) as compiled:
-        compiled.run(compiled.tensors)
-        text = to_text(compiled.graph).replace(compiled.graph.name, "graph")
-    assert_same_graph(text, GOLDEN / f"mm_ar_norm_{name}{'_in_place' if in_place else ''}.txt")
 
 
 def test_scales_that_are_stored_transposed_need_no_transpose() -> None:
@@ -198,6 +202,8 @@ def test_scales_that_are_stored_transposed_need_no_transpose() -> None:
 
 
 Layout = Callable[[Tensor], Tensor]
+TWO = ("t() in the graph", "copied and t()")
+"""Layouts that every kind of weight has in make test."""
 LAYOUTS: dict[str, tuple[Layout, Layout]] = {
     # what becomes the graph's input, made from x2; what the graph makes of it
     "as it is": (lambda x2: x2, lambda t: t),
@@ -210,9 +216,14 @@ LAYOUTS: dict[str, tuple[Layout, Layout]] = {
 }
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
 @pytest.mark.parametrize(
-    "name", [name for name in NAMED if name not in ("full_unsigned_words_transposed", "per_group")]
+    ("name", "layout"),
+    [
+        pytest.param(name, layout, marks=[] if name == "plain" or layout in TWO else [pytest.mark.slow])
+        for name in NAMED
+        if name not in ("full_unsigned_words_transposed", "per_group")
+        for layout in LAYOUTS
+    ],
 )
 def test_weights_in_any_layout(name: str, layout: str) -> None:
     """Where a transpose is taken, in front of the graph or in it, and by which op, changes no number."""

@@ -168,6 +168,7 @@ def _results(size: int) -> list[dict[tuple[int, str], list[Any]]]:
     return values(run_ranks(_run_cases, size, size, limit=120, timeout=60))
 
 
+@pytest.mark.xdist_group("collectives")
 @pytest.mark.parametrize(
     ("index", "dtype"),
     [

@@ -230,10 +230,8 @@ UNAVAILABLE = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["other chip", *(pytest.param(n, marks=pytest.mark.slow) for n in UNAVAILABLE if n != "other chip")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(UNAVAILABLE))
 def test_what_cann_does_not_have_is_refused_and_the_model_still_compiles(
     name: str, tmp_path: Path, torchair_folder: Path
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.processes import free_port, run_python
+from tests.processes import free_port, run_command, run_python
 from tests.scripts import script
 
 # both documents bind port 5001 of 127.0.0.1
@@ -48,9 +48,9 @@ class Run:
         return errors
 
     def replayed(self) -> Any:
-        found = run_python(*CLI, "replay", "--json", str(self.record))
-        assert found.returncode == 0, found.stdout + found.stderr
-        return json.loads(found.stdout)
+        code, out, err = run_command("replay", "--json", str(self.record))
+        assert code == 0, out + err
+        return json.loads(out)
 
 
 def run(folder: Path, path: str, *arguments: str) -> Run:

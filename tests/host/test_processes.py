@@ -114,6 +114,7 @@ except ModuleNotFoundError as error:
 """
 
 
+@pytest.mark.slow
 def test_another_folder_comes_before_an_installed_torch_npu_and_hides_it(tmp_path: Path, torchair_folder: Path) -> None:
     env = installed_without_cann(tmp_path, torchair_folder) | {"NFG_TORCHAIR": str(torchair_folder.parent)}
     assert run_code(ANOTHER_FOLDER_FIRST, env=env).splitlines() == [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from npu_fused_graph.cli import main
 from npu_fused_graph.host.record import RecordedCall, Recorder
 from npu_fused_graph.ops._calls import OpCall
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
-from tests.processes import free_port, run_python
+from tests.processes import free_port, run_command, run_python
 from tests.scripts import script
 
 pytestmark = pytest.mark.xdist_group("record")
@@ -45,13 +42,6 @@ def record(folder: Path) -> Path:
 @pytest.fixture
 def copy(recorded: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(recorded, tmp_path / "copy"))
-
-
-def replay(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Exit code and what is printed, in this process: the command needs no fresh one."""
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        code = main(["replay", *arguments, str(folder)])
-    return code, out.getvalue(), err.getvalue()
 
 
 def test_what_a_record_holds(recorded: Path) -> None:
@@ -116,7 +106,7 @@ def test_replay_sees_a_wrong_result(copy: Path) -> None:
     outputs = load_file(path)
     outputs["y"][0, 0, 0] += 1
     save_file(outputs, path)
-    code, out, _ = replay(copy, "--method", "reference", "--method", "float64")
+    code, out, _ = run_command("replay", "--method", "reference", "--method", "float64", str(copy))
     assert code == 1
     lines = out.splitlines()
     at = next(i for i, line in enumerate(lines) if "(node MatmulAllReduceAddRmsNorm)" in line)
@@ -127,7 +117,7 @@ def test_replay_sees_a_wrong_result(copy: Path) -> None:
 
 def test_replay_without_a_rank(copy: Path) -> None:
     shutil.rmtree(copy / "rank_1")
-    code, out, _ = replay(copy, "--method", "reference")
+    code, out, _ = run_command("replay", "--method", "reference", str(copy))
     assert code == 1
     assert f"{OP} (eager) on ranks 0, 1: not executed, no record of rank 1" in out
 
@@ -184,7 +174,7 @@ DAMAGED = {
 @pytest.mark.parametrize("kind", list(DAMAGED))
 def test_a_damaged_record_is_one_line(kind: str, copy: Path) -> None:
     _damage(copy, kind)
-    code, _, err = replay(copy, "--method", "reference")
+    code, _, err = run_command("replay", "--method", "reference", str(copy))
     assert code == 1
     line = err.splitlines()[-1]
     assert line.startswith("[replay] "), err

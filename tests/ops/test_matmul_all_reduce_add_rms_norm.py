@@ -160,7 +160,7 @@ def _bad_k_on_rank_1(rank: int) -> None:
 
 
 def test_bad_input_on_one_rank_hangs_nobody() -> None:
-    outcomes = run_ranks(_bad_k_on_rank_1, 2)
+    outcomes = run_ranks(_bad_k_on_rank_1, 2, timeout=2)
     assert "k=17 from x1" in outcomes[1].error
     assert "CommunicationError" in outcomes[0].error
     assert [outcome.exit_code for outcome in outcomes] == [1, 1]

@@ -13,6 +13,8 @@ from torch import Tensor
 import npu_fused_graph as nfg
 from tests.ranks import Outcome, run_ranks, values
 
+pytestmark = pytest.mark.xdist_group("bad_grouped")
+
 WAIT = 3
 """NFG_TIMEOUT of the ranks: how long one waits for another that never comes."""
 

@@ -97,7 +97,7 @@ def test_ranks_that_agree_run_and_a_difference_is_told_on_all_ranks() -> None:
 
 
 def test_a_rank_that_compiles_nothing_is_named() -> None:
-    outcome = run_ranks(_rank_0_alone, 2, limit=120)[0]
+    outcome = run_ranks(_rank_0_alone, 2, timeout=2)[0]
     assert "rank 1" in outcome.error, outcome
     assert outcome.exit_code == 1
 
