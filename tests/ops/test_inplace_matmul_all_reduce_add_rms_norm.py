@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import npu_fused_graph as nfg
 from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as op
+from npu_fused_graph.testing import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -139,9 +140,10 @@ def test_residual_is_a_view_of_an_input_that_is_no_plain_tensor(name: str, dynam
         storage = torch.randn(shape).half()
         other = storage.clone()
         with torch.no_grad():
-            got, wanted = run(x1, part(storage)), model(x1, part(other))
+            (norm_out, y), wanted = run(x1, part(storage)), model(x1, part(other))
         assert torch.equal(storage, other), "exactly the rows an eager call writes"
-        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert torch.equal(y, wanted[1])
+        assert_close(norm_out, wanted[0])  # other strides, another order of the sum: 1 of 200 draws rounds otherwise
 
 
 def test_in_a_graph_it_is_not_pure() -> None:
