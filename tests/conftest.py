@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from npu_fused_graph import errors
 from npu_fused_graph.host.paths import find_torchair
+from npu_fused_graph.ops import _ascend
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +24,9 @@ def torchair_folder() -> Path:
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is said once per process is said in every test."""
+    """What is said once per process is said in every test; groups another test used are no matter in this one."""
     monkeypatch.setattr(errors, "_said", set())
+    monkeypatch.setattr(_ascend, "_domains", set())
 
 
 @pytest.fixture
