@@ -24,7 +24,7 @@ from tests.ranks import Outcome, run_ranks, values
 
 PROMPT: dict[str, Any] = {"timeout": 60, "limit": 30}
 """Whoever waited for the time-out would still run at the limit, and be killed instead of ending."""
-LATE: dict[str, Any] = {"timeout": 3}
+LATE: dict[str, Any] = {"timeout": 2}
 
 
 def _assert_failed(outcome: Outcome, *texts: str) -> None:
@@ -346,7 +346,7 @@ def test_different_group_names() -> None:
     for rank, outcome in enumerate(outcomes):
         group = f"group '{1 + rank}'"
         where = f"reduce (HcomAllReduce on {group}) on rank {rank} of 2"
-        told = f"{group} (ranks [0, 1]) on rank {rank} of 2: not all ranks arrived within 3 s; "
+        told = f"{group} (ranks [0, 1]) on rank {rank} of 2: not all ranks arrived within 2 s; "
         _assert_failed(outcome, where, told + f"rank {1 - rank} never used this group")
 
 
@@ -387,7 +387,7 @@ def _idle(rank: int, runs: int) -> None:
 def test_one_rank_does_not_run_the_graph(runs: int, told: str) -> None:
     outcomes = run_ranks(_idle, 2, runs, **LATE)
     where = "reduce (HcomAllReduce on group '0') on rank 0 of 2"
-    _assert_failed(outcomes[0], where, "not all ranks arrived within 3 s", told)
+    _assert_failed(outcomes[0], where, "not all ranks arrived within 2 s", told)
     assert outcomes[1].exit_code == 0
 
 

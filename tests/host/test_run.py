@@ -39,9 +39,8 @@ def test_a_script_that_only_imports_torch_beside_an_installed_torch_npu(tmp_path
     assert (result.returncode, facts["exit_code"], facts["graphs"], facts["fallbacks"]) == (7, 7, 1, {})
 
 
-@pytest.mark.parametrize(
-    "name", ["torchair_first.py", pytest.param("torchair_in_torch_npu.py", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchair_first.py", "torchair_in_torch_npu.py"])
 def test_torchair_is_one_package_under_every_name(name: str) -> None:
     result, facts = run(script(name))
     assert (result.returncode, result.stdout) == (0, "one package\n"), result.stderr
@@ -184,6 +183,7 @@ def test_a_killed_rank_ends_the_others_and_is_told() -> None:
     assert {name for name in set(os.listdir("/dev/shm")) - shared if "npu" in name or "psm_" in name} == set()
 
 
+@pytest.mark.slow
 def test_what_the_script_leaves_running_is_ended_and_told() -> None:
     result, facts = run(script("leaves_a_process.py"))
     assert result.returncode == 0

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
 from npu_fused_graph.host.paths import SITE
@@ -30,6 +31,7 @@ def test_in_a_plain_process() -> None:
     check(text)
 
 
+@pytest.mark.slow
 def test_with_the_stand_in() -> None:
     found = run_python(script("same_graph.py"), env={"PYTHONPATH": str(SITE)})
     assert found.returncode == 0, found.stderr

@@ -110,7 +110,7 @@ def _rank(rank: int, ranks: int, compiled: list[Case]) -> list[Any]:
     [
         pytest.param(2, COMPILED, id="2"),
         pytest.param(4, COMPILED[3:5], id="4", marks=pytest.mark.slow),
-        pytest.param(8, [], id="8"),
+        pytest.param(8, [], id="8", marks=pytest.mark.slow),
         pytest.param(8, COMPILED[-2:], id="8 compiled", marks=pytest.mark.slow),
     ],
 )
