@@ -19,6 +19,7 @@ import npu_fused_graph as nfg
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.passes import CATALOGUE, FusionOptions, FusionSite, fuse_all, grouped_legality
 from npu_fused_graph.passes import grouped_mat_mul_all_reduce as grouping
+from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.testing import assert_close
 from tests.passes import lockstep
 from tests.passes.capture import capture_as, capture_with_arguments, fake_group
@@ -128,6 +129,7 @@ def _check_graph(case: Fused, gm: GraphModule, before: Counter[str], sites: list
     assert [(s.matmuls, s.collectives) for s in sites] == [(m, c) for _, m, c in case.groups]
     nodes = fused_nodes(gm)
     assert [n.name for n in nodes] == [site.node for site in sites]
+    assert [(source_line(n), module_path(n)) for n in nodes] == [(site.source, site.layer) for site in sites]
     assert [n.kwargs["split_item"] for n in nodes] == [split_item for split_item, _, _ in case.groups]
     left = op_names(gm)
     assert not {"all_reduce", "all_reduce_", "wait_tensor", "npu_grouped_matmul", "npu_mm_all_reduce_base"} & set(left)

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from npu_fused_graph.backend import compile_with_aot
 from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.passes import FusionOptions, fuse_all
+from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.passes.records import FusionSite, Numerics
 from npu_fused_graph.testing import assert_close
 from tests.passes import lockstep
@@ -129,10 +130,14 @@ def test_sites_chain_and_carry_source_and_layer() -> None:
             x, r = self.first(x, r)
             return self.second(x, r)
 
-    _, sites = run(Two(), torch.randn(2, 3, 32).half(), torch.randn(2, 3, 32).half())
+    gm, sites = run(Two(), torch.randn(2, 3, 32).half(), torch.randn(2, 3, 32).half())
     assert [s.is_fused for s in sites] == [True, True]
     assert [s.layer for s in sites] == ["first", "second"]
     assert all(s.source.rpartition(":")[0].endswith("blocks.py") for s in sites)
+    fused = fused_nodes(gm)
+    assert [module_path(node) for node in fused] == ["first", "second"], "for who looks at the graph afterwards"
+    assert [source_line(node) for node in fused] == [s.source for s in sites]
+    assert all("blocks.py" in source_line(user) for node in fused for user in node.users)
 
 
 def test_idempotent() -> None:

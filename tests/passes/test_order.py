@@ -1,0 +1,57 @@
+"""What counts as a collective, and where it is, while a graph is rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.fx import Graph, Node
+
+from npu_fused_graph.passes.order import Order
+
+
+@contextmanager
+def operator(schema: str) -> Iterator[Any]:
+    """An operator of another package."""
+    library = torch.library.Library("of_another_package", "DEF")
+    library.define(schema)
+    try:
+        yield getattr(torch.ops.of_another_package, schema.partition("(")[0]).default
+    finally:
+        library._destroy()
+
+
+def calls(*targets: Any) -> tuple[Graph, list[Node]]:
+    """A graph that calls one after the other."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    nodes = []
+    for target in targets:
+        nodes.append(x := graph.call_function(target, (x,)))
+    graph.output(x)
+    return graph, nodes
+
+
+# npu_mm_all_reduce_base and MindSpeed's operators; npu_grouped_mat_mul_all_reduce; npu_moe_distribute_dispatch and
+# _combine; npu_allto_allv_gmm and vllm::all_reduce
+@pytest.mark.parametrize("name", ["hcom", "hcomm", "group_ep", "group_tp", "group", "group_name"])
+def test_an_operator_that_is_given_a_communicator_is_a_collective(name: str) -> None:
+    with operator(f"send(Tensor x, str {name}='0') -> Tensor") as send:
+        graph, (_, node, _) = calls(torch.ops.aten.relu.default, send, torch.ops.aten.neg.default)
+        order = Order(graph)
+        assert order.is_collective(node)
+        assert order.collectives_between(0, 4) == [node]
+        assert order.collectives_between(2, 4) == order.collectives_between(0, 2) == []
+        assert not order.is_free(node)
+
+
+def test_others_are_none() -> None:
+    with operator("send(Tensor x, str groups='0') -> Tensor") as send:
+        graph, nodes = calls(torch.ops.aten.relu.default, send)
+        order = Order(graph)
+        assert not any(map(order.is_collective, nodes))
+        assert order.collectives_between(-1, 4) == []
+        assert all(map(order.is_free, nodes))
