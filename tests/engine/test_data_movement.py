@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.engine import Executable, compile_graph, registered_types
+from npu_fused_graph.engine.program import build_program
 from npu_fused_graph.errors import ExecutionError, UnsupportedOpError
 from tests.engine.graphs import graph_of, node
 
@@ -361,3 +362,23 @@ def test_values_refused_at_run() -> None:
     eye: Callable[..., Tensor] = registered_types()["Eye"].fn
     with pytest.raises(UnsupportedOpError, match="Eye"):
         eye(num_rows=2, dtype=28)
+
+
+def test_what_is_computed_from_constants_has_memory_of_its_own() -> None:
+    """Folded while the graph is loaded; a constant may be read-only memory of the serialised graph."""
+    const = {"c": torch.arange(6.0).reshape(1, 6), "columns": torch.tensor([2, 3]), "rows": torch.tensor([4, 6])}
+    nodes = [
+        node("reshaped", "Reshape", {"x": "c", "shape": "columns"}),
+        node("repeated", "BroadcastTo", {"x": "c", "shape": "rows"}),
+        node("empty", "Reshape", {"x": "nothing", "shape": "none"}),
+    ]
+    const |= {"nothing": torch.ones(0, 3), "none": torch.tensor([3, 0])}
+    program = build_program(graph_of({}, nodes, ["reshaped", "repeated", "empty"], const=const))
+    assert program.instructions == []
+    reshaped, repeated, empty = (program.consts[slot] for slot in program.results)
+    assert torch.equal(reshaped, const["c"].reshape(2, 3))
+    assert torch.equal(repeated, const["c"].expand(4, 6))
+    assert repeated.is_contiguous()
+    assert empty.shape == (3, 0)
+    filled = [x.untyped_storage().data_ptr() for x in program.consts.values() if x.numel()]
+    assert len(set(filled)) == len(filled)
