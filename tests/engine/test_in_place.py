@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine import Executable, compile_graph, registry
+from npu_fused_graph.engine import Executable, compile_graph, register_kernel, registered_types, registry
 from npu_fused_graph.engine.program import FOLD_LIMIT
 from npu_fused_graph.ir.graph import Graph, Node
 from tests.engine.graphs import graph_of, node
@@ -244,6 +244,33 @@ def test_a_constant_written_in_place_stays_intact(rows: int, moved: bool) -> Non
     nodes = [move("m", "c"), put("s", "m")] if moved else [put("s", "c")]
     executable = check("u", nodes, ["s", "c"], lambda u: [updated(table, u), table], const={"c": table})
     assert any(torch.equal(value, table) for value in executable.program.consts.values())
+
+
+@pytest.mark.parametrize(
+    ("is_pure", "size", "at_load", "in_runs"),
+    [
+        pytest.param(True, 4, 1, 0, id="computed while the graph is loaded"),
+        pytest.param(False, 4, 0, RUNS, id="no two calls are the same"),
+        pytest.param(True, FOLD_LIMIT // 4, 1, 0, id="as large as it may be"),
+        pytest.param(True, FOLD_LIMIT // 4 + 1, 1, RUNS, id="too large to keep"),
+    ],
+)
+def test_constants_are_computed_once(
+    is_pure: bool, size: int, at_load: int, in_runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def repeated(x: Tensor) -> Tensor:
+        calls.append(x)
+        return x.repeat(size)
+
+    monkeypatch.setattr(registry, "_KERNELS", registered_types())
+    register_kernel("Repeated", repeated, pure=is_pure)
+    executable = compile_graph(graph_of({}, [node("r", "Repeated", {"x": "c"})], ["r"], const={"c": torch.ones(1)}))
+    assert len(calls) == at_load
+    for _ in range(RUNS):
+        assert torch.equal(executable.run([])[0], torch.ones(size))
+    assert len(calls) == at_load + in_runs
 
 
 def test_a_returned_constant_is_not_the_engines() -> None:
