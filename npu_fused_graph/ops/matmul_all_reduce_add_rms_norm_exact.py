@@ -27,7 +27,7 @@ def exact(calls: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]
         for rows in _chunks(total):
             total[rows] += _scaled(x1[rows].double() @ weight, call)
     for call in calls:
-        y = total + call["residual"].reshape(-1, n)
+        y = total + call["residual"].reshape(total.shape)
         norm_out = torch.empty_like(y)
         for rows in _chunks(y):
             rms = (y[rows].square().mean(-1, keepdim=True) + call["epsilon"]).sqrt()

@@ -152,6 +152,35 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, chunked, strict=True))
 
 
+def with_all_arguments(sample: dict[str, Any], sign: int = 1) -> dict[str, Any]:
+    """As a record has them; sign: -1 for another rank, with values of its own."""
+    optional = dict.fromkeys(("bias", "antiquant_scale", "antiquant_offset", "dequant_scale"))
+    own = {name: sign * sample[name] for name in ("residual", "gamma")}
+    return {**optional, "antiquant_group_size": 0, **sample, **own, "x1": sample["x1"].roll(sign, -1)}
+
+
+@pytest.mark.parametrize("index", range(len(SAMPLES)))
+def test_what_replay_judges_by(index: int) -> None:
+    """Float64 of two ranks in torch against the requirement's formulas in numpy; each has its residual and gamma."""
+    ranks = [with_all_arguments(SAMPLES[index], sign) for sign in (1, -1)]
+    found = list(op.exact(ranks))
+    assert len(found) == 2
+    for rank, results in zip(ranks, found, strict=True):
+        wanted = exact(ranks, rank["residual"], rank["gamma"], rank["epsilon"])
+        for got, want in zip(results, wanted, strict=True):
+            assert got.shape == rank["residual"].shape
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [511, 512, 513, 1025])
+def test_what_replay_judges_by_comes_in_blocks_of_rows(rows: int) -> None:
+    sample = with_all_arguments(good() | {"epsilon": 1e-6})
+    sample |= {"x1": torch.randn(rows, 32).half(), "residual": torch.randn(1, rows, 16).half()}
+    (results,) = op.exact([sample])
+    for got, want in zip(results, exact([sample], sample["residual"], sample["gamma"], 1e-6), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
 def _bad_k_on_rank_1(rank: int) -> None:
     x1 = torch.zeros(4, 16 + rank).half()
     nfg.npu_mm_all_reduce_add_rms_norm(
