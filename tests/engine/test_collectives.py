@@ -364,6 +364,28 @@ def test_new_process_group_does_not_read_what_an_old_one_left() -> None:
         dist.destroy_process_group()
 
 
+def test_a_rank_that_fails_while_others_give_up_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever timed out looks for the last words of the others a little longer than once."""
+    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
+    try:
+        board = Board(dist.group.WORLD)
+        ask, looks = board._ask, []
+
+        def late(method: str, *args: Any) -> Any:
+            if method == "check" and args == (["end/1"],):
+                looks.append(method)
+                if len(looks) == 1:
+                    board.store.set("end/1", "failed the disk is on fire")
+                    return False
+            return ask(method, *args)
+
+        monkeypatch.setattr(board, "_ask", late)
+        assert board.causes("reduce", [0, 1], timed_out=True) == ["rank 1 failed: the disk is on fire"]
+        assert board.causes("reduce", [0, 1], timed_out=False) == ["rank 1 failed: the disk is on fire"]
+    finally:
+        dist.destroy_process_group()
+
+
 def _in_a_file(rank: int, size: int, path: str) -> float:
     dist.destroy_process_group()
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
