@@ -251,6 +251,28 @@ def test_shapes_that_differ_later(function: Any, theirs: int) -> None:
         _assert_failed(outcome, "CommunicationError", told, where)
 
 
+def _sizes_that_are_data(rank: int) -> list[list[float]]:
+    """TorchAir feeds a graph with symbolic sizes the sizes, too."""
+    nodes = [
+        node("rows", "BroadcastTo", {"x": "x", "shape": "n"}),
+        node("reduce", "HcomAllReduce", {"x": "rows"}, group="0", reduction="sum"),
+    ]
+    data = {"x": torch.ones(1), "n": torch.tensor([1])}
+    executable = compile_graph(graph_of(data, nodes, ["reduce"], dynamic=True))
+    done = [executable.run([torch.ones(1), torch.tensor([n])])[0].tolist() for n in (2, 3, 2, 3)]
+    executable.run(
+        [torch.ones(1), torch.tensor([3 if rank else 2])]
+    )  # each rank knows its size, but not with the other
+    return done
+
+
+def test_sizes_that_differ_later() -> None:
+    told = "rank 0: all_reduce sum float32[2] | rank 1: all_reduce sum float32[3]"
+    for rank, outcome in enumerate(run_ranks(_sizes_that_are_data, 2, **PROMPT)):
+        where = f"reduce (HcomAllReduce on group '0') on rank {rank} of 2"
+        _assert_failed(outcome, "CommunicationError", told, where)
+
+
 def _order(rank: int) -> None:
     x = torch.ones(2)
     nodes = [

@@ -140,6 +140,28 @@ def test_sites_chain_and_carry_source_and_layer() -> None:
     assert all("blocks.py" in source_line(user) for node in fused for user in node.users)
 
 
+def test_views_inside_the_norm() -> None:
+    """Before the cast back, between the cast and the weight, behind both."""
+
+    def norm(x: Tensor, weight: Tensor, late: bool) -> Tensor:
+        wide = x.float()
+        wide = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).unsqueeze(0)
+        if late:
+            return (weight.float() * wide).view(-1, x.size(-1)).to(x.dtype).view(x.shape)
+        return (weight * wide.to(x.dtype).view(-1, x.size(-1))).view(x.shape)
+
+    class Model(Block):
+        def forward(self, x: Tensor, residual: Tensor, late: bool) -> Any:
+            total = residual + all_reduce_in_place(self.product(x))
+            return norm(total, self.gamma, late), total
+
+    for late in (False, True):
+        model, args = Model(), inputs(3)
+        gm, sites = run(model, *args, late)
+        assert [site.is_fused for site in sites] == [True], sites
+        assert "aten.rsqrt.default" not in targets(gm)
+
+
 def test_idempotent() -> None:
     gm, _ = run(Block(), *inputs(3))
     text = gm.code
