@@ -15,11 +15,14 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from npu_fused_graph.host.descendants import end_with_parent
 
 KILL = b"kill"
 MOST_RANKS = 16
@@ -43,9 +46,14 @@ def serve(control: socket.socket) -> Job | None:
     A request is the path of a pickled dict and one pipe per rank. Answers are ``rank exit_code``, one per rank.
     """
     while True:
-        path, pipes, _, _ = socket.recv_fds(control, 4096, MOST_RANKS)
+        try:
+            path, pipes, _, _ = socket.recv_fds(control, 4096, MOST_RANKS)
+        except ConnectionError:
+            return None
         if not path:
             return None
+        if path == KILL:  # it crossed the last rank's end
+            continue
         request = pickle.loads(Path(path.decode()).read_bytes())
         os.environ.clear()
         os.environ.update(request.pop("environ"))
@@ -55,6 +63,7 @@ def serve(control: socket.socket) -> Job | None:
         for rank in range(request["size"]):
             pid = os.fork()
             if pid == 0:
+                end_with_parent()
                 control.close()
                 for other in pipes[:rank] + pipes[rank + 1 :]:
                     os.close(other)
@@ -74,7 +83,7 @@ def _attend(control: socket.socket, ranks: dict[int, int]) -> None:
     while pids:
         for descriptor, _ in poll.poll():
             if descriptor == control.fileno():
-                if control.recv(len(KILL)) != KILL:
+                if not _is_told(control):
                     poll.unregister(control)
                 for pid in pids.values():
                     os.kill(pid, signal.SIGKILL)
@@ -85,8 +94,16 @@ def _attend(control: socket.socket, ranks: dict[int, int]) -> None:
             _, status = os.waitpid(pid, 0)
             try:
                 control.send(f"{ranks[pid]} {os.waitstatus_to_exitcode(status)}".encode())
-            except BrokenPipeError:
+            except ConnectionError:
                 continue
+
+
+def _is_told(control: socket.socket) -> bool:
+    """Whether it was told to kill; else nobody is left at the other end."""
+    try:
+        return control.recv(len(KILL)) == KILL
+    except ConnectionError:
+        return False
 
 
 def run(job: Job) -> None:
@@ -97,21 +114,27 @@ def run(job: Job) -> None:
     dist.init_process_group(
         "gloo", store=store, rank=job.rank, world_size=job.size, timeout=timedelta(seconds=job.start)
     )
+    # the test's module is imported before ranks wait for each other
+    loaded = _tried(pickle.loads, job.call)
     dist.barrier()
     job.pipe.send("connected")
-    failed = True
-    message: tuple[Any, str, str]
-    try:
-        function, args = pickle.loads(job.call)
-        message = (function(job.rank, *args), "", "")
-        failed = False
-    except Exception as error:
-        message = (None, f"{type(error).__name__}: {error}", traceback.format_exc())
+    message = loaded
+    if loaded[0] is not None:
+        function, args = loaded[0]
+        message = _tried(function, job.rank, *args)
     job.pipe.send(message)
     # torch 2.13 now and then aborts at exit without it; our own connections are left as a script leaves them
     dist.destroy_process_group()
-    if failed:
+    if message[1]:
         raise SystemExit(1)
+
+
+def _tried(function: Callable[..., Any], *args: Any) -> tuple[Any, str, str]:
+    """Value, text of an exception and its traceback."""
+    try:
+        return function(*args), "", ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}", traceback.format_exc()
 
 
 def _meet(job: Job) -> Any:

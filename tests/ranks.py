@@ -1,9 +1,9 @@
 """Runs a function on several real processes joined by gloo on 127.0.0.1, and tells how each of them ended.
 
-Every rank is a fresh process that ends through a normal interpreter exit, with no communicator closed by hand:
-what would hang a user's script at its end hangs here too, and is reported. Ranks are forked from a server that has
-torch and TorchAir imported (:mod:`tests.rank_server`), one server per worker of pytest. Nothing that was started is
-left running.
+Every rank is a new process that ends through a normal interpreter exit, with no communicator closed by hand: what
+would hang a user's script at its end hangs here too, and is reported. Ranks are forked from a server that has torch
+and TorchAir imported (:mod:`tests.rank_server`), one server per worker of pytest; so they share a hash seed, which
+ranks of torchrun do not. Nothing that was started is left running.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -54,27 +55,30 @@ def run_ranks(
     running then is killed and its exit_code is None. timeout: NFG_TIMEOUT of the ranks.
     """
     server = _server()
-    with TemporaryDirectory() as folder:
-        request = {
-            "environ": os.environ | {"NFG_TIMEOUT": str(timeout), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-            "directory": str(Path.cwd()),
-            "path": sys.path,
-            "size": size,
-            "folder": folder,
-            "start": START,
-            "call": pickle.dumps((function, args)),
-        }
-        path = Path(folder) / "request"
-        path.write_bytes(pickle.dumps(request))
-        ends = [Pipe(duplex=False) for _ in range(size)]
-        pipes = [ours for ours, _ in ends]
-        try:
+    ends = [Pipe(duplex=False) for _ in range(size)]
+    try:
+        with TemporaryDirectory() as folder:
+            request = {
+                "environ": os.environ | {"NFG_TIMEOUT": str(timeout), "GLOO_SOCKET_IFNAME": "lo"},
+                "directory": str(Path.cwd()),
+                "path": sys.path,
+                "size": size,
+                "folder": folder,
+                "start": START,
+                "call": pickle.dumps((function, args)),
+            }
+            path = Path(folder) / "request"
+            path.write_bytes(pickle.dumps(request))
             server.start_ranks(path, [theirs for _, theirs in ends])
-            return _collect(server, pipes, limit)
-        finally:
+            outcomes = _collect(server, [ours for ours, _ in ends], limit)
             server.end_ranks()
-            for pipe in pipes:
-                pipe.close()
+            return outcomes
+    except BaseException:
+        server.close()  # with its ranks; who knows what it was told
+        raise
+    finally:
+        for pipe in chain.from_iterable(ends):
+            pipe.close()
 
 
 def values(outcomes: list[Outcome]) -> list[Any]:
@@ -93,14 +97,15 @@ class _Server:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.rank_server", str(theirs.fileno())],
                 cwd=Path(__file__).parent.parent,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is this process's to deal with
             )
         self.running: set[int] = set()
 
     def start_ranks(self, request: Path, pipes: list[Connection]) -> None:
-        socket.send_fds(self.control, [str(request).encode()], [pipe.fileno() for pipe in pipes])
         self.running = set(range(len(pipes)))
+        socket.send_fds(self.control, [str(request).encode()], [pipe.fileno() for pipe in pipes])
         for pipe in pipes:
             pipe.close()
 
@@ -126,10 +131,16 @@ class _Server:
 
 
 @lru_cache(maxsize=1)
-def _server() -> _Server:
+def _started() -> _Server:
     server = _Server()
     atexit.register(server.close)
     return server
+
+
+def _server() -> _Server:
+    if _started().process.poll() is not None:
+        _started.cache_clear()
+    return _started()
 
 
 def _collect(server: _Server, pipes: list[Connection], limit: float) -> list[Outcome]:

@@ -88,7 +88,7 @@ def _never_ends(rank: int, folder: str) -> int:
 
 
 def test_who_does_not_end_is_killed_and_told_apart(tmp_path: Path) -> None:
-    outcomes = run_ranks(_never_ends, 4, str(tmp_path), limit=2)
+    outcomes = run_ranks(_never_ends, 4, str(tmp_path), limit=5)
     assert [(outcome.value, outcome.exit_code) for outcome in outcomes] == [
         (None, None),
         (1, None),
@@ -96,6 +96,28 @@ def test_who_does_not_end_is_killed_and_told_apart(tmp_path: Path) -> None:
         (3, 0),
     ]
     assert not any(Path("/proc", path.name.split()[1]).exists() for path in tmp_path.iterdir())
+
+
+def _kill_the_server(rank: int) -> None:
+    if rank == 0:
+        os.kill(os.getppid(), signal.SIGKILL)
+    threading.Event().wait()
+
+
+def test_a_server_that_ended_is_told_and_followed_by_another() -> None:
+    with pytest.raises(RuntimeError, match="the server of ranks has ended with -9"):
+        run_ranks(_kill_the_server, 2)
+    assert values(run_ranks(_sum, 2, 1)) == [1.0, 1.0]
+
+
+def _no_module(rank: int) -> None: ...
+
+
+def test_a_function_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_no_module, "__module__", "no_such_module")
+    monkeypatch.setitem(sys.modules, "no_such_module", sys.modules[__name__])
+    for outcome in run_ranks(_no_module, 2):
+        assert (outcome.exit_code, outcome.error) == (1, "ModuleNotFoundError: No module named 'no_such_module'")
 
 
 DIES_WITH_RANKS = """
@@ -115,8 +137,9 @@ def _tell(rank: int, parent: int) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_and_their_server_end_with_the_process_that_wanted_them() -> None:
+def test_ranks_and_their_server_end_with_the_process_that_wanted_them(tmp_path: Path) -> None:
     """Standard output is at its end once all have closed it."""
-    found = subprocess.run([sys.executable, "-c", DIES_WITH_RANKS], cwd=ROOT, capture_output=True, timeout=TIMEOUT)
+    command, env = [sys.executable, "-c", DIES_WITH_RANKS], os.environ | {"TMPDIR": str(tmp_path)}
+    found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=TIMEOUT)
     assert found.returncode == -signal.SIGKILL, found.stderr
     assert len(set(found.stdout.split())) == 3, "two ranks and their server"

@@ -22,9 +22,9 @@ from npu_fused_graph.ir.graph import DTypeValue
 from tests.engine.graphs import graph_of, node
 from tests.ranks import Outcome, run_ranks, values
 
-PROMPT: dict[str, Any] = {"timeout": 60, "limit": 30}
+PROMPT: dict[str, Any] = {"timeout": 60, "limit": 20}
 """Whoever waited for the time-out would still run at the limit, and be killed instead of ending."""
-LATE: dict[str, Any] = {"timeout": 2}
+LATE: dict[str, Any] = {"timeout": 2, "limit": 20}
 
 
 def _assert_failed(outcome: Outcome, *texts: str) -> None:
