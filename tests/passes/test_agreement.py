@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ import npu_fused_graph as nfg
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from tests.passes.blocks import Block, llama_norm
 from tests.passes.capture import capture, fake_group
+from tests.processes import run_code
 from tests.ranks import run_ranks, values
+
+ROOT = Path(__file__).parents[2]
 
 
 class Layers(nn.Module):
@@ -112,3 +116,22 @@ def test_a_group_that_communicates_nothing_needs_no_other_rank(ranks: int) -> No
     with fake_group(ranks):
         gm = capture(Layers(2, dist.group.WORLD), torch.zeros(1, 4, 32).half(), torch.zeros(1, 4, 32).half())
         assert [s.is_fused for s in fuse_all(gm, FusionOptions(min_rows=0, compare_ranks=True))] == [True, True]
+
+
+DECIDE = """
+import torch, torch.distributed as dist
+from npu_fused_graph.passes import FusionOptions, fuse_all
+from tests.passes.capture import capture, fake_group
+from tests.passes.test_agreement import Layers
+with fake_group(2):
+    gm = capture(Layers(3, dist.group.WORLD, bias=True), torch.zeros(1, 4, 32).half(), torch.zeros(1, 4, 32).half())
+    print(*fuse_all(gm, FusionOptions(min_rows=0)), gm.code, sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_other_hash_seeds_decide_the_same() -> None:
+    """As ranks of torchrun; those of the other tests are forked from one process."""
+    first, second = (run_code(DECIDE, env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}) for seed in ("1", "2"))
+    assert first.count("npu_mm_all_reduce_add_rms_norm") >= 3
+    assert first == second
