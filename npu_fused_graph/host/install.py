@@ -13,6 +13,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -75,20 +76,25 @@ def _install(wheel: Path | None, scratch: Path, target: Path, log: Callable[[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compileall.compile_dir(fresh, quiet=2, stripdir=str(fresh), prependdir=str(target))
-    _replace(fresh, target, scratch / "replaced")
+    _replace(fresh, target, scratch)
 
 
-def _replace(fresh: Path, target: Path, replaced: Path) -> None:
-    try:
-        with contextlib.suppress(FileNotFoundError):  # nothing was there, or another process has just moved it away
-            target.rename(replaced)
-        fresh.rename(target)
-    except BaseException as error:
-        if getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST) and holds_torchair(target):
-            return  # another process finished first
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        raise
+def _replace(fresh: Path, target: Path, scratch: Path) -> None:
+    for attempt in itertools.count():
+        replaced = scratch / f"replaced_{attempt}"
+        try:
+            with contextlib.suppress(FileNotFoundError):  # nothing was there, or another process has just moved it away
+                target.rename(replaced)
+            fresh.rename(target)
+            return
+        except BaseException as error:
+            if getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST):
+                if holds_torchair(target):
+                    return  # another process finished first
+                continue  # and a third has just moved that away
+            if replaced.exists() and not target.exists():
+                replaced.rename(target)
+            raise
 
 
 def _download(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import importlib.util
 import marshal
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -196,6 +197,31 @@ def test_another_process_may_finish_first(cache: Path, wheel: Path, monkeypatch:
 
     monkeypatch.setattr(module, "_unpack", slow)
     assert tree(install(wheel, log=str)) == UNPACKED
+    assert len(os.listdir(cache)) == 1
+
+
+def test_a_third_process_may_move_away_what_the_second_finished(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds, rename, events = module.holds_torchair, Path.rename, []
+
+    def finished_before(path: Path, target: Path) -> Path:
+        if path.name == "fresh" and not events:
+            events.append("the second has finished")
+            target.mkdir()
+            (target / "file").touch()
+        return rename(path, target)
+
+    def moved_away(folder: Path) -> bool:
+        if len(events) == 1 and folder.exists():
+            events.append("the third has moved it away")
+            shutil.rmtree(folder)
+        return holds(folder)
+
+    monkeypatch.setattr(Path, "rename", finished_before)
+    monkeypatch.setattr(module, "holds_torchair", moved_away)
+    assert tree(install(wheel, log=str)) == UNPACKED
+    assert len(events) == 2
     assert len(os.listdir(cache)) == 1
 
 
