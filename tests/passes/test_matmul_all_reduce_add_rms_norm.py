@@ -24,6 +24,7 @@ from npu_fused_graph.testing import assert_close
 from tests.passes import lockstep
 from tests.passes.blocks import Block, all_reduce_in_place, llama_norm
 from tests.passes.capture import capture, fake_group
+from tests.passes.foreign_ops import foreign_ops
 
 FUSED_OPS = (
     "npu_fused_graph.npu_mm_all_reduce_add_rms_norm.default",
@@ -138,6 +139,28 @@ def test_sites_chain_and_carry_source_and_layer() -> None:
     assert [module_path(node) for node in fused] == ["first", "second"], "for who looks at the graph afterwards"
     assert [source_line(node) for node in fused] == [s.source for s in sites]
     assert all("blocks.py" in source_line(user) for node in fused for user in node.users)
+
+
+def test_the_scales_of_an_operator_that_reduces_come_along() -> None:
+    """npu_mm_all_reduce_base with a weight that is quantised in groups of 32 rows."""
+    x, residual = torch.randn(2, 3, 64).half(), torch.randn(2, 3, 32).half()
+    x2 = torch.randint(-9, 9, (64, 32), dtype=torch.int8)
+    scale, offset, gamma = torch.rand(2, 32).half(), torch.ones(2, 32).half(), torch.ones(32).half()
+
+    def model(x: Tensor, residual: Tensor, x2: Tensor, scale: Tensor, offset: Tensor) -> Any:
+        reduced = torch.ops.npu.npu_mm_all_reduce_base(
+            x, x2, "0", antiquant_scale=scale, antiquant_offset=offset, antiquant_group_size=32
+        )
+        return llama_norm(residual + reduced, gamma, 1e-6)
+
+    with foreign_ops():
+        gm, sites = run(model, x, residual, x2, scale, offset)
+        assert [site.is_fused for site in sites] == [True], sites
+        (node,) = fused_nodes(gm)
+        assert node.kwargs["antiquant_group_size"] == 32
+        for name, tensor in (("antiquant_scale", scale), ("antiquant_offset", offset)):
+            assert node.kwargs[name].meta["val"].shape == tensor.shape
+        assert node.kwargs["antiquant_scale"] is not node.kwargs["antiquant_offset"]
 
 
 def test_views_inside_the_norm() -> None:
