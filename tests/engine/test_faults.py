@@ -273,6 +273,16 @@ def test_sizes_that_differ_later() -> None:
         _assert_failed(outcome, "CommunicationError", told, where)
 
 
+def _outside_a_graph(rank: int) -> None:
+    comm.communicator("0").all_reduce(torch.ones(2 + rank))
+
+
+def test_the_first_collective_without_a_graph_is_compared() -> None:
+    told = "rank 0: all_reduce sum float32[2] | rank 1: all_reduce sum float32[3]"
+    for outcome in run_ranks(_outside_a_graph, 2, **PROMPT):
+        _assert_failed(outcome, "CommunicationError", told)
+
+
 def _order(rank: int) -> None:
     x = torch.ones(2)
     nodes = [
