@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 
 from npu_fused_graph.engine import register_kernel, registered_types
+from tests import ranks
 from tests.processes import TIMEOUT
+from tests.rank_server import KILL
 from tests.ranks import run_ranks, values
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +110,14 @@ def test_a_server_that_ended_is_told_and_followed_by_another() -> None:
     with pytest.raises(RuntimeError, match="the server of ranks has ended with -9"):
         run_ranks(_kill_the_server, 2)
     assert values(run_ranks(_sum, 2, 1)) == [1.0, 1.0]
+
+
+def test_a_kill_that_crosses_the_last_end_harms_nobody() -> None:
+    assert values(run_ranks(_sum, 2, 1)) == [1.0, 1.0]
+    server = ranks._server()
+    server.control.send(KILL)
+    assert values(run_ranks(_sum, 2, 2)) == [2.0, 2.0]
+    assert ranks._server() is server
 
 
 def _no_module(rank: int) -> None: ...
