@@ -208,7 +208,7 @@ def reference(
     for first, last in row_chunks(rows, n):
         x, r, out_y, out_norm = (t[first:last] for t in flat)
         reduced = sum_ranks(gather(product(x)), mode)
-        out_y.copy_(reduced.float().add_(r.float()))
+        torch.add(reduced, r, out=out_y)  # in float32, rounded once
         out_norm.copy_(_rms_norm(out_y, gamma, epsilon))
     return y, norm_out
 

@@ -62,7 +62,7 @@ class _Writer:
         weight = product.weight
         if product.is_stored_transposed and not stored:
             weight = self.call(aten.t.default, weight)
-        keywords: dict[str, Any] = {"epsilon": float(site.norm.epsilon), **product.scales}
+        keywords: dict[str, Any] = {"epsilon": site.norm.epsilon, **product.scales}
         bias = self._bias()
         if bias is not None:
             keywords["bias"] = bias

@@ -283,6 +283,21 @@ def test_the_first_collective_without_a_graph_is_compared() -> None:
         _assert_failed(outcome, "CommunicationError", told)
 
 
+def _after_a_graph(rank: int) -> None:
+    x = torch.ones(2)
+    item = node("a", "HcomAllReduce", {"x": "x"}, group="0", reduction="sum")
+    graph = compile_graph(graph_of({"x": x}, [item], ["a"]))
+    for _ in range(3):  # the ranks have seen these shapes together: the run's own collective is not compared again
+        graph.run([x])
+    comm.communicator("0").all_reduce(torch.ones(2 + rank))
+
+
+def test_the_first_collective_after_a_graph_is_compared() -> None:
+    told = "rank 0: all_reduce sum float32[2] | rank 1: all_reduce sum float32[3]"
+    for outcome in run_ranks(_after_a_graph, 2, **PROMPT):
+        _assert_failed(outcome, "CommunicationError", told)
+
+
 def _order(rank: int) -> None:
     x = torch.ones(2)
     nodes = [

@@ -55,3 +55,15 @@ def test_others_are_none() -> None:
         assert not any(map(order.is_collective, nodes))
         assert order.collectives_between(-1, 4) == []
         assert all(map(order.is_free, nodes))
+
+
+def test_a_fused_collective_takes_the_place_of_the_old_one() -> None:
+    with operator("send(Tensor x, str group='0') -> Tensor") as send:
+        graph, (_, first, place, second) = calls(torch.ops.aten.relu.default, send, torch.ops.aten.neg.default, send)
+        order = Order(graph)
+        with graph.inserting_after(place):
+            fused = graph.call_function(send, (place,))
+        order.replace(fused, place)
+        order.move_collective([first], fused)
+        assert order.collectives_between(0, 5) == [fused, second]
+        assert order.collectives_between(2, 4) == [fused]
