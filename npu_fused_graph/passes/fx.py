@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -117,13 +118,43 @@ def through(node: Node) -> Node:
 
 
 def base(node: Node) -> Node:
-    """The node whose memory ``node`` uses: through slices and other aliases, and the waits of collectives."""
-    while isinstance(node.target, OpOverload) and (source := operand(node)) is not None:
-        is_alias = any(r.alias_info is not None for r in node.target._schema.returns)
-        if not is_alias and not op_name(node).endswith("c10d_functional::wait_tensor"):
-            break
-        node = source
+    """The node whose memory ``node`` uses: through slices, parts and other aliases, and the waits of collectives."""
+    while (lender := _lender(node)) is not None:
+        node = lender
     return node
+
+
+def _lender(node: Node) -> Node | None:
+    """The node whose memory ``node`` uses next, None if its memory is its own.
+
+    Schemas tell, but not of every operator that hands back its operand or parts of it (dropout in eval mode,
+    type_as, unsafe_chunk, einsum): there it is the traced values that share storage.
+    """
+    is_part = node.target is operator.getitem
+    call = operand(node) if is_part else node
+    if call is None or call.op != "call_function":
+        return None
+    if not isinstance(call.target, OpOverload):
+        return call if is_part else None  # a graph of its own: what its results share is not known
+    schema = call.target._schema
+    returned = [r.alias_info for r in schema.returns]
+    if is_part and len(returned) > 1 and isinstance(node.args[1], int):
+        returned = [returned[node.args[1]]]
+    if op_name(call).endswith("c10d_functional::wait_tensor") or any(info is not None for info in returned):
+        names = {name for info in returned if info is not None for name in info.before_set}
+        lent = (
+            x
+            for x, a in zip(call.args, schema.arguments, strict=False)
+            if a.alias_info and names & a.alias_info.before_set
+        )
+        return next((x for x in lent if isinstance(x, Node)), operand(call))
+    memory = _storage(node)
+    return next((x for x in call.all_input_nodes if memory is not None and _storage(x) == memory), None)
+
+
+def _storage(node: Node) -> int | None:
+    value = value_of(node)
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
 
 
 def copies(node: Node) -> bool:

@@ -232,10 +232,10 @@ def _base_product(target: OpOverload, call: dict[str, Any]) -> Tensor:
 def _fused(target: OpOverload, calls: Calls) -> list[Any]:
     _same(calls, "hcom", "reduce_op", "epsilon", "comm_turn", "antiquant_group_size")
     fused_formula.check_call(target, calls[0], len(calls))
-    if target._schema.overload_name == "transposed_x2":
+    if target._schema.overload_name.endswith("transposed_x2"):
         calls = [call | {"x2": call["x2"].t()} for call in calls]
     results = fused_formula.npu_mm_all_reduce_add_rms_norm(calls, lambda parts: reduced(parts, calls[0]["reduce_op"]))
-    if target._schema.is_mutable:
+    if target._schema.is_mutable or target._schema.overload_name.startswith("consuming"):
         results = [(call["residual"].copy_(y), norm) for call, (y, norm) in zip(calls, results, strict=True)]
     return [norm for _, norm in results] if target._schema.overload_name == "unaliased" else list(results)
 

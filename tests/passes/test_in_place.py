@@ -82,6 +82,25 @@ def slice_of_another(x: Tensor, r: Tensor) -> Any:
     return *LINEARS[0](x, both[:2]), both
 
 
+def part_of_an_input(parts: Callable[[Tensor], Any]) -> Callable[..., Any]:
+    def model(x: Tensor, r: Tensor) -> Any:
+        part = parts(r)[0]
+        norm, _ = LINEARS[0](x.view(-1, N)[: part.numel() // N].view(part.shape), part)
+        return norm, r.sum()
+
+    return model
+
+
+def part_of_an_intermediate(x: Tensor, r: Tensor) -> Any:
+    a, b = torch.cat([r, r * 2]).chunk(2)
+    return *LINEARS[0](x, a), b
+
+
+def results_of_topk(x: Tensor, r: Tensor) -> Any:
+    values, _ = r.topk(N, -1)
+    return LINEARS[0](x, values)
+
+
 def seen_through_a_view(x: Tensor, r: Tensor) -> Any:
     first, second, _ = LINEARS
     x, r = first(x, r)
@@ -99,6 +118,12 @@ CASES: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "read later": (read_later, [PLAIN, PLAIN]),
     "returned": (returned, [PLAIN, PLAIN]),
     "a part of another tensor": (slice_of_another, [PLAIN]),
+    "chunk of an input": (part_of_an_input(lambda r: r.chunk(2)), [PLAIN]),
+    "split of an input": (part_of_an_input(lambda r: r.split([1, 1])), [PLAIN]),
+    "unsafe_split of an input": (part_of_an_input(lambda r: torch.unsafe_split(r, 1)), [PLAIN]),
+    "unbind of an input": (part_of_an_input(lambda r: r.unbind()), [PLAIN]),
+    "chunk of an intermediate": (part_of_an_intermediate, [PLAIN]),
+    "one of several results": (results_of_topk, [IN_PLACE]),
     "another view is read": (seen_through_a_view, [PLAIN, PLAIN]),
 }
 

@@ -47,6 +47,7 @@ class Case:
     results: Sequence[Result]
     expected: Sequence[Expectation]
     deterministic: bool = False
+    in_place: bool = False
     wanted: list[list[Any]] = field(default_factory=list)
 
     def unfused(self) -> list[list[Any]]:
@@ -89,7 +90,9 @@ def _fuse(case: Case, gm: GraphModule, numerics: Any, min_rows: int = 0) -> list
     """The records of the first pass. What it leaves may be grouped: its numbers are checked, its verdicts are not."""
     with _deterministic(case.deterministic):
         try:
-            sites = fuse_all(gm, FusionOptions(numerics=numerics, min_rows=min_rows, grouped=True))
+            sites = fuse_all(
+                gm, FusionOptions(numerics=numerics, min_rows=min_rows, grouped=True, in_place=case.in_place)
+            )
         except Exception as error:
             raise Failure("crash", f"fuse_all: {type(error).__name__}: {error}", text_of(gm)) from error
     return [site for site in sites if site.op == "matmul_all_reduce_add_rms_norm"]

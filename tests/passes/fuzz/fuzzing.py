@@ -68,7 +68,7 @@ class Tally:
 def case_of(written: Written, graph: Captured) -> Case:
     plan = written.plan
     arguments = graph.arguments(written, plan.ranks)
-    return Case(graph.gm, arguments, written.results, written.expected, plan.deterministic)
+    return Case(graph.gm, arguments, written.results, written.expected, plan.deterministic, plan.in_place)
 
 
 def check_plan(plan: ProgramPlan, groups: Groups, tally: Tally, variants: Sequence[str] | None = None) -> list[Found]:

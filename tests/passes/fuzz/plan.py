@@ -28,7 +28,7 @@ READERS = (
     "late_residual",
     "late_gamma",
 )
-RESIDUALS = ("input", "scaled", "sum_of_two", "previous_sum", "previous_norm")
+RESIDUALS = ("input", "scaled", "sum_of_two", "part_of_input", "part_of_other", "previous_sum", "previous_norm")
 XS = ("input", "previous_norm", "previous_activation")
 SCHEDULES = ("apart", "hoisted_product", "late_norms", "first_between", "nested")
 EXTRAS = ("norm", "reduce", "reduce_max", "gather", "elementwise", "dead_code", "matmul")
@@ -67,7 +67,7 @@ class ProgramPlan:
     """A function with consecutive sites. schedules: how site i and i + 1 lie to each other, one per pair.
 
     extras: (position, what) of unrelated code; position i is in front of site i. deterministic: whether deterministic
-    algorithms are requested while the pass runs.
+    algorithms are requested while the pass runs. in_place: whether residuals that nobody else reads may be overwritten.
     """
 
     seed: int
@@ -80,6 +80,7 @@ class ProgramPlan:
     schedules: tuple[str, ...] = ()
     extras: tuple[tuple[int, str], ...] = ()
     deterministic: bool = False
+    in_place: bool = False
 
 
 LEADS: tuple[tuple[int, ...], ...] = ((6,), (8,), (2, 3), (1, 5), (8, 2), (4, 1), (2, 2, 2), (1, 3, 2))
@@ -101,7 +102,10 @@ def draw(seed: int) -> ProgramPlan:
     schedules = tuple(_draw_schedule(rng, sites[i], sites[i + 1]) for i in range(count - 1))
     schedules = tuple(s if i == 0 or schedules[i - 1] == "apart" else "apart" for i, s in enumerate(schedules))
     extras = tuple((rng.randint(0, count), rng.choice(EXTRAS)) for _ in range(rng.choice((0, 0, 1, 2))))
-    return replace(plan, sites=sites, schedules=schedules, extras=extras, deterministic=rng.random() < 0.01)
+    deterministic, in_place = rng.random() < 0.01, rng.random() < 0.5
+    return replace(
+        plan, sites=sites, schedules=schedules, extras=extras, deterministic=deterministic, in_place=in_place
+    )
 
 
 def _draw_site(rng: random.Random, plan: ProgramPlan, index: int, uses_vllm: bool) -> SitePlan:
@@ -131,7 +135,7 @@ def _draw_site(rng: random.Random, plan: ProgramPlan, index: int, uses_vllm: boo
         returns_sum=rng.random() < 0.6,
         k=linear.k or (plan.n if x != "input" else rng.choice((8, 16, 32))),
         x=x if linear.k in (0, plan.n) else "input",
-        residual=rng.choice(("input", *RESIDUALS)) if index else rng.choice(RESIDUALS[:3]),
+        residual=rng.choice(("input", *RESIDUALS)) if index else rng.choice(RESIDUALS[:5]),
         shares_weight=rng.random() < 0.2,
         dice=rng.randrange(1 << 16),
     )

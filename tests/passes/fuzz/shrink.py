@@ -34,7 +34,7 @@ SIMPLER: tuple[dict[str, Any], ...] = (
     {"dice": 0},
 )
 SIMPLER_PROGRAM: tuple[dict[str, Any], ...] = (
-    {"extras": ()}, {"deterministic": False}, {"lead": (2, 3)}, {"lead": (6,)}, {"ranks": 2}, {"n": 8},
+    {"extras": ()}, {"deterministic": False}, {"in_place": False}, {"lead": (2, 3)}, {"lead": (6,)}, {"ranks": 2}, {"n": 8},
     {"dtype": "float16"}, {"capture": "aot"},
 )  # fmt: skip
 

@@ -47,6 +47,7 @@ class Site:
         self.in_between = in_between
         self.epsilon = self.fault.epsilon or repr(plan.epsilon)
         self.expected: list[Expectation] = []
+        self.read_last: list[str] = []
         self._rng = random.Random(plan.dice)
 
     # -- choices and inputs ---------------------------------------------------------------------------------------
@@ -258,7 +259,19 @@ class Site:
             return text.let(f"{residual} * 0.5", "residual")
         if kind == "sum_of_two":
             return text.let(f"{residual} + {self.residual_input()}", "residual")
+        if kind.startswith("part_of"):
+            return self._part("of_other" in kind)
         return residual
+
+    def _part(self, of_other: bool) -> str:
+        """One of the two halves of a tensor that is read again at the end, an input or not."""
+        (rows, *rest), how = self.shape(), self.dice(4)
+        whole = self.residual_input((2, rows, *rest) if how == 0 else (2 * rows, *rest))
+        if of_other:
+            whole = self.text.let(f"{whole} * 0.5", "whole")
+        self.read_last.append(whole)
+        halves = ("unbind(0)", "chunk(2)", f"split({rows})", f"split([{rows}, {rows}])")[how]
+        return self.text.let(f"{whole}.{halves}[{self.dice(2)}]", "part")
 
     def operands(self, reduced: str, residual: str) -> tuple[str, str]:
         return (residual, reduced) if self.plan.residual_first else (reduced, residual)
@@ -294,6 +307,8 @@ class Site:
 
     def _results(self, norm: str, total: str) -> None:
         text, readers = self.text, self.plan.readers
+        for value in self.read_last:
+            text.give(text.let(f"{value} * 2", "whole"))
         self.program.last_norm, self.program.last_total = (norm, total) if self.fault.is_chainable else ("", "")
         if norm:
             text.give(norm)
