@@ -78,13 +78,6 @@ def _x_is_contiguous(part: Part, around: Surroundings) -> Refusal | None:
     return None
 
 
-def _no_empty_shard(part: Part, around: Surroundings) -> Refusal | None:
-    for member in part.members:
-        if member.weight_shape[0] == 0:
-            return refusals.EmptyShard.at(member.product.node, "k is 0 on this rank")
-    return None
-
-
 def _no_empty_group(part: Part, around: Surroundings) -> Refusal | None:
     for member in part.members:
         if member.row_count == 0 and isinstance(member.row_count, int):
@@ -219,7 +212,6 @@ PART_RULES: tuple[Rule[Part], ...] = (
     Rule("B13", _dtypes),
     Rule("B18", _weights_are_k_n),
     Rule("B18", _x_is_contiguous),
-    Rule("4.5", _no_empty_shard),
     Rule("B8", _no_empty_group),
     Rule("B14", _columns_fit),
     Rule("B12", _biases_are_vectors),

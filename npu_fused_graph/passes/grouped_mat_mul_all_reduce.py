@@ -5,7 +5,7 @@ group ends where another collective runs, at a write or a change of the stream, 
 results, since grouping would delay that matmul. What is wrong with a candidate by itself keeps it out of any group.
 
 All ranks must decide the same, so a bias, which one rank may have alone, decides nothing as long as it is a vector that
-an addmm adds. Where ranks differ in more (no k on one of them, a bias computed from a result) ``compare_ranks`` tells.
+an addmm adds. Where ranks differ in more (a bias computed from a result) ``compare_ranks`` tells.
 """
 
 from __future__ import annotations

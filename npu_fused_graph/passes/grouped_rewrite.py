@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce_constraints import MOST_DIMS
+from npu_fused_graph.passes.empty_shard import with_zeros, zero_columns
 from npu_fused_graph.passes.fx import aten, dtype_of, is_call, is_contiguous, same_shape, shape_of, shown, value_of
 from npu_fused_graph.passes.grouped_legality import anchor, late_operands
 from npu_fused_graph.passes.grouped_site import GroupedSite, Member
@@ -55,10 +56,13 @@ class _Writer:
         if source is None:
             x = [self._x(member) for member in site.members]
         else:
-            x = [source]
+            x = [self._filled("x", source, site.members[0])]
             keywords["group_list"] = [member.rows.end for member in site.members if member.rows is not None]
         stacked = site.stacked_weight
-        weight = [stacked] if stacked is not None else [self._weight(member) for member in site.members]
+        if stacked is not None:
+            weight = [self._filled("weight", stacked, site.members[0])]
+        else:
+            weight = [self._weight(member) for member in site.members]
         return self.call(
             torch.ops.npu_fused_graph.npu_grouped_mat_mul_all_reduce.default, x, weight, site.reduce.group,
             bias=self._biases(), split_item=site.split_item, **keywords,
@@ -76,7 +80,8 @@ class _Writer:
         """The left operand as the op takes it: a matrix where results are joined, and not beyond 6-D."""
         x, rows = member.product.x, member.rows
         if rows is not None and x is rows.source:
-            return self.call(aten.slice.Tensor, x, 0, rows.start, rows.end)
+            x = self.call(aten.slice.Tensor, x, 0, rows.start, rows.end)
+        x = self._filled("x", x, member)
         if len(shape_of(x)) == 2 or (len(shape_of(x)) <= MOST_DIMS and not self.site.is_joined):
             return x
         return self.call(aten.view.default, x, [-1, shape_of(x)[-1]])
@@ -84,8 +89,13 @@ class _Writer:
     def _weight(self, member: Member) -> Node:
         weight, slot = member.product.weight, member.slot
         if slot is not None and weight is slot.source:
-            return self.call(aten.select.int, weight, 0, slot.index)
-        return weight
+            weight = self.call(aten.select.int, weight, 0, slot.index)
+        return self._filled("weight", weight, member)
+
+    def _filled(self, name: str, x: Node, member: Member) -> Node:
+        """``x`` with a column or row of zeros where this rank has no part of k."""
+        pad = zero_columns(member.product).get(name)
+        return x if pad is None else with_zeros(x, pad, self.call)
 
     def _biases(self) -> list[Node] | None:
         """One per group, zeros where this rank has none: a bias of rank 0 alone must not change the decision."""

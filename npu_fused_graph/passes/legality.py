@@ -5,7 +5,7 @@ A rule returns the refusal, or None. Rules look at facts that are equal on all r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._ops import OpOverload
@@ -15,6 +15,7 @@ from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops._register import facts_of
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 from npu_fused_graph.passes import costs, refusals
+from npu_fused_graph.passes.empty_shard import with_zeros, zero_columns
 from npu_fused_graph.passes.fx import (
     arguments,
     base,
@@ -48,9 +49,6 @@ from npu_fused_graph.passes.rules import (
     partial_sum_is_private,
 )
 from npu_fused_graph.passes.site import Site
-
-if TYPE_CHECKING:
-    pass
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -138,10 +136,6 @@ def _rows_stay_rows(site: Site, around: Surroundings) -> Refusal | None:
     return refusals.LastDimSplit.at(site.norm.anchor, "the matmul's last dim is not the one the norm runs over")
 
 
-def _no_empty_shard(site: Site, around: Surroundings) -> Refusal | None:
-    return refusals.EmptyShard.at(site.product.node, "k is 0 on this rank") if site.k == 0 else None
-
-
 def _bias_is_vector(site: Site, around: Surroundings) -> Refusal | None:
     bias = site.product.bias
     if bias is None or is_vector(bias, shape_of(site.product.node)[-1]):
@@ -179,20 +173,21 @@ def _quantisation_is_supported(site: Site, around: Surroundings) -> Refusal | No
     """The op's own constraints: which scales go with which dtypes, shapes and group sizes."""
     if not site.product.scales:
         return None
-    product, residual = site.product, value_of(site.residual)
-    weight = value_of(product.weight)
+    product, residual, gamma = site.product, value_of(site.residual), value_of(site.norm.gamma)
     scales = {name: value_of(x) if isinstance(x, Node) else x for name, x in product.scales.items()}
-    x, gamma = value_of(product.x), value_of(site.norm.gamma)
-    bias = product.bias if site.bias is None else site.bias
+    operands = {"x": value_of(product.x), "weight": value_of(product.weight), **scales}
+    for name, pad in zero_columns(product).items():
+        operands[name] = with_zeros(operands[name], pad, lambda op, *args: op(*args))
+    x, weight = operands.pop("x"), operands.pop("weight")
     tensors = {
         "x1": x if x.dim() < 4 else x.reshape(-1, x.shape[-1]),
         "x2": weight.t() if product.is_stored_transposed else weight,
         "residual": residual.reshape(1, -1, residual.shape[-1]),
         "gamma": gamma.to(residual.dtype).reshape(-1),
-        "bias": None if bias is None else value_of(bias).reshape(-1),
+        "bias": None if product.bias is None else value_of(product.bias).reshape(-1),
     }
     try:
-        SPEC.check(facts_of(SPEC, {**_DEFAULTS, **tensors, **scales, "hcom": site.reduce.group}))
+        SPEC.check(facts_of(SPEC, {**_DEFAULTS, **tensors, **operands, "hcom": site.reduce.group}))
     except InvalidArgumentError as error:
         return refusals.Quantisation.at(product.node, str(error).partition("] ")[2])
     return None
@@ -316,7 +311,6 @@ RULES: tuple[Rule[Site], ...] = (
     Rule("L6", _residual_has_full_shape),
     Rule("L10", _dtypes_agree),
     Rule("L8", _rows_stay_rows),
-    Rule("4.5", _no_empty_shard),
     Rule("1.7", _bias_is_vector),
     Rule("L12", _layouts),
     Rule("L12", _weight_layout),

@@ -122,12 +122,6 @@ class Quantisation(Refusal):
     usual_cure = "Use static scales: bfloat16 ones, or words of npu_trans_quant_param for float16."
 
 
-class EmptyShard(Refusal):
-    """This rank's part of the contracted dim is empty; the op refuses k = 0."""
-
-    usual_cure = "Shard the weight so that every rank has at least one row."
-
-
 class BiasShape(Refusal):
     """The bias of the matmul is not one vector of n elements."""
 

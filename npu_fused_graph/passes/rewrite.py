@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from npu_fused_graph import comm
+from npu_fused_graph.passes.empty_shard import with_zeros, zero_columns
 from npu_fused_graph.passes.fx import (
     aten,
     base,
@@ -57,20 +57,29 @@ class _Writer:
 
     def fused(self) -> Node:
         site, product = self.site, self.site.product
-        residual = self._as_3d(site.residual)
+        residual = site.residual
+        if site.bias is not None:  # of this rank alone, for all one knows: it does not go through the reduce
+            residual = self.call(aten.add.Tensor, residual, self._vector(site.bias))
+        residual = self._as_3d(residual)
         stored = product.is_stored_transposed and is_contiguous(product.weight)
         weight = product.weight
+        x1, scales, pads = self._x1(), dict(product.scales), zero_columns(product)
+        if pads:
+            x1, weight = (with_zeros(x, pads[name], self.call) for name, x in (("x", x1), ("weight", weight)))
+            scales |= {name: with_zeros(scales[name], pads[name], self.call) for name in scales if name in pads}
+        if len(shape_of(x1)) > 3:
+            x1 = self.call(aten.view.default, x1, [-1, shape_of(x1)[-1]])
         if product.is_stored_transposed and not stored:
             weight = self.call(aten.t.default, weight)
-        keywords: dict[str, Any] = {"epsilon": site.norm.epsilon, **product.scales}
-        bias = self._bias()
+        keywords: dict[str, Any] = {"epsilon": site.norm.epsilon, **scales}
+        bias = self._own_bias()
         if bias is not None:
             keywords["bias"] = bias
         sum_value = value_of(site.reduced).new_empty(shape_of(residual))
         overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
         overload = overloads.transposed_x2 if stored else overloads.default
         return self.call(
-            overload, self._x1(), weight, residual, self._gamma(), site.reduce.group,
+            overload, x1, weight, residual, self._gamma(), site.reduce.group,
             value=(sum_value, torch.empty_like(sum_value)), **keywords,
         )  # fmt: skip
 
@@ -84,7 +93,7 @@ class _Writer:
         return pairs
 
     def _x1(self) -> Node:
-        """The 3-D tensor in front of linear's own flatten where there is one, else the operand, flat if it must be."""
+        """The 3-D tensor in front of linear's own flatten where there is one, else the operand."""
         node, k = self.site.product.x, shape_of(self.site.product.x)[-1:]
         start: Node | None = node
         while start is not None:
@@ -92,8 +101,6 @@ class _Writer:
             if len(shape) == 3 and same_shape(shape[-1:], k) and is_contiguous(start):
                 return start
             start = None if copies(start) else shown(start)
-        if len(shape_of(node)) > 3:
-            return self.call(aten.view.default, node, [-1, k[0]])
         return node
 
     def _as_3d(self, x: Node) -> Node:
@@ -120,19 +127,14 @@ class _Writer:
         gamma = self._vector(norm.gamma)
         return gamma if dtype_of(gamma) is wanted else self.call(aten._to_copy.default, gamma, dtype=wanted)
 
-    def _bias(self) -> Node | None:
-        """What each rank adds: its own bias, and its share of one that was added after the reduce."""
-        own = self.site.product.bias
-        bias = None if own is None else self._vector(own)
-        if bias is not None and not is_contiguous(bias):
-            bias = self.call(aten.clone.default, bias, memory_format=torch.contiguous_format)
-        if self.site.bias is None:
+    def _own_bias(self) -> Node | None:
+        """What this rank adds to its product."""
+        if self.site.product.bias is None:
+            return None
+        bias = self._vector(self.site.product.bias)
+        if is_contiguous(bias):
             return bias
-        share = self._vector(self.site.bias)
-        size = comm.resolve(self.site.reduce.group).size()
-        if size > 1:
-            share = self.call(aten.div.Tensor, share, float(size))
-        return share if bias is None else self.call(aten.add.Tensor, bias, share)
+        return self.call(aten.clone.default, bias, memory_format=torch.contiguous_format)
 
     def _vector(self, x: Node) -> Node:
         return x if len(shape_of(x)) == 1 else self.call(aten.view.default, x, [shape_of(x)[-1]])

@@ -38,7 +38,7 @@ class Site:
 
     @property
     def numerics(self) -> Numerics:
-        """A bias after the reduce is added before the rounding of the product instead."""
+        """A bias after the reduce is added to the residual instead of the reduced result."""
         return self.norm.numerics if self.bias is None else "any"
 
     @property

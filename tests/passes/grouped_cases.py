@@ -346,11 +346,6 @@ def transposed_x(x: Tensor, w: Tensor, v: Tensor, z: Tensor) -> Any:
     return ar(x @ w), ar(z.t() @ v)
 
 
-@refused("empty_shard", shapes=(X, W, (M, 0), (0, N)))
-def nothing_to_multiply(x: Tensor, w: Tensor, z: Tensor, v: Tensor) -> Any:
-    return ar(x @ w), ar(z @ v)
-
-
 @refused("empty_group")
 def nothing_for_an_expert(x: Tensor, *w: Tensor) -> Any:
     return [ar(part @ t) for part, t in zip(x.split([M, 0]), w, strict=True)]

@@ -492,11 +492,6 @@ def scaled_addmm(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(r + all_reduce(torch.addmm(p.bias, x.view(-1, K), p.straight, alpha=2).view(r.shape)))
 
 
-@case(x=(2, 3, 0))
-def empty_shard(p: Parts, x: Tensor, r: Tensor) -> Any:
-    return p.norm(r + all_reduce(torch.mm(x.reshape(6, 0), p.straight[:0]).view(r.shape)))
-
-
 @case(residual=(2, 1, N))
 def chunked_residual(p: Parts, x: Tensor, r: Tensor) -> Any:
     y = p.reduced(x)

@@ -43,7 +43,7 @@ def test_programs(first: int, groups: Groups) -> None:
 
 
 def test_every_row_of_the_tables_is_drawn() -> None:
-    plans = [draw(seed) for seed in range(4000)]
+    plans = [draw(seed) for seed in range(6000)]
     sites = [site for plan in plans for site in plan.sites]
     assert {site.linear for site in sites} == set(LINEARS)
     assert {site.reduce for site in sites} == {*REDUCES, "base"}

@@ -185,7 +185,6 @@ BREAKS = {
     "_dtypes": "weight_of_another_dtype",
     "_weights_are_k_n": "linear",
     "_x_is_contiguous": "transposed_x",
-    "_no_empty_shard": "nothing_to_multiply",
     "_joined_results_have_one_width": "flattened_and_joined",
     "_no_empty_group": "nothing_for_one_of_a_grouped_matmul",
     "_columns_fit": "wide",

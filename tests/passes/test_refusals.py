@@ -102,7 +102,6 @@ BREAKS: dict[str, str] = {
     "_residual_has_full_shape": "broadcast_rows",
     "_dtypes_agree": "wide_residual",
     "_rows_stay_rows": "norm_of_half_rows",
-    "_no_empty_shard": "empty_shard",
     "_bias_is_vector": "bias_per_row",
     "_layouts": "strided_residual",
     "_weight_layout": "strided_weight",

@@ -202,11 +202,6 @@ def scaled_addmm(c: Site, x: str) -> str:
     return c.text.let(f"torch.addmm({bias}, {a}, {b}, {factor}).view({sizes(c)})", "product", x)
 
 
-def empty_shard(c: Site, x: str) -> str:
-    a, b = c.text.take((c.rows, 0), "x"), c.text.take((0, c.n), "weight")
-    return c.text.let(f"torch.mm({a}, {b}).view({sizes(c)})", "product")
-
-
 def scattered(c: Site, p: str) -> str:
     c.expect()
     ranks, op = c.program.plan.ranks, "torch.ops._c10d_functional"

@@ -320,7 +320,6 @@ FAULTS: dict[str, Fault] = {
         linear=lambda c, x: c.text.let(f"{c.residual_input()} * 2", "product"),
     ),
     "scaled_addmm": Fault(("scaled_matmul", "no_matmul"), is_float, plain_linear, linear=block_hooks.scaled_addmm),
-    "empty_shard": Fault(("empty_shard",), is_float, plain_linear, linear=block_hooks.empty_shard),
     "scattered": Fault(
         ("sequence_parallel",),
         lambda s, p, i: has_product(s, p, i) and p.ranks > 1 and p.lead[0] % p.ranks == 0,

@@ -11,7 +11,7 @@ from npu_fused_graph.passes.records import FusionSite
 from tests.passes.fuzz.check import Case, Failure, check, check_min_rows, fuse
 from tests.passes.fuzz.graphs import Captured, Groups, captured
 from tests.passes.fuzz.plan import ProgramPlan, draw
-from tests.passes.fuzz.program import Written, of_other_rank, write
+from tests.passes.fuzz.program import Written, of_other_ranks, write
 from tests.passes.fuzz.variants import VARIANTS
 
 VARIANTS_PER_PROGRAM = 3
@@ -111,24 +111,26 @@ def _check_graph(plan: ProgramPlan, case: Case, variant: str, tally: Tally) -> l
 
 
 def _check_decisions(plan: ProgramPlan, case: Case, groups: Groups, tally: Tally) -> list[Found]:
-    """A rank that has no bias must decide like one that has."""
-    other_plan = of_other_rank(plan)
-    if other_plan is None or plan.seed % 3:
+    """A rank that has no bias, or no part of k, must decide like one that has, and compute what it should."""
+    if plan.seed % 3:
         return []
-    written = write(other_plan)
-    tally.variants[DECISIONS] += 1
-    try:
-        other = case_of(written, captured(written, groups))
-        decisions = []
-        for each in (case, other):
-            _, sites = fuse(each, "any", compares=False)
-            decisions.append([(site.is_fused, site.reason, site.numerics) for site in sites])
-        if decisions[0] != decisions[1]:
-            raise Failure("decisions", f"with the bias {decisions[0]}, without {decisions[1]}")
-    except Failure as failure:
-        tally.failures[failure.kind] += 1
-        return [Found(plan, DECISIONS, failure)]
-    return []
+    found = []
+    for name, other_plan in of_other_ranks(plan).items():
+        written = write(other_plan)
+        tally.variants[DECISIONS] += 1
+        try:
+            other = case_of(written, captured(written, groups))
+            check(other)
+            decisions = []
+            for each in (case, other):
+                _, sites = fuse(each, "any", compares=False)
+                decisions.append([(site.is_fused, site.reason, site.numerics) for site in sites])
+            if decisions[0] != decisions[1]:
+                raise Failure("decisions", f"with {name} {decisions[0]}, without {decisions[1]}")
+        except Failure as failure:
+            tally.failures[failure.kind] += 1
+            found.append(Found(plan, DECISIONS, failure))
+    return found
 
 
 Report = Callable[[Found], None]

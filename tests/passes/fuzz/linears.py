@@ -48,7 +48,7 @@ LINEARS: dict[str, Linear] = {
     "mm_t": Linear("torch.mm({rows}, {weight}.t()).view({lead}, {n})"),
     "addmm": Linear("torch.addmm({bias}, {rows}, {straight}).reshape({lead}, {n})", takes_bias=True, needs_bias=True),
     "addmm_t": Linear("torch.addmm({bias}, {rows}, {weight}.t()).view({lead}, {n})", takes_bias=True, needs_bias=True),
-    "bmm": Linear("torch.bmm({x}.reshape(1, -1, {k}), {weight}.t().unsqueeze(0)).reshape({lead}, {n})"),
+    "bmm": Linear("torch.bmm({x}.reshape(1, {all}, {k}), {weight}.t().unsqueeze(0)).reshape({lead}, {n})"),
     "einsum": Linear('torch.einsum("...k,nk->...n", {x}, {weight})', captures=("aot",)),
     "einsum_straight": Linear(
         'torch.einsum("bsk,kn->bsn", {x}, {straight})', min_lead=2, max_lead=2, captures=("aot",)
@@ -92,11 +92,15 @@ def arguments(c: Site, linear: Linear, x: str) -> dict[str, str]:
     def weight(name: str, fill: str, *shape: int, dtype: torch.dtype | None = None, layout: str = "") -> str:
         return c.weight(name, shape, fill, dtype, layout)
 
+    rows = "-1" if k else str(c.rows)  # no size can be told from nothing
     has_bias = c.plan.bias in ("linear", "divided")
     is_bfloat16 = text.dtype is torch.bfloat16
     makers = {
         "x": lambda: x,
-        "rows": lambda: text.let(f"{x}.reshape(-1, {k})", "rows", x) if c.plan.dice % 2 else f"{x}.view(-1, {k})",
+        "rows": lambda: (
+            text.let(f"{x}.reshape({rows}, {k})", "rows", x) if c.plan.dice % 2 else f"{x}.view({rows}, {k})"
+        ),
+        "all": lambda: rows,
         "k": lambda: str(k),
         "n": lambda: str(n),
         "lead": lambda: ", ".join(map(str, c.lead)),

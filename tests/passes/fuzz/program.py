@@ -140,13 +140,28 @@ def _extra(program: Program, what: str) -> None:
         text.let(f"{x} * 3")
 
 
-def of_other_rank(plan: ProgramPlan) -> ProgramPlan | None:
-    """The program of a rank without the biases that only rank 0 has; None if there are none."""
+def of_other_ranks(plan: ProgramPlan) -> dict[str, ProgramPlan]:
+    """Programs of ranks that differ in what ranks may differ in: without the biases of rank 0, or without any k."""
+    changes = {
+        "bias": lambda site: replace(site, bias="none" if site.bias in ("linear", "divided") else site.bias),
+        "k": lambda site: replace(site, k=0),
+    }
+    may = {"bias": _may_lack_bias, "k": _may_lack_k}
+    found = {}
+    for name, change in changes.items():
+        sites = tuple(change(site) if may[name](site) else site for site in plan.sites)
+        if sites != plan.sites:
+            found[name] = replace(plan, sites=sites)
+    return found
 
-    def without(site: SitePlan) -> SitePlan:
-        fault = FAULTS.get(site.fault)
-        is_needed = LINEARS[site.linear].needs_bias or (fault is not None and fault.bias is not None)
-        return replace(site, bias="none") if site.bias in ("linear", "divided") and not is_needed else site
 
-    sites = tuple(map(without, plan.sites))
-    return None if sites == plan.sites else replace(plan, sites=sites)
+def _may_lack_bias(site: SitePlan) -> bool:
+    fault = FAULTS.get(site.fault)
+    return not (LINEARS[site.linear].needs_bias or (fault is not None and fault.bias is not None))
+
+
+def _may_lack_k(site: SitePlan) -> bool:
+    """Empty tensors have no layout that could be refused."""
+    fault = FAULTS.get(site.fault)
+    is_plain = fault is None or (fault.linear is None and not {"not_contiguous", "weight_layout"} & set(fault.reasons))
+    return site.x == "input" and not site.shares_weight and is_plain

@@ -34,8 +34,8 @@ SIMPLER: tuple[dict[str, Any], ...] = (
     {"dice": 0},
 )
 SIMPLER_PROGRAM: tuple[dict[str, Any], ...] = (
-    {"extras": ()}, {"deterministic": False}, {"in_place": False}, {"lead": (2, 3)}, {"lead": (6,)}, {"ranks": 2}, {"n": 8},
-    {"dtype": "float16"}, {"capture": "aot"},
+    {"extras": ()}, {"deterministic": False}, {"in_place": False}, {"lead": (2, 3)}, {"lead": (6,)},
+    {"ranks": 2}, {"n": 8}, {"dtype": "float16"}, {"capture": "aot"},
 )  # fmt: skip
 
 

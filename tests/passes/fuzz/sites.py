@@ -109,10 +109,10 @@ class Site:
         return value
 
     def _noop(self, what: str, value: str, shape: Shape) -> str:
-        sizes = ", ".join(map(str, shape))
+        sizes, rows = ", ".join(map(str, shape)), -1 if shape[-1] else math.prod(shape[:-1])
         return {
             "view_same": f"{value}.view({sizes})",
-            "flat_and_back": f"{value}.reshape(-1, {shape[-1]}).reshape({sizes})",
+            "flat_and_back": f"{value}.reshape({rows}, {shape[-1]}).reshape({sizes})",
             "unsqueeze_squeeze": f"{value}.unsqueeze(0).squeeze(0)",
             "clone": f"{value}.clone()",
             "detach": f"{value}.detach()",
@@ -223,10 +223,6 @@ class Site:
         if self.in_between:
             found |= CROSSED if self.program.plan.capture == "plain" else {"collective_in_between"}
         label = f"site {self.index}{f' with {self.plan.fault}' if self.plan.fault else ''}"
-        if self.plan.bias == "after" and LINEARS[self.plan.linear].scenario == "full":
-            # the bias of int8 products is int32: whether the residual takes this one is the pass's choice
-            is_free = is_free or not found
-            found |= {"quantisation", "bias_after_reduce"}
         numerics = numerics or self.numerics
         self.expected.append(self.text.collective(Expectation(label, self.group, numerics, found, is_free)))
         return self.expected[-1]
@@ -239,7 +235,7 @@ class Site:
     def _after_reduce(self, reduced: str) -> str:
         text = self.text
         if self.plan.bias == "after":
-            bias = text.take((self.n,), "bias", is_shared=True)
+            bias = text.take((self.n,), "bias")
             left = text.ulps[reduced]
             reduced = text.let(f"{reduced} + {bias}" if self.dice(2) else f"{bias} + {reduced}", "biased", reduced)
             text.ulps[reduced] = left + self.program.plan.ranks + 3

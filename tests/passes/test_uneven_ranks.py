@@ -1,0 +1,106 @@
+"""Ranks that differ in what ranks may differ in: their part of k, down to none, and the vectors they add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
+from torch import Tensor
+
+import npu_fused_graph as nfg
+from tests.ranks import run_ranks, values
+
+M, N = 6, 16
+
+
+def _reduced(x: Tensor) -> Tensor:
+    return funcol.all_reduce(x, "sum", dist.group.WORLD)
+
+
+def _norm(y: Tensor, gamma: Tensor) -> Tensor:
+    wide = y.float()
+    return gamma * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(y.dtype)
+
+
+def _whole(ranks: int, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x (m, k), weight (k, n), residual (m, n), gamma (n), a vector of each rank (ranks, n). x @ weight is exact."""
+    generator = torch.Generator().manual_seed(3)
+
+    def steps(*shape: int) -> Tensor:
+        return (torch.randint(-8, 9, shape, generator=generator) / 8).half()
+
+    return steps(M, k), steps(k, N), steps(M, N), 1 + steps(N) / 16, steps(ranks, N)
+
+
+def _compiled(model: Callable[..., Any], *inputs: Tensor, **options: Any) -> tuple[list[Any], list[str]]:
+    sites: list[nfg.FusionSite] = []
+    backend = nfg.get_npu_backend(min_rows=0, numerics="any", on_sites=sites.extend, **options)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        results = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(*inputs)
+    return [x.numpy() for x in results], [site.reason or site.op for site in sites]
+
+
+def _uneven(rank: int, sizes: list[int]) -> dict[str, Any]:
+    x, w, r, g, _ = _whole(len(sizes), sum(sizes))
+    start = sum(sizes[:rank])
+    part, rows = x[:, start : start + sizes[rank]].contiguous(), w[start : start + sizes[rank]]
+    flat = (part, rows, r, g)
+
+    def mm(x: Tensor, w: Tensor, r: Tensor, g: Tensor) -> Any:
+        total = r + _reduced(x @ w)
+        return total, _norm(total, g)
+
+    def linear(x: Tensor, w: Tensor, r: Tensor, g: Tensor) -> Any:
+        total = r + _reduced(torch.nn.functional.linear(x, w))
+        return total, _norm(total, g)
+
+    def grouped(x: Tensor, w: Tensor, r: Tensor, g: Tensor) -> Any:
+        return _reduced(x @ w), _reduced(x[:4] @ w)
+
+    return {
+        "mm": _compiled(mm, *flat),
+        "linear": _compiled(linear, part.view(1, M, -1) if sizes[rank] else part.view(1, M, 0), rows.t().contiguous(),
+                            r.view(1, M, N), g),
+        "grouped": _compiled(grouped, *flat, grouped=True),
+    }  # fmt: skip
+
+
+def test_a_rank_without_k_takes_part() -> None:
+    sizes = [0, 8]
+    x, w, r, g, _ = _whole(2, 8)
+    product = (x.double() @ w.double()).half()
+    total = product + r
+    for found in values(run_ranks(_uneven, 2, sizes)):
+        for name in ("mm", "linear"):
+            (got, norm), verdicts = map(torch.from_numpy, found[name][0]), found[name][1]
+            assert verdicts == ["matmul_all_reduce_add_rms_norm"]
+            assert torch.equal(got.view(M, N), total)
+            assert torch.equal(norm.view(M, N), _norm(total, g))
+        results, verdicts = list(map(torch.from_numpy, found["grouped"][0])), found["grouped"][1]
+        assert verdicts[-1] == "grouped_mat_mul_all_reduce"
+        assert torch.equal(results[0], product) and torch.equal(results[1], product[:4])
+
+
+def _own_vector(rank: int) -> Any:
+    x, w, r, g, vectors = _whole(2, 8)
+
+    def model(x: Tensor, w: Tensor, r: Tensor, g: Tensor, vector: Tensor) -> Any:
+        total = r + (_reduced(x @ w) + vector)
+        return total, _norm(total, g)
+
+    k = slice(4 * rank, 4 * rank + 4)
+    return _compiled(model, x[:, k].contiguous(), w[k], r, g, vectors[rank])
+
+
+def test_a_vector_after_the_reduce_stays_the_ranks_own() -> None:
+    x, w, r, g, vectors = _whole(2, 8)
+    for rank, (results, verdicts) in enumerate(values(run_ranks(_own_vector, 2))):
+        total, norm = map(torch.from_numpy, results)
+        assert verdicts == ["matmul_all_reduce_add_rms_norm"]
+        wanted = x.double() @ w.double() + vectors[rank].double() + r.double()
+        assert torch.equal(total, wanted.half()), "eighths: every sum is exact"
+        assert torch.equal(norm, _norm(total, g))
