@@ -17,11 +17,13 @@ def predecessors(node: Node) -> list[str]:
 
 
 def live_nodes(graph: Graph) -> set[str]:
-    """Nodes that matter: everything NetOutput or an op without outputs (a side effect) depends on."""
+    """Nodes that matter: everything NetOutput, an op without outputs (a side effect) or a collective depends on."""
     stack = [
         node.name
         for node in graph.nodes.values()
-        if node.type == NET_OUTPUT or (not node.outputs and node.type not in _HAS_NO_EFFECT_WITHOUT_OUTPUT)
+        if node.type == NET_OUTPUT
+        or (not node.outputs and node.type not in _HAS_NO_EFFECT_WITHOUT_OUTPUT)
+        or isinstance(node.attrs.get("group"), str)  # the other ranks wait, whether the result is read here or not
     ]
     live: set[str] = set()
     while stack:

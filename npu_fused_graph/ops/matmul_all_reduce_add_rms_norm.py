@@ -194,7 +194,8 @@ def reference(
     y = torch.empty(residual.shape, dtype=residual.dtype) if y is None else y
     norm_out = torch.empty(residual.shape, dtype=residual.dtype)
     if rows == 0 or n == 0:
-        return y, norm_out  # the kernel launches nothing either: the group is not touched
+        gather(residual.new_empty(rows, n))  # nothing travels, but ranks that have rows are told
+        return y, norm_out
     if dequant_scale is not None:
         product = _full_product(x2, bias, dequant_scale, residual.dtype)
     else:

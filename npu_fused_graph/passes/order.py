@@ -119,6 +119,11 @@ def _communicates(node: Node) -> bool:
     target = node.target
     if isinstance(target, HigherOrderOperator) and node.args and isinstance(node.args[0], OpOverload):
         target = node.args[0]
-    if not isinstance(target, OpOverload) or op_name(node) in WAITS:
+    return isinstance(target, OpOverload) and is_collective(target)
+
+
+def is_collective(target: OpOverload) -> bool:
+    """Whether an operator takes part in a collective."""
+    if target.name() in WAITS:  # type: ignore[no-untyped-call]
         return False
     return target.namespace in _COLLECTIVES or any(a.name in _GROUP_ARGUMENTS for a in target._schema.arguments)

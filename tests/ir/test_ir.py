@@ -54,9 +54,10 @@ def test_liveness_keeps_effects_and_drops_the_dead() -> None:
         node("dead", "Identity", "a"),
         node("send", "HxSend", "a", outputs=0),
         node("kept", "Identity", "a"),
+        node("reduce", "HcomAllReduce", "a", attrs={"group": "0"}),
         node("out", "NetOutput", "a", controls=("kept",), outputs=0),
     )
-    assert live_nodes(g) == {"a", "send", "kept", "out"}
+    assert live_nodes(g) == {"a", "send", "kept", "reduce", "out"}
 
 
 @pytest.mark.parametrize(
