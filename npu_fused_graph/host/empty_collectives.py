@@ -7,7 +7,7 @@ what they do first.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch._ops import OpOverload
@@ -22,7 +22,7 @@ class KeptWhenEmpty(frozenset[str]):
         return super().__contains__(name) or _is_collective(str(name))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_collective(name: str) -> bool:
     found: object = torch.ops
     for part in name.split("."):

@@ -14,7 +14,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from npu_fused_graph.comm import timeout
 from npu_fused_graph.errors import CommunicationError
-from npu_fused_graph.host.standin import process, windows
+from npu_fused_graph.host.standin import agreement, collectives, process, windows
 
 DEFAULT_TIMEOUT = timedelta(seconds=120)
 """Of groups for which the script names none, unless ``NFG_TIMEOUT`` is set: HCCL's own; torch's is half an hour."""
@@ -46,6 +46,14 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
         self._comm_name = ""
         self.group_id = group_id
         self._windows: list[torch.Tensor] = []
+        self.collectives = collectives.Collectives(
+            agreement.Agreement(store, rank, size, self._members, timeout) if size > 1 else None, rank
+        )
+
+    def _members(self) -> list[int]:
+        """Global ranks, in the order of the group."""
+        known = next((ranks for group, ranks in c10d._world.pg_group_ranks.items() if _has_backend(group, self)), {})
+        return sorted(known, key=lambda r: known[r]) or list(range(self.size()))
 
     def get_hccl_comm_name(self, rankid: int, *args: Any, init_comm: bool = True, **kwargs: Any) -> str:
         """The name of the communicator, the same on all its ranks; "" before it was made (init_comm=True makes it)."""
@@ -122,7 +130,11 @@ def _create(options: Any, pg_options: Any) -> ProcessGroupHCCL:
 
 def _is_published(backend: ProcessGroupHCCL) -> bool:
     """Whether a group has ``backend``; the newest one's group may still be in the making."""
-    return any(group._get_backend(device) is backend for group in c10d._world.pg_map for device in group._device_types)
+    return any(_has_backend(group, backend) for group in c10d._world.pg_map)
+
+
+def _has_backend(group: Any, backend: ProcessGroupHCCL) -> bool:
+    return any(group._get_backend(device) is backend for device in group._device_types)
 
 
 def is_hccl_available() -> bool:
@@ -132,6 +144,7 @@ def is_hccl_available() -> bool:
 def install() -> None:
     """Register the backend, and give torch.distributed what torch_npu gives it."""
     dist.Backend.register_backend("hccl", _create, extended_api=True, devices=["cpu", "npu"])
+    collectives.install()
     dist.is_hccl_available = is_hccl_available  # type: ignore[attr-defined]
     dist.ProcessGroupHCCL = ProcessGroupHCCL  # type: ignore[attr-defined]
     c10d.ProcessGroupHCCL = ProcessGroupHCCL  # type: ignore[attr-defined]

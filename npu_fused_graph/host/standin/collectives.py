@@ -1,0 +1,274 @@
+"""Collectives of hccl groups: torch's operators for them, with what HCCL refuses and gloo lets pass.
+
+``torch.distributed`` and its functional collectives meet in the operators of the ``c10d`` namespace. Before these reach
+gloo's kernels, in the dispatch key right above them, tensors must be contiguous and the ranks compare operation, dtypes
+and sizes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C import _distributed_c10d as c10d
+
+from npu_fused_graph.host.standin.agreement import SLOTS, Agreement, pair_hash
+
+Start = Callable[[], Any]
+
+
+@dataclass
+class _Deferred:
+    """A collective that starts once all ranks have come to it, while its caller goes on."""
+
+    call: int
+    text: str
+    start: Start
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.work = c10d.PythonCallbackWork(self._wait)
+        self.future = self.work.get_future()
+
+    def _wait(self, timeout: timedelta) -> bool:
+        self.done.wait(timeout.total_seconds() or None)
+        if self.error is not None:
+            raise self.error
+        return self.done.is_set()
+
+    def run(self, agreement: Agreement, started: Callable[[], None]) -> None:
+        value: Any = []
+        try:
+            try:
+                agreement.meet(self.call, self.text)
+                work = self.start()
+            finally:
+                started()
+            work.wait()
+            with suppress(RuntimeError):  # not all of gloo's have one
+                value = work.get_future().value()
+        except Exception as error:
+            self.error = value = error
+            self.future._set_unwrap_func(_raise)
+        with suppress(RuntimeError):  # a wait that timed out has ended it
+            self.future.set_result(value)  # first: whoever waits ends it, too
+        self.done.set()
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+class Collectives:
+    """Of one hccl group on this rank: one after the other, in the order of the calls."""
+
+    def __init__(self, agreement: Agreement | None, rank: int) -> None:
+        self.rank = rank
+        self._agreement = agreement  # None: one rank alone
+        self._lock = threading.Lock()
+        self._waiting: deque[_Deferred] = deque()
+        self._changed = threading.Condition()
+        self._is_working = False
+
+    def run(
+        self, text: str, tensors: Iterable[Tensor], start: Start, is_async: bool, counts: list[list[int]] | None
+    ) -> Any:
+        """The work of a collective. text: what is equal on all ranks. counts: sent to and expected from each."""
+        strided = next((x for x in tensors if not _is_contiguous(x)), None)
+        agreement = self._agreement
+        if agreement is None:
+            _refuse_strided(strided)
+            return start()
+        with self._lock:
+            if strided is not None:
+                text = f"{text} of a tensor that is not contiguous"
+                agreement.tell(agreement.post(text, 0), text)
+                _refuse_strided(strided)
+            call = agreement.post(text, 0 if counts is None else pair_hash(self.rank, *counts))
+            if counts is not None:
+                text += f", sends {counts[0]}, expects {counts[1]}"
+            if not self._waiting and not (is_async and not agreement.has_met(call)):
+                agreement.meet(call, text)
+                return start()
+            item = _Deferred(call, text, start)
+            self._defer(item, agreement)
+        return item.work
+
+    def _defer(self, item: _Deferred, agreement: Agreement) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) < SLOTS // 2)
+            self._waiting.append(item)
+            if not self._is_working:
+                self._is_working = True
+                threading.Thread(target=self._work_off, args=(agreement,), daemon=True).start()
+
+    def _work_off(self, agreement: Agreement) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._is_working = False
+                    return
+                item = self._waiting[0]
+            item.run(agreement, self._has_started)
+
+    def _has_started(self) -> None:
+        with self._changed:
+            self._waiting.popleft()
+            self._changed.notify_all()
+
+
+def _is_contiguous(x: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.is_contiguous() or (x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()]))
+
+
+def _refuse_strided(x: Tensor | None) -> None:
+    """As torch_npu does."""
+    if x is not None:
+        raise RuntimeError(
+            f"Tensors must be contiguous: got shape {list(x.shape)} with strides {list(x.stride())}. "
+            "Call .contiguous(), and copy the result back where it is wanted."
+        )
+
+
+# -- the operators ---------------------------------------------------------------------------------------------
+
+_OPERATORS: dict[str, tuple[str, tuple[str, ...], Any]] = {
+    "allreduce_": ("allreduce", ("tensors",), c10d.AllreduceOptions),
+    "allreduce_coalesced_": ("allreduce_coalesced", ("tensors",), c10d.AllreduceCoalescedOptions),
+    "allgather_": ("allgather", ("output_tensors", "input_tensors"), c10d.AllgatherOptions),
+    "_allgather_base_": ("_allgather_base", ("output_tensor", "input_tensor"), c10d.AllgatherOptions),
+    "allgather_coalesced_": ("allgather_coalesced", ("output_lists", "input_list"), c10d.AllgatherOptions),
+    "allgather_into_tensor_coalesced_": (
+        "allgather_into_tensor_coalesced", ("outputs", "inputs"), c10d.AllgatherOptions,
+    ),
+    "reduce_": ("reduce", ("tensors",), c10d.ReduceOptions),
+    "reduce_scatter_": ("reduce_scatter", ("output_tensors", "input_tensors"), c10d.ReduceScatterOptions),
+    "_reduce_scatter_base_": ("_reduce_scatter_base", ("output_tensor", "input_tensor"), c10d.ReduceScatterOptions),
+    "reduce_scatter_tensor_coalesced_": ("_reduce_scatter_base", ("outputs", "inputs"), c10d.ReduceScatterOptions),
+    "broadcast_": ("broadcast", ("tensors",), c10d.BroadcastOptions),
+    "scatter_": ("scatter", ("output_tensors", "input_tensors"), c10d.ScatterOptions),
+    "gather_": ("gather", ("output_tensors", "input_tensors"), c10d.GatherOptions),
+    "alltoall_": ("alltoall", ("output_tensors", "input_tensors"), c10d.AllToAllOptions),
+    "alltoall_base_": (
+        "alltoall_base", ("output", "input", "output_split_sizes", "input_split_sizes"), c10d.AllToAllOptions,
+    ),
+    "barrier": ("barrier", (), c10d.BarrierOptions),
+}  # fmt: skip
+"""For each operator the method of gloo's, the arguments it is given, and the class of its options."""
+_OPTIONS = {"root_rank": "rootRank", "root_tensor": "rootTensor", "device_ids": "device_ids", "async_op": "asyncOp"}
+_MAY_DIFFER = {"gather_": ("output_tensors",), "scatter_": ("input_tensors",), "barrier": ("tensor", "device_ids")}
+"""Arguments that ranks do not have alike: the root's alone, and what is no data."""
+_SENT = {"alltoall_": ("input_tensors", "output_tensors"), "alltoall_base_": ("input", "output")}
+"""What a rank sends to and gets from each of the others: as much as these expect, and not the same on all ranks."""
+
+_library: Any = None
+
+
+def install() -> None:
+    """Come before gloo's kernels of torch's collectives."""
+    global _library
+    _library = torch.library.Library("c10d", "IMPL")
+    for name in _OPERATORS:
+        _library.impl(name, _checked(name), "BackendSelect", with_keyset=True)
+
+
+def _checked(name: str) -> Callable[..., Any]:
+    operator = getattr(torch.ops.c10d, name).default
+    schema = operator._schema
+    has_results = len(schema.returns) > 1
+
+    def kernel(keys: Any, *args: Any) -> Any:
+        found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        found.update(zip((a.name for a in schema.arguments), args, strict=False))
+        group = dist.ProcessGroup.unbox(found["process_group"])
+        backend = group._get_backend(_CPU) if _CPU in group._device_types else None
+        if not isinstance(backend, dist.ProcessGroupGloo):
+            return operator.redispatch(keys & _KEYS_BELOW, *args)
+        text, tensors = _described(name, found)
+        own = getattr(backend, "collectives", None)
+        if own is None:  # a gloo group beside the hccl ones
+            work = _start(name, backend, found)
+        else:
+            counts = _counts(group.size(), found, *_SENT[name]) if name in _SENT else None
+            work = own.run(text, tensors, lambda: _start(name, backend, found), found.get("async_op", True), counts)
+        return (args[0], work.boxed()) if has_results else work.boxed()
+
+    return kernel
+
+
+_CPU = torch.device("cpu")
+_KEYS_BELOW = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
+
+
+def _start(name: str, backend: Any, found: dict[str, Any]) -> Any:
+    """The work of gloo's method. Not gloo's kernel: called from Python it would keep the lock gloo's threads want."""
+    method, names, make = _OPERATORS[name]
+    options = make()
+    if "reduce_op" in found:
+        options.reduceOp = dist.ReduceOp(dist.ReduceOp.RedOpType(found["reduce_op"].op()))
+    for argument, field_name in _OPTIONS.items():
+        if argument in found:
+            setattr(options, field_name, found[argument])
+    if found.get("timeout", -1) >= 0:
+        options.timeout = timedelta(milliseconds=found["timeout"])
+    call, arguments = getattr(backend, method), [found[argument] for argument in names]
+    if name != "reduce_scatter_tensor_coalesced_":  # which Python cannot call
+        return call(*arguments, options)
+    *others, last = [call(output, x, options) for output, x in zip(*arguments, strict=True)]
+    for work in others:
+        work.wait()
+    return last
+
+
+def _described(name: str, found: dict[str, Any]) -> tuple[str, list[Tensor]]:
+    """What has to be equal on all ranks, in words, and all tensors."""
+    tensors: list[Tensor] = []
+    words = [name.strip("_")]
+    for argument, value in found.items():
+        given = [value] if isinstance(value, Tensor) else _flat(value)
+        is_same = argument not in _MAY_DIFFER.get(name, ())
+        tensors += given if name != "barrier" else []
+        if argument == "reduce_op":
+            words.append(str(dist.ReduceOp.RedOpType(value.op()).name).lower())
+        elif argument == "root_rank":
+            words.append(f"root {value}")
+        elif given and is_same:
+            words += sorted({_dtype(x) for x in given}) if name in _SENT else [_facts(x) for x in given]
+    return " ".join(words), tensors
+
+
+def _flat(value: Any) -> list[Tensor]:
+    if not isinstance(value, (list, tuple)):
+        return []
+    return [x for item in value for x in ([item] if isinstance(item, Tensor) else _flat(item))]
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _facts(x: Tensor) -> str:
+    return f"{_dtype(x)}[{x.numel()}]"
+
+
+def _counts(size: int, found: dict[str, Any], sent: str, received: str) -> list[list[int]]:
+    """How many elements go to every rank, and how many are expected from it."""
+    counts = []
+    for name, splits in ((sent, "input_split_sizes"), (received, "output_split_sizes")):
+        value = found[name]
+        if isinstance(value, Tensor):
+            width = value[:1].numel() if value.dim() else 1
+            counts.append([n * width for n in found[splits]] or [value.numel() // size] * size)
+        else:
+            counts.append([x.numel() for x in value])
+    return counts
