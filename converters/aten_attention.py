@@ -21,6 +21,9 @@ from npu_fused_graph.converters.aten_lowering import (
 
 aten = torch.ops.aten
 
+ONLY_ON_A_CPU = "_nfg_only_on_a_cpu"
+"""An attribute of GE tensors: the operator does not exist on a device, so none of TorchAir's defects may show in it."""
+
 
 def flash_attention_for_cpu(
     query: Any,
@@ -72,7 +75,9 @@ def flash_attention_for_cpu(
     floor = ge.Maximum(total, to(torch.finfo(work).tiny, work))
     attention = typed(ge.RealDiv(summed, floor), work)
     logsumexp = typed(ge.Squeeze(ge.Add(top, ge.Log(total)), axis=[3]), work)
-    return to(attention, dtype), logsumexp
+    result = to(attention, dtype)
+    setattr(result, ONLY_ON_A_CPU, True)
+    return result, logsumexp
 
 
 def _masked(scores: Any, mask: Any, work: torch.dtype) -> Any:

@@ -68,6 +68,7 @@ def _load_installed() -> types.ModuleType | None:
 def _load_host() -> types.ModuleType:
     from npu_fused_graph.host import native
     from npu_fused_graph.host.compile_cache import refresh_groups_code
+    from npu_fused_graph.host.defects import guard_view_optimisation
     from npu_fused_graph.host.empty_collectives import KeptWhenEmpty
     from npu_fused_graph.host.random import rng_state_class
     from npu_fused_graph.ops import specs
@@ -107,6 +108,7 @@ def _load_host() -> types.ModuleType:
     lowering: Any = importlib.import_module("torchair._ge_concrete_graph.fx2ge_converter")
     lowering.codegen_refresh_cache_pgname = refresh_groups_code
     lowering._DONT_EMPTY_TENSOR_OPT_OPS = KeptWhenEmpty(lowering._DONT_EMPTY_TENSOR_OPT_OPS)
+    guard_view_optimisation()
     core = importlib.import_module("torchair.core")
     for name, module in modules.items():
         setattr(core, name.rpartition(".")[2], module)

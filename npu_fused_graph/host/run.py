@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ class RunReport:
     exit_code: the script's (128 + n for signal n). ranks: processes that joined a process group. graphs: GE graphs
     TorchAir built, summed over processes, like fused: calls by operator, eager or as a node. graph_breaks: reason ->
     times Dynamo gave a part of a model back to Python. fallbacks: errors of TorchAir after which a model ran eagerly,
-    with how often. failures: processes that did not end well, whether or not the script looked. left: processes that
-    had to be ended.
+    with how often. guarded: defect of TorchAir -> graphs in which it was repaired. spoiled: defect -> graphs whose
+    numbers it spoils, with --stock. failures: processes that did not end well, whether or not the script looked. left:
+    processes that had to be ended.
     """
 
     exit_code: int = 0
@@ -57,6 +58,8 @@ class RunReport:
     fused: dict[str, int] = field(default_factory=dict)
     graph_breaks: dict[str, int] = field(default_factory=dict)
     fallbacks: dict[str, int] = field(default_factory=dict)
+    guarded: dict[str, int] = field(default_factory=dict)
+    spoiled: dict[str, list[str]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     left: int = 0
 
@@ -118,7 +121,7 @@ def _checked(options: RunOptions) -> RunOptions:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HostError(f"[run] record: expected to make the folder {folder}, got: {error}. Name another.") from None
-    return RunOptions(options.devices, options.soc, options.seed, str(folder))
+    return replace(options, record=str(folder))
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -192,6 +195,7 @@ def _report(folder: Path, exit_code: int, left: int) -> RunReport:
     breaks: Counter[str] = Counter()
     fused: Counter[str] = Counter()
     fallbacks: Counter[str] = Counter()
+    guarded: Counter[str] = Counter()
     for path in sorted(folder.glob("*.jsonl")):
         events = {}
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -207,12 +211,16 @@ def _report(folder: Path, exit_code: int, left: int) -> RunReport:
             what = end.get("error") or f"exit code {end['code']}"
             report.failures.append(Failure(int(path.stem), rank, what))
         report.graphs += end["counts"].get("graphs", 0)
-        for kind, found in (("fused ", fused), ("fallback ", fallbacks)):
+        for kind, found in (("fused ", fused), ("fallback ", fallbacks), ("guarded ", guarded)):
             found.update({k.removeprefix(kind): v for k, v in end["counts"].items() if k.startswith(kind)})
+        who = f"rank {rank}" if rank >= 0 else f"pid {path.stem}"
+        for defect, graph in (k.split()[1:] for k in end["counts"] if k.startswith("spoiled ")):
+            report.spoiled.setdefault(defect, []).append(f"{graph} of {who}")
         breaks.update(end["breaks"])
     report.fused = dict(sorted(fused.items()))
     report.graph_breaks = dict(breaks)
     report.fallbacks = dict(fallbacks)
+    report.guarded = dict(sorted(guarded.items(), key=lambda item: int(item[0][1:])))
     report.failures.sort(key=lambda f: f.rank)
     return report
 
@@ -227,6 +235,11 @@ def format_report(report: RunReport) -> str:
     ]
     for reason, n in report.fallbacks.items():
         lines.append(f"  eager fallback ({n}): TorchAir failed, and the model ran eagerly instead: {reason}")
+    for defect, n in report.guarded.items():
+        how = "ran eagerly" if defect == "T10" else "repaired"
+        lines.append(f"  guarded: TorchAir's defect {defect} in {_count(n, 'graph')}, {how}; a device may show it")
+    for defect, graphs in report.spoiled.items():
+        lines.append(f"  spoiled: TorchAir's defect {defect} in {', '.join(graphs)}: their numbers are wrong")
     for failure in report.failures:
         who = f"rank {failure.rank}" if failure.rank >= 0 else "process"
         lines.append(f"  {who} (pid {failure.pid}) failed: {failure.what}")

@@ -81,6 +81,23 @@ def test_an_eager_fallback_is_told() -> None:
     assert "falling::back" in reason
 
 
+def test_torchairs_defects_are_guarded_and_told() -> None:
+    result, facts = run(script("stock_backend.py"))
+    assert json.loads(result.stdout) == [True] * 5
+    assert facts["guarded"] == {"T1": 1, "T9": 1, "T10": 1}
+    assert facts["spoiled"] == {}
+
+
+def test_stock_torchair_is_left_alone_and_its_wrong_graphs_are_named() -> None:
+    """But for attention, where the defect would only show in what a CPU has in a device's place."""
+    result, facts = run("--stock", script("stock_backend.py"))
+    assert json.loads(result.stdout) == [False, True, False, False, True]
+    assert facts["guarded"] == {}
+    named = {defect: [graph.partition(" of ")[0] for graph in graphs] for defect, graphs in facts["spoiled"].items()}
+    assert named == {"T1": ["graph_1"], "T9": ["graph_3"], "T10": ["graph_4"]}
+    assert result.returncode == 0
+
+
 @pytest.mark.slow
 def test_torchrun_with_seeds() -> None:
     """Every rank draws its own numbers, the same in each run, unless the script seeds."""

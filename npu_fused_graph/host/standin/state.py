@@ -20,13 +20,14 @@ class RunOptions:
     """Options of ``npu-fused-graph run``.
 
     devices: how many the machine claims to have. soc: the chip's name. seed: None = torch's own, different each time.
-    record: folder for the records of fused calls, None = none.
+    record: folder for the records of fused calls, None = none. stock: leave TorchAir's defects as they are.
     """
 
     devices: int = 16
     soc: str = "Ascend910B3"
     seed: int | None = None
     record: str | None = None
+    stock: bool = False
 
 
 def run_folder() -> Path | None:

@@ -19,14 +19,20 @@ from npu_fused_graph.host.standin.device import mark
 def on_load() -> None:
     """Once TorchAir is there: our converters, as MindSpeed brings its own, and a count of the graphs it makes."""
     from npu_fused_graph import converters
-    from npu_fused_graph.host import native
-    from npu_fused_graph.host.standin import process
+    from npu_fused_graph.host import defects, native
+    from npu_fused_graph.host.standin import process, state
 
     converters.register_all()
     # TorchAir asks c10d for a group's default device in a deprecated way; nothing the script could change
     warnings.filterwarnings("ignore", message=r"(`_get_pg_default_device`|Multiple backends are registered)")
     native.result_listeners.append(mark)
     _watch_backend()
+    is_stock = state.options().stock
+
+    def tell(defect: str, graph: str) -> None:
+        process.counts[f"spoiled {defect} {graph}" if is_stock else f"guarded {defect}"] += 1
+
+    defects.watch(tell, repairs=not is_stock)
     native.graph_listeners.append(lambda executable: process.counts.update(("graphs",)))
 
 

@@ -1,0 +1,104 @@
+"""What TorchAir's defects T1, T9 and T10 (docs/torchair_defects.md) spoil: found while it compiles, and repaired."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import GraphModule
+
+from npu_fused_graph.passes.guards import separate_assigned_values, strides_of_what_is_not_dense
+
+Tell = Callable[[str, str], None]
+"""Called with a defect and the name of the graph that contains what it spoils."""
+
+
+@dataclass
+class _Compilation:
+    """Of one graph. found: defects whose conditions hold in it."""
+
+    found: set[str] = field(default_factory=set)
+
+
+class _RunsEagerly(Exception):
+    """A graph that cannot be lowered as it is meant."""
+
+
+_current: list[_Compilation] = []
+_repairs = False
+
+
+def guard_view_optimisation() -> None:
+    """Repair T1 where it is asked for, and always for operators that exist on a CPU only."""
+    from npu_fused_graph.converters.aten_attention import ONLY_ON_A_CPU
+
+    module: Any = importlib.import_module("torchair._ge_concrete_graph.continguous_utils")
+    original = module.is_view_case
+
+    @functools.wraps(original)
+    def is_view_case(target: Any, args: Any, meta_outputs: Any) -> bool:
+        if _forgets_a_permutation(target, args, meta_outputs):
+            is_own = hasattr(args[0], ONLY_ON_A_CPU)
+            if _current and not is_own:
+                _current[-1].found.add("T1")
+            if _repairs or is_own:
+                return False
+        return bool(original(target, args, meta_outputs))
+
+    module.is_view_case = is_view_case
+
+
+def _forgets_a_permutation(target: Any, args: Any, result: Any) -> bool:
+    """Whether TorchAir's stand-in, which has other strides than the tensor, would have to be copied."""
+    stand_in = getattr(args[0], "view_faketensor", None) if args else None
+    if stand_in is None or str(target) not in ("aten.view.default", "aten.reshape.default"):
+        return False
+    try:
+        with stand_in.meta.fake_mode:
+            stand_in.meta.view(result.size())
+    except Exception:  # sizes that are not known: TorchAir's own converter of the view is right in any case
+        return True
+    return False
+
+
+def watch(tell: Tell, *, repairs: bool) -> None:
+    """Tell of every graph from now on what the defects spoil in it. repairs: and repair it.
+
+    T1: the view becomes a node. T9: each input gets a value of its own. T10: the graph runs eagerly.
+    """
+    global _repairs
+    _repairs = repairs
+    compiler: Any = importlib.import_module("torchair.npu_fx_compiler")
+    optimize, generate = compiler._optimize_fx, compiler._NpuFxCompiler._gen_compiled_gm
+
+    @functools.wraps(optimize)
+    def optimize_fx(*args: Any, **kwargs: Any) -> Any:
+        gm: GraphModule = optimize(*args, **kwargs)
+        if _current:
+            found = _current[-1].found
+            if separate_assigned_values(gm, only_look=not repairs):
+                found.add("T9")
+            if strides_of_what_is_not_dense(gm):
+                found.add("T10")
+                if repairs:
+                    raise _RunsEagerly
+        return gm
+
+    @functools.wraps(generate)
+    def gen_compiled_gm(self: Any, gm: GraphModule, *args: Any, **kwargs: Any) -> Any:
+        compilation = _Compilation()
+        _current.append(compilation)
+        try:
+            return generate(self, gm, *args, **kwargs)
+        except _RunsEagerly:
+            return gm
+        finally:
+            _current.pop()
+            for defect in sorted(compilation.found):
+                tell(defect, f"graph_{compiler._GLOBAL_GRAPH_ID}")
+
+    compiler._optimize_fx = optimize_fx
+    compiler._NpuFxCompiler._gen_compiled_gm = gen_compiled_gm
