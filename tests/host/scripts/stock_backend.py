@@ -1,4 +1,4 @@
-"""Graphs in which TorchAir's defects T1, T9 and T10 show, with TorchAir's own backend. Prints which numbers are right."""
+"""Graphs in which TorchAir's defects T1, T9 and T10 show, in its own backend. Prints which numbers are right."""
 
 import json
 
@@ -44,7 +44,7 @@ def same(function, *shapes):
     with torch.no_grad():
         pair = function(*copies), compiled(*given)
     results = [*copies, pair[0]], [*given, pair[1]]
-    return all(a is b is None or torch.allclose(a, b, atol=1e-5) for a, b in zip(*results))
+    return all(a is b is None or torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
 
 
 x = (2, 3, 5, 4)
