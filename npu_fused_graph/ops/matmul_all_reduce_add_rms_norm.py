@@ -189,6 +189,7 @@ def reference(
     gather: all ranks' partial results in rank order. mode: "once" sums them in float32 and rounds once, "seq"
     rounds after each addition; HCCL's own order lies in between. y: where the sum goes; may be residual itself.
     RN = rounding to T: p = RN(this rank's product); y = RN(RN(sum p) + residual); norm_out = RN(RN(y * rstd) * gamma).
+    For bfloat16 and n above 2000 the kernel may take y before its rounding here, tile by tile.
     """
     rows, n = residual.numel() // max(residual.size(-1), 1), residual.size(-1)
     y = torch.empty(residual.shape, dtype=residual.dtype) if y is None else y

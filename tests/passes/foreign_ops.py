@@ -88,6 +88,13 @@ def foreign_ops() -> Iterator[None]:
             vars(getattr(torch.ops, namespace)).pop(name, None)
 
 
+def _rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """CANN's RmsNorm rounds once, its AddRmsNorm the norm and then the product with gamma."""
+    wide = x.float()
+    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return (wide * rstd * gamma.float()).to(x.dtype), rstd
+
+
 def _normalised(x: Tensor, gamma: Tensor, epsilon: float = 1e-06) -> tuple[Tensor, Tensor]:
     """Specification 1.2, steps 6 to 8: float32 statistics, one rounding before gamma and one after it."""
     wide = x.float()
@@ -193,7 +200,7 @@ def _fused_add_rms_norm(
 
 
 COMPUTE: dict[str, Callable[..., Any]] = {
-    "npu::npu_rms_norm": _normalised,
+    "npu::npu_rms_norm": _rms_norm,
     "npu::npu_add_rms_norm": _add_rms_norm,
     "npu::npu_add_rms_norm_quant": _add_rms_norm_quant,
     "npu::npu_dynamic_quant": _dynamic_quant,

@@ -142,8 +142,27 @@ def rms_norm(x: Tensor, gamma: Tensor, *, epsilon: float = 1e-6) -> tuple[Tensor
     return rms_norm_of(x, gamma, epsilon)
 
 
+_VECTOR_CORES = 40
+"""Of an Ascend910B3: with no more rows than that each core has one."""
+
+
 @kernel("AddRmsNorm", same_dtype=("x1", "x2"))
 def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, *, epsilon: float = 1e-6) -> Triple:
-    x = x1 + x2
-    y, rstd = rms_norm_of(x, gamma, epsilon)
-    return y, rstd, x
+    """(norm, rstd, sum) with the roundings of CANN's kernel on A2 and A3: the 16-bit norm is rounded before gamma, too.
+
+    Of a bfloat16 sum the kernel for long rows takes the statistics, and that for rows of up to 12288 elements the whole
+    norm, from the sum before it is rounded; short rows, few rows and float16 from the rounded one.
+    """
+    total = x1 + x2
+    if total.dtype.itemsize > 2 or not total.numel():
+        return (*rms_norm_of(total, gamma, epsilon), total)
+    n = gamma.numel()
+    wide = total.float()
+    source, normalised = wide, wide
+    if total.dtype is torch.bfloat16 and (n > 12288 or (n > 2000 and total.numel() // n > _VECTOR_CORES)):
+        source = x1.float() + x2.float()
+        normalised = wide if n > 12288 else source
+    dims = tuple(range(-gamma.dim(), 0))
+    rstd = source.square().sum(dims, keepdim=True).div_(n).add_(epsilon).rsqrt_()
+    norm = (normalised * rstd).to(total.dtype)
+    return (norm.float() * gamma.float()).to(total.dtype), rstd, total

@@ -149,7 +149,7 @@ NORMS: dict[str, Norm] = {
     "torch_rms_norm": Norm(torch_rms_norm, numerics="one_ulp", ulps=3),
     "one_plus_weight": Norm(one_plus_weight, numerics="any", ulps=5),
     "float32_weight": Norm(float32_weight, numerics="any", ulps=5),
-    "npu_rms_norm": Norm(npu_rms_norm, is_composite=False),
+    "npu_rms_norm": Norm(npu_rms_norm, numerics="one_ulp", ulps=3, is_composite=False),
     "npu_add_rms_norm": Norm(None, npu_add_rms_norm, is_composite=False),
     "ascend_add_rms_norm_bias": Norm(None, ascend, is_composite=False),
     "vllm_ir": Norm(None, vllm_ir, numerics="one_ulp", ulps=4, is_composite=False),
