@@ -33,15 +33,14 @@ _repairs = False
 
 def guard_view_optimisation() -> None:
     """Repair T1 where it is asked for, and always for operators that exist on a CPU only."""
-    from npu_fused_graph.converters.aten_attention import ONLY_ON_A_CPU
-
+    only_on_a_cpu: str = importlib.import_module("npu_fused_graph.converters.aten_attention").ONLY_ON_A_CPU
     module: Any = importlib.import_module("torchair._ge_concrete_graph.continguous_utils")
     original = module.is_view_case
 
     @functools.wraps(original)
     def is_view_case(target: Any, args: Any, meta_outputs: Any) -> bool:
         if _forgets_a_permutation(target, args, meta_outputs):
-            is_own = hasattr(args[0], ONLY_ON_A_CPU)
+            is_own = hasattr(args[0], only_on_a_cpu)
             if _current and not is_own:
                 _current[-1].found.add("T1")
             if _repairs or is_own:

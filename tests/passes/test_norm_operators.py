@@ -90,11 +90,8 @@ def graph_with(target: Any) -> GraphModule:
     adds = any(a.name in ("x2", "x_residual") for a in given)
     total = reduced if adds else call(graph, aten.add.Tensor, reduced, r, value=rows.clone())
     known = {"x2": r, "x_residual": r, "weight": gamma, "normalized_shape": [N], "epsilon": 1e-6, "eps": 1e-6}
-    arguments: list[Any] = [total]
-    for a in given[1:]:
-        if a.name in known or not a.has_default_value():
-            arguments.append(known.get(a.name, gamma if str(a.type) == "Tensor" else None))
-    arguments = arguments[: sum(not a.kwarg_only for a in given)]
+    positional = [a for a in given[1:] if not a.kwarg_only]
+    arguments = [total, *(known.get(a.name, gamma if str(a.type) == "Tensor" else a.default_value) for a in positional)]
     count = len(target._schema.returns)
     norm = call(graph, target, *arguments, value=rows.clone() if count == 1 else (rows.clone(),) * count)
     graph.output(norm if count == 1 else call(graph, operator.getitem, norm, 0, value=rows.clone()))
