@@ -19,6 +19,7 @@ from npu_fused_graph.passes.fx import (
     dtype_name,
     dtype_of,
     is_call,
+    is_one,
     op_name,
     operand,
     path_to,
@@ -83,13 +84,13 @@ def _verdict(node: Node, matcher: _Matcher, around: Surroundings) -> FusionSite:
     record = FusionSite(SPEC.stem, node.name, source_line(node), layer, group=group_of(node))
     try:
         site = matcher.match(node)
-        rows, columns = site.rows, shape_of(site.residual)[-1:]
+        rows, n = site.rows, shape_of(site.product.node)[-1]
         record = replace(
             record, numerics=site.numerics, group=site.reduce.group, shape=site.shape,
             rows=rows if isinstance(rows, int) else None,
         )  # fmt: skip
-        if isinstance(rows, int) and all(isinstance(n, int) for n in (*columns, site.k)):
-            record = replace(record, gain=round(costs.cost(rows, columns[0], site.k).gain, 2))
+        if all(isinstance(size, int) for size in (rows, n, site.k)):
+            record = replace(record, gain=round(costs.cost(rows, n, site.k).gain, 2))
         check(site, around, RULES)
         return record
     except Refused as refused:
@@ -214,19 +215,15 @@ def _product(reduce: AllReduce) -> tuple[Product, tuple[Node, ...]]:
 
 
 def _added_vector(add: Node, reduced: Node) -> Node | None:
-    """The bias of ``reduced + bias``, where bias is a vector of the last dim."""
-    if not is_call(add, "aten::add.Tensor") or add.kwargs or not same_shape(shape_of(add), shape_of(reduced)):
+    """The bias of ``reduced + bias``, where bias is a vector of the last dim and reduced has several rows."""
+    shape = shape_of(reduced)
+    if not is_call(add, "aten::add.Tensor") or add.kwargs or not same_shape(shape_of(add), shape):
         return None
     other = add.args[1] if add.args[0] is reduced else add.args[0]
-    rows_are_one = len(shape_of(reduced)) < 2 or is_vector(reduced, shape_of(reduced)[-1])
-    if (
-        isinstance(other, Node)
-        and other is not reduced
-        and is_vector(other, shape_of(reduced)[-1])
-        and not rows_are_one
-    ):
-        return other
-    return None
+    rows_are_one = all(map(is_one, shape[:-1]))
+    if rows_are_one or not isinstance(other, Node) or other is reduced or not is_vector(other, shape[-1]):
+        return None
+    return other
 
 
 def _is_hint(user: Node, node: Node) -> bool:

@@ -192,6 +192,11 @@ def number_residual(p: Parts, x: Tensor, r: Tensor) -> Any:
 
 
 @case()
+def tensor_of_one_number_residual(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return p.norm(p.reduced(x) + r.sum())
+
+
+@case()
 def self_residual(p: Parts, x: Tensor, r: Tensor) -> Any:
     y = p.reduced(x)
     return p.norm(y + y)
@@ -501,6 +506,11 @@ def chunked_residual(p: Parts, x: Tensor, r: Tensor) -> Any:
 @case()
 def no_norm(p: Parts, x: Tensor, r: Tensor) -> Any:
     return r + p.reduced(x)
+
+
+@case(x=(1, K), residual=(1, N))
+def reduced_to_one_number(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return all_reduce(F.linear(x, p.weight[:1])).squeeze() + r.sum()
 
 
 @case()
