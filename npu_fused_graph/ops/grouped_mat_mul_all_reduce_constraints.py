@@ -227,7 +227,7 @@ def _b14_columns(spec: OpSpec, call: Call) -> None:
 
 def _b15_sizes(spec: OpSpec, call: Call) -> None:
     step = _ALIGNMENT // 2  # elements of float16 and bfloat16
-    most = (INT32_MAX - 1) // step * step
+    most = INT32_MAX // step * step
     for tensors in ("x", "weight"):
         for name, facts in _dims(call, tensors):
             for size in facts.shape:
