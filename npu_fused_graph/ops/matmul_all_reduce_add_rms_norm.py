@@ -230,7 +230,7 @@ def _float_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Te
 def _full_product(
     weight: Tensor, bias: Tensor | None, dequant_scale: Tensor, dtype: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
-    scale = dequant_scale.float() if dequant_scale.dtype is torch.bfloat16 else _unpacked_scale(dequant_scale)
+    scale = dequant_scale if dequant_scale.dtype is torch.bfloat16 else _unpacked_scale(dequant_scale)
     exact = torch.float32 if weight.size(0) <= EXACT_K else torch.float64
     wide = weight.to(exact)
 
