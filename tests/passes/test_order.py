@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.fx import Graph, Node
 
-from npu_fused_graph.passes.order import Order
+from npu_fused_graph.passes.order import Order, is_collective
 
 
 @contextmanager
@@ -48,6 +48,12 @@ def test_an_operator_that_is_given_a_communicator_is_a_collective(name: str) -> 
         assert not order.is_free(node)
 
 
+@pytest.mark.parametrize("name", ["c10d.broadcast_", "c10d.barrier", "c10d_functional.all_reduce"])
+def test_a_collective_that_takes_a_process_group_or_ranks(name: str) -> None:
+    namespace, _, operation = name.partition(".")
+    assert is_collective(getattr(getattr(torch.ops, namespace), operation).default)
+
+
 def test_others_are_none() -> None:
     with operator("send(Tensor x, str groups='0') -> Tensor") as send:
         graph, nodes = calls(torch.ops.aten.relu.default, send)
@@ -55,6 +61,15 @@ def test_others_are_none() -> None:
         assert not any(map(order.is_collective, nodes))
         assert order.collectives_between(-1, 4) == []
         assert all(map(order.is_free, nodes))
+
+
+def test_what_a_node_needs_is_behind_the_other_one() -> None:
+    aten = torch.ops.aten
+    graph, (first, before, between, last) = calls(*[aten.relu.default, aten.neg.default] * 2)
+    order = Order(graph)
+    assert order.needed(last, before) == [between, last]
+    assert order.needed(before, last) == [before]
+    assert order.needed(last, first) == [before, between, last]
 
 
 def test_a_fused_collective_takes_the_place_of_the_old_one() -> None:
