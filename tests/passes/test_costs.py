@@ -34,6 +34,7 @@ def test_sites_of_well_known_models(m: int, n: int, k: int, serial: int, fused: 
         pytest.param(4096, 8192, 1000, 1712.501, id="k no multiple of 128"),
         pytest.param(128, 256, 1024, 26.191, id="one block, at most 1/16 MiB to send"),
         pytest.param(256, 128, 1024, 23.577, id="two blocks"),
+        pytest.param(256, 256, 1024, 26.610, id="1/8 MiB to send"),
         pytest.param(64, 64, 64, 21.060, id="less than a block"),
         pytest.param(1, 1, 1, 21.027, id="one element"),
     ],
