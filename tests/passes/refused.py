@@ -203,6 +203,11 @@ def self_residual(p: Parts, x: Tensor, r: Tensor) -> Any:
 
 
 @case()
+def vector_alone(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return p.norm(p.reduced(x) + p.bias)
+
+
+@case()
 def alpha(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(torch.add(r, p.reduced(x), alpha=2))
 
@@ -382,6 +387,17 @@ def overlapped(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(r + OP.wait_tensor(work)), other
 
 
+@case(min_rows=None, x=(2047, K), residual=(2047, N))
+def a_row_less_than_two_tiles(p: Parts, x: Tensor, r: Tensor) -> Any:
+    """Tiles of 64 KiB, which are 1024 rows of 32 columns."""
+    return p.norm(r + p.reduced(x))
+
+
+@case(min_rows=7)
+def a_row_less_than_asked_for(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return p.norm(r + p.reduced(x))
+
+
 @case(min_rows=None)
 def decode_rows(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(r + p.reduced(x))
@@ -405,6 +421,14 @@ def deterministic(p: Parts, x: Tensor, r: Tensor) -> Any:
 def mutated_between(p: Parts, x: Tensor, r: Tensor) -> Any:
     y = p.reduced(x)
     r.mul_(2)
+    return p.norm(r + y)
+
+
+@case(capture="plain")
+def written_by_a_graph_of_its_own(p: Parts, x: Tensor, r: Tensor) -> Any:
+    y = p.reduced(x)
+    with torch.no_grad():
+        r.mul_(2)
     return p.norm(r + y)
 
 

@@ -134,6 +134,7 @@ def test_sites_chain_and_carry_source_and_layer() -> None:
     gm, sites = run(Two(), torch.randn(2, 3, 32).half(), torch.randn(2, 3, 32).half())
     assert [s.is_fused for s in sites] == [True, True]
     assert [s.layer for s in sites] == ["first", "second"]
+    assert [s.node for s in sites] == [node.name for node in fused_nodes(gm)]
     assert all(s.source.rpartition(":")[0].endswith("blocks.py") for s in sites)
     fused = fused_nodes(gm)
     assert [module_path(node) for node in fused] == ["first", "second"], "for who looks at the graph afterwards"
@@ -203,6 +204,12 @@ def test_other_group_is_kept() -> None:
     gm, sites = run(Model(), *inputs(3))
     assert sites[0].is_fused
     assert fused_nodes(gm)[0].args[4] == other.group_name != "0"
+
+
+@pytest.mark.parametrize(("rows", "min_rows"), [(1, 1), (6, 6), pytest.param(2048, None, id="two tiles of 64 KiB")])
+def test_just_enough_rows(rows: int, min_rows: int | None) -> None:
+    gm = capture(Block(), torch.randn(rows, 16).half(), torch.randn(rows, 32).half())
+    assert [site.reason for site in fuse_all(gm, FusionOptions(min_rows=min_rows))] == [""]
 
 
 def test_bfloat16() -> None:
@@ -341,6 +348,17 @@ def test_another_kind_of_graph_is_refused(name: str) -> None:
         fuse_all(make())
 
 
+def test_a_norm_that_is_one_operator_of_aten() -> None:
+    class Model(Block):
+        def forward(self, x: Tensor, residual: Tensor) -> Any:
+            total = residual + self.reduce(self.product(x))
+            return torch.ops.aten._fused_rms_norm(total, [32], self.gamma, 1e-6)[0], total
+
+    model, (x, r) = Model("mm", "functional"), inputs(2)
+    gm = torch.export.export(model, (x, r)).graph_module
+    _same_numbers_fused(gm, [model.weight.detach(), model.gamma.detach(), x, r], numerics="one_ulp")
+
+
 class Snapshots(nn.Module):
     """Multiplies by copies of tensors that are written before the matmul."""
 
@@ -359,9 +377,24 @@ class Snapshots(nn.Module):
 def test_a_copy_is_not_what_it_was_copied_from() -> None:
     model, (x, r) = Snapshots(), (torch.randn(2, 3, 16).half(), torch.randn(6, 32).half())
     gm = torch.export.export(model, (x.clone(), r)).graph_module
-    arguments = [model.weight, model.gamma, x, r]
+    _same_numbers_fused(gm, [model.weight, model.gamma, x, r])
+
+
+def test_what_the_op_does_not_read_may_be_written_inside() -> None:
+    class Model(Block):
+        def forward(self, x: Tensor, residual: Tensor, calls: Tensor) -> Any:
+            reduced = self.reduce(self.product(x))
+            calls.add_(1)
+            return llama_norm(residual + reduced, self.gamma, 1e-6), calls * 2
+
+    model, (x, r) = Model("mm", "functional"), inputs(2)
+    gm = torch.export.export(model, (x, r, torch.zeros(4))).graph_module
+    _same_numbers_fused(gm, [model.weight.detach(), model.gamma.detach(), x, r, torch.zeros(4)])
+
+
+def _same_numbers_fused(gm: GraphModule, arguments: list[Any], numerics: Numerics = "same_rounding") -> None:
     before = lockstep.run(gm, [arguments] * 2)
-    assert [site.is_fused for site in fuse_all(gm, FusionOptions(min_rows=0))] == [True]
+    assert [site.is_fused for site in fuse_all(gm, FusionOptions(numerics=numerics, min_rows=0))] == [True]
     after = lockstep.run(gm, [arguments] * 2)
     for want, got in zip(before[0], after[0], strict=True):
         assert_close(got, want.double(), scale=4)
