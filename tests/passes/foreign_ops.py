@@ -54,6 +54,7 @@ SCHEMAS = {
         "unquantized_gemm(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
         "maybe_chunk_residual(Tensor x, Tensor residual) -> Tensor",
     ),
+    "transformers": ("grouped_mm_fallback(Tensor input, Tensor weight, Tensor offs) -> Tensor",),
     "vllm_ir": (
         "fused_add_rms_norm(Tensor x, Tensor x_residual, Tensor? weight, float epsilon, int? variance_size=None) "
         "-> (Tensor, Tensor)",
@@ -184,6 +185,12 @@ def _grouped_matmul(
     return [torch.cat(results)] if split_item in (2, 3) else results
 
 
+def _grouped_mm(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+    """Row i times the weight of the first group that ends behind it."""
+    group = (torch.ones_like(input[:, :1], dtype=offs.dtype).cumsum(0) > offs).sum(1)
+    return torch.bmm(input[:, None], weight[group])[:, 0]
+
+
 def _mm_all_reduce_base(x1: Tensor, x2: Tensor, hcom: str, *, bias: Tensor | None = None, **ignored: Any) -> Tensor:
     """What one rank contributes: tests add the ranks themselves."""
     product = x1.float() @ x2.float()
@@ -210,6 +217,7 @@ COMPUTE: dict[str, Callable[..., Any]] = {
     "npu::npu_mm_all_reduce_base": _mm_all_reduce_base,
     "npu::npu_quant_matmul": _quant_matmul,
     "npu::npu_weight_quant_batchmatmul": _weight_quant,
+    "transformers::grouped_mm_fallback": _grouped_mm,
     "vllm::all_reduce": lambda tensor, group_name: tensor.clone(),
     "vllm::unquantized_gemm": _linear,
     "vllm::maybe_chunk_residual": lambda x, residual: residual.clone(),

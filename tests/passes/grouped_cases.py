@@ -221,6 +221,12 @@ def half_fused(x: Tensor, w: Tensor, v: Tensor) -> Any:
     return base(x, w, "0"), base(x, v, "0")
 
 
+@fused((0, 2, 2), shapes=((4, 1, 2, 1, 3, K), (6, 1, 2, 1, 3, K), W, W), capture="rows")
+def half_fused_with_dynamic_rows_in_six_dimensions(x: Tensor, z: Tensor, w: Tensor, v: Tensor) -> Any:
+    base = torch.ops.npu.npu_mm_all_reduce_base
+    return base(x, w, "0"), base(z, v, "0")
+
+
 # -- biases, groups, what lies between ------------------------------------------------------------------------
 
 
@@ -232,6 +238,11 @@ def biases(x: Tensor, w: Tensor, v: Tensor, b: Tensor, c: Tensor) -> Any:
 @fused((0, 2, 2), shapes=(X, W, W, (N,)), dtype=torch.bfloat16)
 def one_bias(x: Tensor, w: Tensor, v: Tensor, b: Tensor) -> Any:
     return ar(x @ w), ar(torch.addmm(b, x, v))
+
+
+@fused((0, 2, 2), shapes=(X, (4, K), W, W, (N,), (N,)))
+def biases_of_a_grouped_matmul(x: Tensor, z: Tensor, w: Tensor, v: Tensor, b: Tensor, c: Tensor) -> Any:
+    return [ar(y) for y in grouped([x, z], [w, v], bias=[b, c], group_type=-1)]
 
 
 @fused((0, 2, 2), (0, 2, 2), shapes=(X, W, W, (N, K), (K, 24), (K, 32)))
@@ -364,6 +375,18 @@ def wide(x: Tensor, w: Tensor, v: Tensor) -> Any:
 @refused("bias_shape", shapes=(X, W, W, (M, N)))
 def bias_per_row(x: Tensor, w: Tensor, v: Tensor, b: Tensor) -> Any:
     return ar(x @ w), ar(torch.addmm(b, x, v))
+
+
+@refused("bias_shape", shapes=(X, W, (3, K, N), (3, N)))
+def biases_in_one_tensor(x: Tensor, w: Tensor, v: Tensor, b: Tensor) -> Any:
+    given = {"bias": [b], "group_list": torch.tensor(ENDS), "split_item": 3, "group_type": 0}
+    return ar(x @ w), ar(torch.ops.npu.npu_grouped_matmul(x=[x], weight=[v], **given)[0])
+
+
+@refused("dynamic_shape", capture="rows", shapes=((4, 1, 2, 1, 1, 3, K), (6, 1, 2, 1, 1, 3, K), W, W))
+def dynamic_in_seven_dimensions(x: Tensor, z: Tensor, w: Tensor, v: Tensor) -> Any:
+    base = torch.ops.npu.npu_mm_all_reduce_base
+    return base(x, w, "0"), base(z, v, "0")
 
 
 @refused("dynamic_shape", capture="dynamic", shapes=(X, W, W, (N,)))
@@ -539,6 +562,12 @@ def routed_and_weighted(x: Tensor, w: Tensor, v: Tensor, scores: Tensor) -> Any:
 def pairs_of_group_and_size(x: Tensor, w: Tensor, v: Tensor) -> Any:
     given = {"group_list": torch.tensor([[0, 3], [1, 1], [2, 6]]), "group_list_type": 2, "split_item": 3}
     return ar(x @ w), ar(torch.ops.npu.npu_grouped_matmul(x=[x], weight=[v], group_type=0, **given)[0])
+
+
+@refused("group_sizes_on_device", shapes=(X, W, (3, K, N), (M, 1)))
+def routed_in_transformers(x: Tensor, w: Tensor, v: Tensor, scores: Tensor) -> Any:
+    ends = scores.flatten()[:3].int()
+    return ar(x @ w), ar(torch.ops.transformers.grouped_mm_fallback(x, v, ends) * scores)
 
 
 @refused("no_matmul", shapes=(X, W, (3, K, N)))
