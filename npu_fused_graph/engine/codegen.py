@@ -82,6 +82,8 @@ def _argument(arg: Any, program: Program, names: dict[str, Any], key: str) -> st
             return f"int({name})"
         if arg.host == "ints":
             return f"{name}.flatten().tolist()"
+        if arg.host == "dense":
+            return f"{name}.contiguous()"
         if arg.host == "clone":
             return f"{name}.clone()"
         return name

@@ -31,7 +31,7 @@ class Slot:
     """A value of the running graph, by number.
 
     host: what to do before the call: "int" / "ints" = hand over as int / list[int], "clone" = copy (a constant
-    that the kernel writes into, a ViewCopy target that others may read).
+    that the kernel writes into, a ViewCopy target that others may read), "dense" = copy unless it is contiguous.
     """
 
     number: int
@@ -194,7 +194,7 @@ class _Builder:
         if const is None:
             if kernel.ge_type == "ViewCopy" and param.name in kernel.mutates and not self._is_moved(item.source):
                 return Slot(slot, "clone")
-            return Slot(slot, param.host)
+            return Slot(slot, param.host or ("dense" if kernel.dense else None))
         if param.name in kernel.mutates:
             return Slot(slot, "clone")
         return to_host(const, param.host)
@@ -213,7 +213,7 @@ class _Builder:
             return False
         for slot, value in zip(instruction.outputs, values, strict=True):
             # a view of another constant must not share its storage with an owner of its own lifetime
-            self.consts[slot] = value.clone() if value.numel() else value
+            self.consts[slot] = value.clone(memory_format=torch.contiguous_format) if value.numel() else value
         return True
 
 
@@ -273,6 +273,8 @@ def to_host(value: Tensor, host: str | None) -> Any:
         return value
     if host == "clone":
         return value.clone()
+    if host == "dense":
+        return value.contiguous()
     return int(value) if host == "int" else value.flatten().tolist()
 
 

@@ -87,6 +87,7 @@ class Kernel:
 
     same_dtype: inputs that GE requires to share one dtype. mutates: inputs written in place (the output of the
     same name is that buffer). pure: same inputs, same outputs, no effect; such nodes are folded when constant.
+    dense: every tensor must lie in memory in the order of its axes, as all of GE's do; a kernel without it gets views.
     specialise: called at load with the constant inputs and attributes; may return a faster function of the
     remaining inputs' positions (same positional arguments) or None.
     """
@@ -100,6 +101,7 @@ class Kernel:
     same_dtype: tuple[str, ...]
     mutates: tuple[str, ...]
     pure: bool
+    dense: bool
     specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None
 
 
@@ -114,6 +116,7 @@ def kernel(
     same_dtype: Iterable[str] = (),
     mutates: Iterable[str] = (),
     pure: bool = True,
+    dense: bool = False,
     specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None = None,
 ) -> Callable[[F], F]:
     """Register the decorated function for ``ge_types``. See the module's text and :class:`Kernel`."""
@@ -125,7 +128,7 @@ def kernel(
                     f"[engine] {ge_type}: expected one kernel per type, got a second one, {fn.__name__}."
                 )
             _KERNELS[ge_type] = _describe(
-                ge_type, fn, frozenset(ignored), tuple(same_dtype), tuple(mutates), pure, specialise
+                ge_type, fn, frozenset(ignored), tuple(same_dtype), tuple(mutates), pure, dense, specialise
             )
         return fn
 
@@ -162,7 +165,7 @@ def register_kernel(
         raise UnsupportedOpError(
             f"[engine] {ge_type}: expected a type without a kernel, got one that has one. Pass replace=True."
         )
-    _KERNELS[ge_type] = _describe(ge_type, fn, frozenset(ignored), (), tuple(mutates), pure, None)
+    _KERNELS[ge_type] = _describe(ge_type, fn, frozenset(ignored), (), tuple(mutates), pure, True, None)
 
 
 def find(ge_type: str) -> Kernel:
@@ -206,6 +209,7 @@ def _describe(
     same_dtype: tuple[str, ...],
     mutates: tuple[str, ...],
     pure: bool,
+    dense: bool,
     specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None,
 ) -> Kernel:
     hints = get_type_hints(fn)
@@ -245,7 +249,9 @@ def _describe(
                 f"[engine] {ge_type}: expected a kernel with named parameters, got *{param.name} in {fn.__name__}. "
                 "Inputs are positional parameters, attributes keyword-only ones."
             )
-    return Kernel(ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, specialise)
+    return Kernel(
+        ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, dense, specialise
+    )
 
 
 def _mentions(hint: Any, wanted: Any) -> bool:

@@ -472,7 +472,7 @@ def test_a_node_without_outputs_runs_each_time(monkeypatch: pytest.MonkeyPatch) 
     def note(x: Tensor) -> None:
         seen.append(float(x.sum()))
 
-    described = registry._describe("NoteForTest", note, frozenset(), (), (), False, None)
+    described = registry._describe("NoteForTest", note, frozenset(), (), (), False, False, None)
     registry.registered_types()
     monkeypatch.setitem(registry._KERNELS, "NoteForTest", described)
     x = torch.ones(2)

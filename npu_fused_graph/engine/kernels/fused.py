@@ -22,7 +22,7 @@ from npu_fused_graph.ops._calls import OpCall, observed
 from npu_fused_graph.ops._register import facts_of
 
 
-@kernel("MatmulAllReduceAddRmsNorm", ignored=("comm_turn",), pure=False)
+@kernel("MatmulAllReduceAddRmsNorm", ignored=("comm_turn",), pure=False, dense=True)
 def matmul_all_reduce_add_rms_norm(
     x1: Tensor,
     x2: Tensor,
@@ -76,12 +76,12 @@ def matmul_all_reduce_add_rms_norm(
     return result
 
 
-kernel("InplaceMatmulAllReduceAddRmsNorm", ignored=("comm_turn",), mutates=("residual",), pure=False)(
+kernel("InplaceMatmulAllReduceAddRmsNorm", ignored=("comm_turn",), mutates=("residual",), pure=False, dense=True)(
     matmul_all_reduce_add_rms_norm
 )
 
 
-@kernel("GroupedMatMulAllReduce", ignored=("commTurn",), pure=False)
+@kernel("GroupedMatMulAllReduce", ignored=("commTurn",), pure=False, dense=True)
 def grouped_mat_mul_all_reduce(
     x: list[Tensor],
     weight: list[Tensor],
@@ -96,7 +96,7 @@ def grouped_mat_mul_all_reduce(
     if any(w.dim() != 2 for w in weight):
         raise _unsupported(node, "weights (k, n)", [list(w.shape) for w in weight])
     lists = {"x": x, "weight": weight, "bias": [] if len(bias) == 1 and not bias[0].numel() else bias}
-    tensors: dict[str, Any] = {name: [t.contiguous() for t in given] for name, given in lists.items()}  # GE's are dense
+    tensors: dict[str, Any] = dict(lists)
     attributes = {
         "hcomm": group, "group_list": group_list, "split_item": splitItem, "reduce_op": reduceOp, "comm_turn": 0
     }  # fmt: skip

@@ -145,7 +145,7 @@ def embedding_dense_grad(
     return _EMBEDDING_DENSE_BACKWARD(grad, indices, num_weights, padding_idx, scale_grad_by_freq)
 
 
-@kernel("LayerNormGradV3", same_dtype=("dy", "x"))
+@kernel("LayerNormGradV3", same_dtype=("dy", "x"), dense=True)
 def layer_norm_grad_v3(dy: Tensor, x: Tensor, rstd: Tensor, mean: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
     shape = gamma.shape
     return _NATIVE_LAYER_NORM_BACKWARD(dy, x, shape, mean, rstd, gamma, gamma, [True, True, True])

@@ -235,7 +235,7 @@ def where(x: Tensor) -> Tensor:
 # -- searches and bags -----------------------------------------------------------------------------------
 
 
-@kernel("SearchSorted", same_dtype=("sorted_sequence", "values"))
+@kernel("SearchSorted", same_dtype=("sorted_sequence", "values"), dense=True)
 def search_sorted(
     sorted_sequence: Tensor,
     values: Tensor,
@@ -260,7 +260,12 @@ _BAG_MODES = ("sum", "mean", "max")
 
 
 # scale_grad_by_freq and sparse speak of the gradient.
-@kernel("EmbeddingBag", ignored=("scale_grad_by_freq", "sparse"), specialise=require("EmbeddingBag", mode=_BAG_MODES))
+@kernel(
+    "EmbeddingBag",
+    ignored=("scale_grad_by_freq", "sparse"),
+    dense=True,
+    specialise=require("EmbeddingBag", mode=_BAG_MODES),
+)
 def embedding_bag(
     weight: Tensor,
     indices: Tensor,

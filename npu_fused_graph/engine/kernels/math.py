@@ -344,6 +344,10 @@ def bitcast(x: Tensor, *, type: torch.dtype) -> Tensor:
     return x.contiguous().view(type)
 
 
-@kernel("Identity", "TensorMove", specialise=lambda consts, attrs: torch.clone)
+def _dense_copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@kernel("Identity", "TensorMove", specialise=lambda consts, attrs: _dense_copy)
 def identity(x: Tensor) -> Tensor:
-    return torch.clone(x)
+    return _dense_copy(x)
