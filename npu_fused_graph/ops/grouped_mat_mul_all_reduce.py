@@ -115,7 +115,7 @@ def npu_grouped_mat_mul_all_reduce(
 
 
 def fake(
-    x: Sequence[Tensor], weight: Sequence[Tensor], *, group_list: Sequence[int] | None = None, split_item: int = 0
+    x: Sequence[Tensor], weight: Sequence[Tensor], *, group_list: Sequence[int] | None, split_item: int
 ) -> list[Tensor]:
     """Results of the right shapes, uninitialised."""
     if split_item == 3:
