@@ -180,7 +180,4 @@ def _find_op(edge: str) -> Any:
 
     name = edge.rpartition(":")[0]
     graph = get_default_ge_graph()
-    for op in chain(graph.indexed_inputs.values(), reversed(graph.op)):
-        if op.name == name:
-            return op
-    raise AssertionError(f"{name} feeds a Transpose but is not in the graph")
+    return next(op for op in chain(graph.indexed_inputs.values(), reversed(graph.op)) if op.name == name)
