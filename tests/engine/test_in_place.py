@@ -10,7 +10,7 @@ from torch import Tensor
 
 from npu_fused_graph.engine import Executable, compile_graph, register_kernel, registered_types, registry
 from npu_fused_graph.engine.program import FOLD_LIMIT
-from npu_fused_graph.ir.graph import Graph, Node
+from npu_fused_graph.ir.graph import DTypeValue, Graph, Node
 from tests.engine.graphs import graph_of, node
 
 ROWS, ROW = 4, 6
@@ -353,7 +353,28 @@ def test_an_in_place_op_on_assigned_data_needs_no_copy() -> None:
         assert torch.equal(inputs["x"], wanted)
 
 
+def test_a_result_with_memory_of_its_own_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+
+    def doubled(x: Tensor) -> Tensor:
+        made.append(x * 2)
+        return made[-1]
+
+    monkeypatch.setattr(registry, "_KERNELS", registered_types())
+    register_kernel("Doubled", doubled)
+    executable = compile_graph(graph_of({"x": torch.ones(3)}, [node("d", "Doubled", {"x": "x"})], ["d"]))
+    for run in range(RUNS):
+        (result,) = executable.run([torch.ones(3)])
+        assert result.data_ptr() == made[run].data_ptr()
+
+
 # -- copies left out -------------------------------------------------------------------------------------
+
+
+def test_an_op_that_hands_its_input_on_is_left_out() -> None:
+    nodes = [add("y", "x", "x"), node("c", "Cast", {"x": "y"}, dst_type=DTypeValue("float32")), add("z", "c", "c")]
+    executable = check("x", nodes, ["z"], lambda x: [4 * x])
+    assert calls(executable) == ["Add", "Add"]
 
 
 def test_a_copy_of_a_dying_value_is_left_out() -> None:
@@ -389,13 +410,16 @@ def test_a_chain_of_copies() -> None:
 def test_an_update_of_assigned_data_is_done_in_place() -> None:
     nodes = [move("m", "x"), put("s", "m"), add("z", "s", "s")]
     executable = compile_graph(graph_of(fresh(0, "x", "u"), nodes, ["s", "z"], const={"i": INDICES}))
+    generated = []
     for run in range(RUNS):
         inputs = fresh(run, "x", "u")
         wanted = updated(**inputs)
         _, double = run_assigned(executable, inputs, ["x", None])
         assert torch.equal(inputs["x"], wanted)
         assert torch.equal(double, 2 * wanted)
+        generated.append(executable._compiled)
     assert "TensorMove" not in calls(executable)
+    assert all(code is generated[0] for code in generated), "later runs use what the first has made"
 
 
 def test_assigned_data_that_is_read_later_is_copied() -> None:
