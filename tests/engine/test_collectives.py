@@ -329,6 +329,16 @@ def test_fake_backend_talks_to_nobody() -> None:
         dist.destroy_process_group()
 
 
+def test_a_rank_keeps_no_more_than_its_part_of_what_was_reduced() -> None:
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
+    try:
+        part = comm.communicator("0").reduce_scatter(torch.ones(8, 3))
+        assert part.shape == (2, 3)
+        assert part.untyped_storage().nbytes() == 2 * 3 * 4
+    finally:
+        dist.destroy_process_group()
+
+
 def _again(rank: int, size: int) -> Any:
     """Three process groups of one name in a row."""
     sums = [_all_reduce("0", torch.tensor([float(rank)])).item()]

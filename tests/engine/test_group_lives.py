@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import torch
@@ -31,3 +33,20 @@ def _sum_in_two_lives(rank: int, port: int, file: str) -> list[float]:
 def test_a_group_made_again_at_the_same_address_finds_no_store_of_the_old_one(tmp_path: Path) -> None:
     found = values(run_ranks(_sum_in_two_lives, 2, free_port(), str(tmp_path / "turns")))
     assert found == [[3.0, 5.0]] * 2
+
+
+def test_the_end_of_a_group_is_no_matter_to_another() -> None:
+    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
+    try:
+        ends, stays = dist.new_group([0, 1]), dist.new_group([0, 1])
+        name = stays.group_name
+        communicator(ends.group_name)
+        kept = communicator(name)
+        ended = weakref.ref(ends)
+        dist.destroy_process_group(ends)
+        del ends
+        gc.collect()
+        assert ended() is None
+        assert communicator(name) is kept
+    finally:
+        dist.destroy_process_group()
