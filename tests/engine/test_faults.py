@@ -438,6 +438,35 @@ def test_one_rank_does_not_run_the_graph(runs: int, told: str) -> None:
     assert outcomes[1].exit_code == 0
 
 
+def _gives_up(rank: int) -> list[str]:
+    """Rank 0 gives up early and keeps the error, with all that its traceback holds; then rank 1 comes."""
+    store = dist.distributed_c10d._get_default_store()
+    errors: list[CommunicationError] = []
+    if rank == 0:
+        os.environ["NFG_TIMEOUT"] = "2"
+    executable = _reduce_graph(torch.ones(2))
+    executable.run([torch.ones(2)])
+    if rank == 1:
+        store.wait(["rank 0 gave up"])
+    try:
+        executable.run([torch.ones(2)])
+    except CommunicationError as error:
+        errors.append(error)
+    if rank == 0:
+        store.set("rank 0 gave up", "")
+        store.wait(["rank 1 is done"])
+    else:
+        store.set("rank 1 is done", "")
+    return [str(error) for error in errors]
+
+
+def test_who_comes_after_a_rank_gave_up_is_told_at_once() -> None:
+    (early,), (late,) = values(run_ranks(_gives_up, 2, **PROMPT))
+    assert "not all ranks arrived within 2 s; rank 1 is running but did not arrive" in early
+    assert "reduce (HcomAllReduce on group '0') on rank 1 of 2" in late
+    assert "rank 0 gave up: agreement, not all ranks arrived within 2 s" in late
+
+
 def _early_exit(rank: int) -> None:
     """Rank 0, which hosts the store, has nothing more to do and leaves."""
     x = torch.ones(2)
