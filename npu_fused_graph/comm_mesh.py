@@ -248,6 +248,8 @@ class Mesh:
     def exchange(self, what: str, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> None:
         """Send contiguous tensors to members and fill those expected from them. Empty ones do not travel."""
         works: list[tuple[int, Any]] = []
+        gloo: Any
+        work: Any
         try:
             gloo = self._connect()
             works += [(r, gloo.send([x], self._members.index(r), 0)) for r, x in sends.items() if x.numel()]
@@ -257,7 +259,8 @@ class Mesh:
         except RuntimeError as error:
             raise self._failure(what, error, sorted({r for r, work in works if not _is_done(work)})) from None
         finally:
-            works.clear()  # a traceback must not keep the connections open
+            works.clear()
+            gloo = work = None  # a traceback must not keep the connections open
 
     def all_reduce(self, what: str, x: Tensor, op: str) -> None:
         """Reduce ``x`` in place over the members."""
@@ -295,9 +298,7 @@ class Mesh:
 
     def close(self) -> None:
         """Break the connections: members that wait for this rank stop at once."""
-        if self._gloo is not None:
-            self._gloo.abort()
-            self._gloo = None
+        self._gloo = None  # gloo's abort() does nothing: who lets go of the last reference closes
 
     def _connect(self) -> Any:
         if self._gloo is None:

@@ -141,6 +141,47 @@ def test_raised_in_a_kernel(size: int, culprit: int, healthy_runs: int) -> None:
             assert outcome.error.count("the disk is on fire") == 1
 
 
+def _interrupted(rank: int) -> str:
+    """Rank 0 is interrupted where it waits for rank 1, and keeps the traceback, as at a prompt."""
+    store = dist.distributed_c10d._get_default_store()
+    runs = 0
+
+    def fault(x: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == 3 and rank == 0:
+            store.set("rank 0", str(os.getpid()))
+        elif runs == 3:
+            os.kill(int(store.get("rank 0")), signal.SIGINT)
+        return x.clone()
+
+    register_kernel("Fault", fault)
+    x = torch.ones(2)
+    nodes = [
+        node("fault", "Fault", {"x": "x"}),
+        node("rows", "HcomAllGather", {"x": "fault"}, group="0", rank_size=2),
+        node("reduce", "HcomAllReduce", {"x": "rows"}, group="0", reduction="sum"),
+    ]
+    executable = compile_graph(graph_of({"x": x}, nodes, ["reduce"]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for _ in range(3):
+            executable.run([x])
+    except (KeyboardInterrupt, CommunicationError) as error:
+        if rank == 0:
+            store.wait(["rank 1 is done"])
+        else:
+            store.set("rank 1 is done", "")
+        return str(error) or type(error).__name__
+    return "no error"
+
+
+def test_who_waits_for_an_interrupted_rank_is_told_at_once() -> None:
+    interrupted, told = values(run_ranks(_interrupted, 2, **PROMPT))
+    assert interrupted == "KeyboardInterrupt"
+    assert "rank 0 failed: KeyboardInterrupt" in told
+
+
 def _wrong_input(rank: int) -> None:
     x = torch.ones(4)
     _reduce_graph(x).run([torch.ones(4 + rank)])
