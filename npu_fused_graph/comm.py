@@ -311,7 +311,6 @@ class Communicator:
         """Tell the peers why, then close the connections so that they stop waiting now."""
         if self._alone:
             return
-        self._trusted = 0
         self._get_board().leave(reason)
         for mesh in self._meshes.values():
             mesh.close()
