@@ -19,6 +19,7 @@ from npu_fused_graph.host import native
 from npu_fused_graph.ir.graph import Graph, Source
 from npu_fused_graph.ir.order import live_nodes
 from npu_fused_graph.ir.text import to_text
+from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as in_place_op
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.testing import assert_close, assert_same_graph
 from tests.ops.exact import exact
@@ -199,6 +200,27 @@ def test_scales_that_are_stored_transposed_need_no_transpose() -> None:
     check_results(results, sample)
     graph = graphs[0].graph
     assert {graph.nodes[name].type for name in live_nodes(graph)} == {"Data", TYPE, "NetOutput"}
+
+
+def test_every_overload_that_a_graph_may_hold_has_a_converter() -> None:
+    """All but those that write: a graph has the functional one in their place."""
+    from npu_fused_graph import converters  # loads TorchAir
+
+    converters.register_all()
+    packets = [getattr(torch.ops.npu_fused_graph, spec.torch_name) for spec in (op.SPEC, in_place_op.SPEC)]
+    overloads = [getattr(packet, name) for packet in packets for name in packet.overloads()]
+    held = {str(o): hasattr(o, "_ge_converter") for o in overloads if not o._schema.is_mutable}
+    name = "npu_fused_graph.npu_mm_all_reduce_add_rms_norm"
+    assert held == dict.fromkeys(
+        [
+            f"{name}.default",
+            f"{name}.transposed_x2",
+            f"{name}_.functional",
+            f"{name}_.consuming",
+            f"{name}_.consuming_transposed_x2",
+        ],
+        True,
+    )
 
 
 Layout = Callable[[Tensor], Tensor]
