@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 import npu_fused_graph as nfg
@@ -18,7 +16,7 @@ def test_ranks_that_differ_are_told_in_that_step(ranks: int) -> None:
 
 
 @pytest.fixture
-def _guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """TorchAir as ``npu-fused-graph run`` guards it, for this test alone."""
     nfg.load_torchair()
     from torchair import npu_fx_compiler as compiler
@@ -28,7 +26,6 @@ def _guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(compiler._NpuFxCompiler, "_gen_compiled_gm", compiler._NpuFxCompiler._gen_compiled_gm)
     monkeypatch.setattr(defects, "_repairs", False)
     defects.watch(lambda defect, graph: None, repairs=True)
-    yield
 
 
 @pytest.mark.slow
