@@ -15,7 +15,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -316,6 +316,14 @@ class Communicator:
         for mesh in self._meshes.values():
             mesh.close()
 
+    def fail(self, what: str, reason: str) -> None:
+        """Go on if all ranks fail with the same ``what`` now, else :meth:`abort`."""
+        if self._alone:
+            return
+        self._trusted = 0
+        if self.is_broken or not self._get_board().agree_on_failure(what):
+            self.abort(reason)
+
     def linger(self, seconds: float) -> None:
         """At the end of the process: let the others read why the group failed."""
         if self._board is not None:
@@ -419,10 +427,15 @@ def handshake(graph: Graph, groups: Mapping[str, list[Node]], inputs: Iterable[T
 def abort(groups: Iterable[str], reason: str) -> None:
     """End the communicators of ``groups`` after a failure on this rank."""
     for name in groups:
-        try:
+        with suppress(CommunicationError):  # the group is not on this rank, or its store is gone: nobody can be told
             _find(name).abort(reason)
-        except CommunicationError:
-            continue  # the group does not exist on this rank, or its store is gone: nobody can be told
+
+
+def fail(groups: Iterable[str], what: str, reason: str) -> None:
+    """As :func:`abort`, but for groups whose ranks have all failed with the same ``what``: they are as they were."""
+    for name in groups:
+        with suppress(CommunicationError):
+            _find(name).fail(what, reason)
 
 
 def _plan(graph: Graph, groups: Mapping[str, list[Node]]) -> _Plan:

@@ -91,5 +91,8 @@ class LocalRank:
         """All ranks execute the same recorded call."""
         return 1
 
+    def fail(self, what: str, reason: str) -> None:
+        """:meth:`LocalGroup.run` tells the others."""
+
     def abort(self, reason: str) -> None:
         """:meth:`LocalGroup.run` tells the others."""

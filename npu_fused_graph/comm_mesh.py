@@ -33,6 +33,7 @@ REDUCE_OPS = {
 }
 _PROBE = 0.2  # seconds without an answer after which a process counts as running
 _POLL = 0.005
+_ALIKE = 0.5  # seconds a rank that failed gives the others to fail alike
 
 
 def timeout() -> timedelta:
@@ -75,6 +76,7 @@ class Board:
         self._is_host = _is_host(root)
         self._addresses: dict[int, str] = {}
         self._spoke = False
+        self._failures = 0
         self._left = False
         self._kept: Any = None
         self._gone = False
@@ -112,6 +114,21 @@ class Board:
         if not self._spoke:
             self._spoke = True
             self._pin(f"end/{self.rank}", word)
+
+    def agree_on_failure(self, what: str) -> bool:
+        """Whether every rank comes here with the same ``what`` in time: the store has one answer for all of them."""
+        self._failures += 1
+        place = f"failure/{self._failures}"
+        members = range(len(self.ranks))
+        keys = [f"{place}/{r}" for r in members]
+        try:
+            self._ask("set", f"{place}/{self.rank}", what)
+            self._await(keys, _ALIKE)
+            is_alike = self._ask("check", keys) and {self._ask("get", key).decode() for key in keys} == {what}
+            answer = self._ask("compare_set", f"{place}/answer", "", "alike" if is_alike else "not alike")
+        except RuntimeError:
+            return False
+        return bool(answer == b"alike")
 
     def leave(self, reason: str) -> None:
         """This rank stops using the group: say why, unless the others know or are the reason."""

@@ -11,9 +11,19 @@ from torch import Tensor
 
 from npu_fused_graph import comm
 from npu_fused_graph.engine.codegen import Compiled, generate, used_slots
-from npu_fused_graph.engine.program import InputSpec, Instruction, Program, Slot, build_program, cast, flatten, to_host
+from npu_fused_graph.engine.program import (
+    Arg,
+    InputSpec,
+    Instruction,
+    Program,
+    Slot,
+    build_program,
+    cast,
+    flatten,
+    to_host,
+)
 from npu_fused_graph.errors import CommunicationError, ExecutionError, GraphError
-from npu_fused_graph.ir.graph import Graph
+from npu_fused_graph.ir.graph import Graph, Source
 from npu_fused_graph.ir.modeldef import read_model
 
 _COPIES = ("TensorMove", "Identity")
@@ -196,8 +206,11 @@ class Executable:
             instruction = self._failed_instruction(error)
             if instruction is not None:
                 error = _at(instruction, error, {})
-        if groups:
-            comm.abort(groups, str(error) or type(error).__name__)
+        reason = str(error) or type(error).__name__
+        if len(groups) == 1 and isinstance(error, Exception) and not isinstance(error, CommunicationError):
+            comm.fail(groups, f"{self.graph.name} {getattr(error, 'node', 'inputs')} {type(error).__name__}", reason)
+        else:
+            comm.abort(groups, reason)
         return error
 
     def _failed_instruction(self, error: BaseException) -> Instruction | None:
@@ -336,23 +349,36 @@ def _at(instruction: Instruction, error: BaseException, values: dict[int, Tensor
     if not isinstance(error, Exception):
         return error
     node = instruction.node
+    bound = _bound(instruction)
     inputs = ", ".join(
-        f"{item.desc.name}={_describe(values, instruction, item.desc.name, i)}" for i, item in enumerate(node.inputs)
+        f"{item.desc.name}={_describe(bound.get(item.desc.name), values, item.source)}" for item in node.inputs
     )
     kind = CommunicationError if isinstance(error, CommunicationError) else ExecutionError
     group = node.attrs.get("group")
     where = f" on group {group!r}" if isinstance(group, str) and group else ""
-    return kind(f"[engine] {node.name} ({node.type}{where}){comm.rank_text()}: {error} Inputs: {inputs}.")
+    found: Any = kind(f"[engine] {node.name} ({node.type}{where}){comm.rank_text()}: {error} Inputs: {inputs}.")
+    found.node = node.name
+    return found  # type: ignore[no-any-return]
 
 
-def _describe(values: dict[int, Tensor], instruction: Instruction, name: str, position: int) -> str:
-    source = instruction.node.inputs[position].source
-    slots = used_slots(instruction)
-    for slot in slots:
-        value = values.get(slot)
-        if value is not None and len(slots) == 1:
-            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    return str(source or "none")
+def _bound(instruction: Instruction) -> dict[str, Arg]:
+    """What each input of the node is given, by its name in the graph: those of a dynamic one are numbered."""
+    found: dict[str, Arg] = {}
+    for name, arg, param in zip(instruction.arg_names, instruction.args, instruction.kernel.inputs, strict=True):
+        if param.kind == "dynamic":
+            found |= {f"{name}{i}": item for i, item in enumerate(arg)}
+        else:
+            found[name] = arg
+    return found
+
+
+def _describe(arg: Arg, values: dict[int, Tensor], source: Source | None) -> str:
+    """dtype and shape of a tensor, a constant or not; where it comes from once it is gone."""
+    value = values.get(arg.number) if isinstance(arg, Slot) else arg
+    if isinstance(value, Tensor):
+        kind = "" if isinstance(arg, Slot) else "constant "
+        return f"{kind}{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return str(source or "none") if value is None else f"constant {value}"
 
 
 def _same_tensor(a: Tensor, b: Tensor) -> bool:

@@ -25,7 +25,7 @@ from npu_fused_graph import __version__
 from npu_fused_graph.errors import HostError, InvalidArgumentError
 from npu_fused_graph.host import descendants
 from npu_fused_graph.host.paths import SITE, wheel_file
-from npu_fused_graph.host.standin.state import RUN_VARIABLE, RunOptions
+from npu_fused_graph.host.standin.state import LAUNCHER, RUN_VARIABLE, RunOptions
 
 _PATIENCE = 5.0
 """Seconds a process gets to end by itself, after the script has ended or a signal was passed on."""
@@ -84,6 +84,7 @@ def run_script(command: Sequence[str], *, is_module: bool = False, options: RunO
     compileall.compile_file(wheel_file("_meta_registrations.py"), quiet=2)
     folder = Path(tempfile.mkdtemp(prefix="nfg-run-"))
     try:
+        (folder / LAUNCHER).write_text(str(os.getpid()), encoding="utf-8")
         (folder / "options.json").write_text(json.dumps(asdict(options)), encoding="utf-8")
         if options.record is not None:
             _write_run_facts(Path(options.record), command, options.seed)
@@ -94,6 +95,8 @@ def run_script(command: Sequence[str], *, is_module: bool = False, options: RunO
 
 
 def _python_arguments(command: list[str], is_module: bool) -> list[str]:
+    if command[:1] == ["--"]:
+        command = command[1:]
     if not command:
         raise InvalidArgumentError("[run] script: expected one, got none. npu-fused-graph run script.py args...")
     if is_module:
@@ -155,7 +158,7 @@ def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, int]:
             child.send_signal(number)
 
     child: subprocess.Popen[bytes] | None = None
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         child = subprocess.Popen(arguments, env=environment, preexec_fn=descendants.end_with_parent)
         code = _wait(child, stopped)

@@ -112,6 +112,8 @@ def reference(scale: Tensor, offset: Tensor | None = None, round_mode: int = 0) 
         bits = torch.where(exponent == 0, bits & 0x80000000, bits)
     words = (bits & _SCALE_BITS) | _MARK
     if offset is not None:
+        if offset.isnan().any():
+            raise argument_error(SPEC.stem, "offset", "numbers", "NaN", "It would have no place among 9 bits.")
         words = words | ((offset.round().clamp(-256, 255).to(torch.int64) & _OFFSET_BITS) << _OFFSET_SHIFT)
     return words
 

@@ -120,6 +120,56 @@ def _raises(rank: int, culprit: int, healthy_runs: int) -> None:
         executable.run([x])
 
 
+def _all_raise(rank: int) -> list[Any]:
+    """The graph fails on both ranks, interpreted and compiled; then it runs, and another one."""
+    runs = 0
+
+    def fault(x: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        if runs in (1, 3):
+            raise ValueError(f"rank {rank} cannot")
+        return x.clone()
+
+    register_kernel("Fault", fault)
+    x = torch.ones(4)
+    executable, found = _faulty_graph(x), []
+    for _ in range(4):
+        try:
+            found.append(executable.run([x])[0].tolist())
+        except RuntimeError as error:
+            found.append(str(error))
+    found.append(comm.communicator("0").all_reduce(torch.full((1,), rank + 1.0)).tolist())
+    return found
+
+
+def test_a_graph_that_fails_alike_on_all_ranks_leaves_the_group_usable() -> None:
+    for rank, found in enumerate(values(run_ranks(_all_raise, 2, **PROMPT))):
+        where = f"fault (Fault) on rank {rank} of 2: rank {rank} cannot"
+        assert where in found[0] and where in found[2], found
+        assert found[1] == found[3] == [4.0] * 4
+        assert found[4] == [3.0]
+
+
+def _two_reasons(rank: int) -> list[str]:
+    """Rank 0 fails in the graph, rank 1 at its inputs."""
+    register_kernel("Fault", lambda x: 1 / 0)
+    x = torch.ones(4)
+    executable, found = _faulty_graph(x), []
+    for given in (x if rank == 0 else torch.ones(5), x):
+        try:
+            executable.run([given])
+        except RuntimeError as error:
+            found.append(str(error))
+    return found
+
+
+def test_ranks_that_fail_for_different_reasons_end_the_group() -> None:
+    for first, second in values(run_ranks(_two_reasons, 2, **PROMPT)):
+        assert "rank 1 failed: [engine] case input x: expected shape [4], got [5]" in first or "got [5]" in first
+        assert "expected a working group, got one that failed" in second
+
+
 @pytest.mark.parametrize(
     ("size", "culprit", "healthy_runs"),
     [

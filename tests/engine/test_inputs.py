@@ -55,3 +55,14 @@ def test_an_input_may_be_a_variable() -> None:
     for number in (2.0, 5.0):
         (result,) = executable.run([torch.ones(3), torch.full((3,), number)])
         assert result.tolist() == [1 + number] * 3
+
+
+def test_an_error_shows_each_operand_as_it_is() -> None:
+    x, y = torch.ones(2, 3), torch.ones(5, dtype=torch.int32)
+    reshape = node("r", "Reshape", {"x": "x", "shape": "shape"})
+    graph = graph_of({"x": x}, [reshape], ["r"], const={"shape": torch.tensor([4])})
+    with pytest.raises(ExecutionError, match=r"Inputs: x=float32\[2, 3\], shape=constant \[4\]\."):
+        compile_graph(graph).run([x])
+    concat = node("c", "ConcatD", {"x0": "x", "x1": "y"}, concat_dim=0, N=2)
+    with pytest.raises(ExecutionError, match=r"Inputs: x0=float32\[2, 3\], x1=int32\[5\]\."):
+        compile_graph(graph_of({"x": x, "y": y}, [concat], ["c"])).run([x, y])

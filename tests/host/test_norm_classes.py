@@ -35,6 +35,7 @@ def measured() -> dict[str, tuple[str, float, int]]:
     return {norm: (verdict, share, worst) for norm, (verdict, share, worst) in results.items()}
 
 
+@pytest.mark.slow
 def test_classes(measured: dict[str, tuple[str, float, int]]) -> None:
     with VERDICTS.open(newline="") as file:
         wanted = next(row for row in csv.DictReader(file) if "linear_3d_functional" in row.values())

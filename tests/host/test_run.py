@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -81,6 +82,21 @@ def test_an_eager_fallback_is_told() -> None:
     assert "falling::back" in reason
 
 
+def test_what_training_scripts_and_data_loaders_do() -> None:
+    """After ``--``, as some launchers write it."""
+    result, facts = run("--", script("training.py"), str(free_port()))
+    assert result.returncode == 0, result.stderr
+    assert facts["failures"] == []
+    assert json.loads(result.stdout) == {
+        "data parallel": True,
+        "no such device": [True] * 6,
+        "pinned": [False, True, True, False],
+        "recorded": None,
+        "gloo beside hccl": [1.0, 1.0],
+        "an offset that is no number": "expected numbers, got NaN",
+    }
+
+
 def test_torchairs_defects_are_guarded_and_told() -> None:
     result, facts = run(script("stock_backend.py"))
     assert json.loads(result.stdout) == [True] * 5
@@ -88,6 +104,7 @@ def test_torchairs_defects_are_guarded_and_told() -> None:
     assert facts["spoiled"] == {}
 
 
+@pytest.mark.slow
 def test_stock_torchair_is_left_alone_and_its_wrong_graphs_are_named() -> None:
     """But for attention, where the defect would only show in what a CPU has in a device's place."""
     result, facts = run("--stock", script("stock_backend.py"))
@@ -186,6 +203,26 @@ def test_ctrl_c_ends_everything() -> None:
     assert process.returncode == 130
     assert left_of(pids) == []
     assert "npu-fused-graph run: on the CPU, exit code 130, 2 ranks" in errors
+
+
+def test_a_lost_terminal_ends_everything() -> None:
+    with started(script("waiting_ranks.py"), str(free_port())) as process:
+        pids = pids_of_ranks(process)
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGHUP
+    assert left_of(pids) == []
+
+
+def test_a_killed_launcher_leaves_no_rank() -> None:
+    with started(script("waiting_ranks.py"), str(free_port())) as process:
+        handles = [os.pidfd_open(pid) for pid in pids_of_ranks(process).values()]
+        process.kill()
+        process.communicate(timeout=TIMEOUT)  # until every process that could write has ended
+        ended = [select.select([handle], [], [], TIMEOUT)[0] for handle in handles]
+    for handle in handles:
+        os.close(handle)
+    assert all(ended)
 
 
 def test_a_killed_rank_ends_the_others_and_is_told() -> None:

@@ -19,12 +19,14 @@ from npu_fused_graph.ir.verify import verify
 SAMPLES = Path(__file__).parents[2].parent / "shared" / "samples" / "generated"
 
 
-def node(name: str, type_: str = "Identity", *sources: str, controls: tuple[str, ...] = (), outputs: int = 1) -> Node:
+def node(
+    name: str, type_: str = "Identity", *sources: str, controls: tuple[str, ...] = (), outputs: int = 1, **attrs: str
+) -> Node:
     inputs = []
     for i, text in enumerate(sources):
         where, _, index = text.partition(":")
         inputs.append(NodeInput(TensorDesc(f"x{i}"), Source(where, int(index or 0))))
-    return Node(name, type_, inputs, [TensorDesc(f"y{i}") for i in range(outputs)], list(controls))
+    return Node(name, type_, inputs, [TensorDesc(f"y{i}") for i in range(outputs)], list(controls), dict(attrs))
 
 
 def graph(*nodes: Node) -> Graph:
@@ -54,7 +56,7 @@ def test_liveness_keeps_effects_and_drops_the_dead() -> None:
         node("dead", "Identity", "a"),
         node("send", "HxSend", "a", outputs=0),
         node("kept", "Identity", "a"),
-        node("reduce", "HcomAllReduce", "a", attrs={"group": "0"}),
+        node("reduce", "HcomAllReduce", "a", group="0"),
         node("out", "NetOutput", "a", controls=("kept",), outputs=0),
     )
     assert live_nodes(g) == {"a", "send", "kept", "reduce", "out"}

@@ -36,6 +36,7 @@ def install(npu: types.ModuleType) -> None:
     _replace_autocast()
     _replace_fake_devices()
     _replace_registration()
+    _replace_data_parallel()
     _calls.listeners.append(lambda call: _mark_all)
     torch.serialization.register_package(5, lambda storage: None, _restore)
 
@@ -128,12 +129,14 @@ def _register_factories() -> None:
     _keep.extend((aten, rest))
 
 
-def _empty(size: Any, *, memory_format: Any = None, dtype: Any = None, **ignored: Any) -> Tensor:
+def _empty(size: Any, *, memory_format: Any = None, dtype: Any = None, device: Any = None, **ignored: Any) -> Tensor:
+    state.device_index(device)
     extra = {} if memory_format is None else {"memory_format": memory_format}
     return mark(torch.empty(size, dtype=dtype, device="cpu", **extra))
 
 
-def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **ignored: Any) -> Tensor:
+def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, device: Any = None, **ignored: Any) -> Tensor:
+    state.device_index(device)
     return mark(torch.empty_strided(size, stride, dtype=dtype, device="cpu"))
 
 
@@ -143,6 +146,7 @@ def _factory(op: Any, *args: Any, **kwargs: Any) -> Any:
             f"[run] {op}: expected a factory or CPU tensors behind the name npu, got a call without either. "
             "Make its tensors with .npu() or device='npu'."
         )
+    state.device_index(kwargs["device"])
     result = op(*args, **{**kwargs, "device": torch.device("cpu")})
     return mark(result) if isinstance(result, Tensor) else result
 
@@ -168,7 +172,10 @@ def _replace_methods() -> None:
 
     @functools.wraps(to)
     def to_device(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if _target(args, kwargs).startswith("npu") and is_on_npu(self):
+        is_wanted_there = _target(args, kwargs).startswith("npu")
+        if is_wanted_there:
+            state.device_index(kwargs.get("device", args[0] if args else None))
+        if is_wanted_there and is_on_npu(self):
             args, kwargs = _without_device(args, kwargs)
             return to(self, *args, **kwargs) if args or kwargs else self
         result = to(self, *args, **kwargs)
@@ -183,7 +190,21 @@ def _replace_methods() -> None:
     Tensor.is_npu = property(is_on_npu)  # type: ignore[attr-defined]
     Tensor.to = to_device  # type: ignore[method-assign]
     Tensor.cpu = cpu  # type: ignore[method-assign, assignment]
-    Tensor.pin_memory = lambda self, device=None: self  # type: ignore[method-assign, misc]
+    Tensor.pin_memory = _pin_memory  # type: ignore[method-assign, assignment]
+    Tensor.is_pinned = lambda self, device=None: self in _pinned_storages  # type: ignore[method-assign, misc, assignment]
+    Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign, misc, assignment]
+
+
+_pinned_storages = _Storages()
+
+
+def _pin_memory(self: Tensor, device: Any = None) -> Tensor:
+    """A copy that counts as pinned, or itself if it is."""
+    if self in _pinned_storages:
+        return self
+    pinned = self.clone()
+    _pinned_storages.add(pinned)
+    return pinned
 
 
 def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -237,6 +258,23 @@ def _replace_accelerator(npu: types.ModuleType) -> None:
     for name in ("current_device_index", "current_device_idx"):
         _alias(torch.accelerator, name, npu.current_device)
     _alias(torch.accelerator, "set_stream", npu.set_stream)
+
+
+def _replace_data_parallel() -> None:
+    """DistributedDataParallel(model, device_ids=[rank]): the model is on a CPU, which has no index."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    original = DistributedDataParallel.__init__
+
+    @functools.wraps(original)
+    def init(
+        self: Any, module: Any, device_ids: Any = None, output_device: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        for device in [*(device_ids or ()), *([] if output_device is None else [output_device])]:
+            state.device_index(device)
+        original(self, module, None, None, *args, **kwargs)
+
+    DistributedDataParallel.__init__ = init  # type: ignore[method-assign]
 
 
 def _alias(module: Any, name: str, function: Callable[..., Any]) -> None:

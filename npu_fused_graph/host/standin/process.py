@@ -10,7 +10,12 @@ import atexit
 import json
 import os
 import random
+import select
+import shutil
+import signal
 import sys
+import threading
+import time
 from collections import Counter
 from multiprocessing import process as mp_process
 from multiprocessing import util as mp_util
@@ -19,6 +24,9 @@ from typing import Any
 
 from npu_fused_graph.host.standin import state
 from npu_fused_graph.ops import _calls
+
+_LAST = 5.0
+"""Seconds from SIGTERM to SIGKILL for a process whose launcher is gone."""
 
 _pid = 0
 _ended = False
@@ -75,6 +83,28 @@ _forked = False
 _last_seed: int | None = None
 
 
+def _end_with_the_launcher() -> None:
+    """A launcher that is killed cannot end its processes: each watches it, and ends itself.
+
+    Not by prctl(PR_SET_PDEATHSIG), which also fires when a thread that started a process ends.
+    """
+    folder = state.run_folder()
+    try:
+        assert folder is not None
+        launcher = os.pidfd_open(int((folder / state.LAUNCHER).read_text()))
+    except (OSError, ValueError):
+        return  # it has ended already: in an orderly way, or it takes its folder along
+
+    def watch() -> None:
+        select.select([launcher], [], [])
+        shutil.rmtree(folder, ignore_errors=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_LAST)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="nfg-launcher").start()
+
+
 def _after_fork() -> None:
     import torch
 
@@ -89,6 +119,7 @@ def _start() -> None:
     if _pid != os.getpid():
         _pid, _ended = os.getpid(), False
         counts.clear()
+        _end_with_the_launcher()
         _tell("begin", parent=os.getppid(), argv=sys.argv, name=mp_process.current_process().name)
     if mp_process.parent_process() is not None:
         mp_util.Finalize(None, _end, exitpriority=-100)

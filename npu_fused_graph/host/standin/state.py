@@ -15,6 +15,10 @@ RUN_VARIABLE = "NFG_RUN"
 """Names the folder a run's processes share; set by the launcher, inherited by every child, not for users."""
 
 
+LAUNCHER = "launcher"
+"""A file in that folder: the launcher's pid."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """Options of ``npu-fused-graph run``.

@@ -145,7 +145,7 @@ with torch.autocast("npu", dtype=torch.bfloat16):
     said["is"]["autocast"] = (torch.ones(2, 2).npu() @ torch.ones(2, 2).npu()).dtype is torch.bfloat16
 with torch.npu.amp.autocast(dtype=torch.bfloat16):
     said["is"]["npu.amp.autocast"] = torch.nn.functional.linear(like, like).dtype is torch.bfloat16
-said["is"]["pinned"] = x.pin_memory() is x
+said["is"]["pinned"] = x.pin_memory().is_pinned() and not x.is_pinned()
 buffer = io.BytesIO()
 torch.save({"w": device}, buffer)
 for location in ("npu", "npu:1", "cpu", None):

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
+from npu_fused_graph.host.standin import state
+
 
 class Stream:
     """A label: work given to it is done at once."""
 
     def __init__(self, device: Any = None, priority: int = 0, **kwargs: Any) -> None:
+        if device is not None:
+            state.device_index(device)
         self.device = device
         self.priority = priority
         self.stream_id = kwargs.get("stream_id", 0)
