@@ -19,7 +19,7 @@ from npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm import SPEC
 def register() -> None:
     import torchair
 
-    overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_
+    overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_in_place
     torchair.register_fx_node_ge_converter(overloads.functional)(_converter())
     torchair.register_fx_node_ge_converter(overloads.consuming)(converter(SPEC))
     stored = converter(SPEC, is_stored_transposed=True)

@@ -123,8 +123,8 @@ class Constraint:
 class OpSpec:
     """An operator.
 
-    stem: snake_case, names every file of the op. ge_type: GE op type. torch_name: name in torch.ops and of the
-    public function. signature: torch's argument order ("*" separates keyword-only ones). source: the document.
+    stem: snake_case, names every file of the op. ge_type: GE op type. torch_name: of the public function and of
+    MindSpeed's operator. signature: torch's argument order ("*" separates keyword-only ones). source: the document.
     group_sizes: numbers of ranks a communicating op runs on; () = it does not communicate.
     """
 
@@ -147,6 +147,11 @@ class OpSpec:
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The inputs that are tensors in Python, too."""
         return tuple(t for t in self.inputs if not t.is_constant)
+
+    @property
+    def operator_name(self) -> str:
+        """In torch.ops. torch takes ``name_`` for the form of ``name`` that writes its first argument, and insists."""
+        return f"{self.torch_name}in_place" if self.torch_name.endswith("_") else self.torch_name
 
     @property
     def communicator(self) -> str:
@@ -187,7 +192,7 @@ class OpSpec:
             outputs = f"({', '.join(r.rpartition(' ')[0] for r in returns)})"
         else:
             outputs = f"({', '.join(returns)})"
-        return f"{self.torch_name}({', '.join(arguments)}) -> {outputs}"
+        return f"{self.operator_name}({', '.join(arguments)}) -> {outputs}"
 
     def ir_def(self) -> IrDef:
         """In the form TorchAir's REG_OP texts are read into."""

@@ -60,6 +60,7 @@ FAMILIES = (
     "grad",
     "random",
     "collective",
+    "matmul_collective",
     "fused",
 )
 """Modules of ``engine.kernels``, imported on the first look-up."""

@@ -145,7 +145,7 @@ def _float64(module: Any, arguments: Arguments) -> Results | None:
 def _engine(module: Any, arguments: Arguments) -> Results | None:
     spec = module.SPEC
     names = [f"replay {rank}" for rank in range(len(arguments))]
-    packet = getattr(torch.ops.npu_fused_graph, spec.torch_name)
+    packet = getattr(torch.ops.npu_fused_graph, spec.operator_name)
     op = packet.functional if spec.mutated else packet.default
     graphs = []
     for name, given in zip(names, arguments, strict=True):

@@ -95,7 +95,7 @@ def _register_aliased(library: torch.library.Library, spec: OpSpec) -> None:
         return tuple(arguments[o.python_name] if o.python_name in spec.mutated else next(rest) for o in spec.outputs)
 
     for key in ("CompositeImplicitAutograd", "Functionalize"):  # torch.func.functionalize does not look at composites
-        library.impl(spec.torch_name, call, key)  # type: ignore[no-untyped-call]
+        library.impl(spec.operator_name, call, key)  # type: ignore[no-untyped-call]
 
 
 def _is_functional(x: Tensor) -> bool:
@@ -105,7 +105,7 @@ def _is_functional(x: Tensor) -> bool:
 
 
 def _packet(spec: OpSpec) -> Any:
-    return getattr(getattr(torch.ops, NAMESPACE), spec.torch_name)
+    return getattr(getattr(torch.ops, NAMESPACE), spec.operator_name)
 
 
 class _Overload:
@@ -121,8 +121,9 @@ class _Overload:
         self.signature = _signature(self.spec)
 
     def register(self) -> None:
-        qualified = f"{self.spec.torch_name}.{self.name}" if self.name else self.spec.torch_name
-        schema = self.spec.torch_schema().replace(self.spec.torch_name, qualified, 1)
+        bare = self.spec.operator_name
+        qualified = f"{bare}.{self.name}" if self.name else bare
+        schema = self.spec.torch_schema().replace(bare, qualified, 1)
         if self.spec.mutated:
             returns = ", ".join("Tensor" for o in self.spec.outputs if o.python_name not in self.mutated)
             schema = f"{schema.rpartition(' -> ')[0]} -> ({returns})"

@@ -63,7 +63,7 @@ def npu_mm_all_reduce_add_rms_norm_(
         "dequant_scale": dequant_scale, "antiquant_group_size": antiquant_group_size, "comm_turn": comm_turn,
     }  # fmt: skip
     check_types(SPEC, arguments)
-    result: tuple[Tensor, Tensor] = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_(**arguments)
+    result: tuple[Tensor, Tensor] = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_in_place(**arguments)
     return result
 
 

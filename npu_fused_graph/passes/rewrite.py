@@ -143,7 +143,7 @@ class _Writer:
 def consume_residuals(fused: Sequence[Node]) -> None:
     """Let the ops whose residual nobody else reads write the sum into its memory."""
     plain = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
-    in_place = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_
+    in_place = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_in_place
     for node in fused:
         if _dies(node):
             stored = node.target is plain.transposed_x2

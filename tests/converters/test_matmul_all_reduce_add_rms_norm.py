@@ -207,7 +207,7 @@ def test_every_overload_that_a_graph_may_hold_has_a_converter() -> None:
     from npu_fused_graph import converters  # loads TorchAir
 
     converters.register_all()
-    packets = [getattr(torch.ops.npu_fused_graph, spec.torch_name) for spec in (op.SPEC, in_place_op.SPEC)]
+    packets = [getattr(torch.ops.npu_fused_graph, spec.operator_name) for spec in (op.SPEC, in_place_op.SPEC)]
     overloads = [getattr(packet, name) for packet in packets for name in packet.overloads()]
     held = {str(o): hasattr(o, "_ge_converter") for o in overloads if not o._schema.is_mutable}
     name = "npu_fused_graph.npu_mm_all_reduce_add_rms_norm"
@@ -215,9 +215,9 @@ def test_every_overload_that_a_graph_may_hold_has_a_converter() -> None:
         [
             f"{name}.default",
             f"{name}.transposed_x2",
-            f"{name}_.functional",
-            f"{name}_.consuming",
-            f"{name}_.consuming_transposed_x2",
+            f"{name}_in_place.functional",
+            f"{name}_in_place.consuming",
+            f"{name}_in_place.consuming_transposed_x2",
         ],
         True,
     )

@@ -479,6 +479,7 @@ def _names(rank: int) -> None:
     _reduce_graph(x, groups[rank].group_name).run([x])
 
 
+@pytest.mark.slow
 def test_different_group_names() -> None:
     outcomes = run_ranks(_names, 2, **LATE)
     for rank, outcome in enumerate(outcomes):
@@ -494,6 +495,7 @@ def _sizes(rank: int) -> None:
     _reduce_graph(x, small.group_name if rank == 1 else "0").run([x])
 
 
+@pytest.mark.slow
 def test_different_group_sizes() -> None:
     outcomes = run_ranks(_sizes, 3, **LATE)
     for rank in (0, 2):
@@ -551,6 +553,7 @@ def _gives_up(rank: int) -> list[str]:
     return [str(error) for error in errors]
 
 
+@pytest.mark.slow
 def test_who_comes_after_a_rank_gave_up_is_told_at_once() -> None:
     (early,), (late,) = values(run_ranks(_gives_up, 2, **PROMPT))
     assert "not all ranks arrived within 2 s; rank 1 is running but did not arrive" in early

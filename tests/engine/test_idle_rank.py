@@ -68,7 +68,7 @@ def _total(step: int) -> float:
     return 2.0 * 5 * K * (1 + step)
 
 
-SLOW = ("in_place", "grouped")
+SLOW = ("plain", "in_place", "grouped")
 
 
 @pytest.mark.parametrize(

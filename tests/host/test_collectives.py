@@ -10,6 +10,8 @@ import pytest
 from tests.processes import free_port, run_python
 from tests.scripts import script
 
+pytestmark = pytest.mark.xdist_group("hccl_collectives")
+
 Found = list[dict[str, Any]]
 
 

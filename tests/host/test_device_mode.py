@@ -97,7 +97,7 @@ def on_npu(overload, *args, **kwargs):
 
 
 functional = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm.default
-in_place = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_.unaliased
+in_place = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_in_place.unaliased
 '''
 
 

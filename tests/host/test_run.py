@@ -82,6 +82,7 @@ def test_an_eager_fallback_is_told() -> None:
     assert "falling::back" in reason
 
 
+@pytest.mark.slow
 def test_what_training_scripts_and_data_loaders_do() -> None:
     """After ``--``, as some launchers write it."""
     result, facts = run("--", script("training.py"), str(free_port()))
@@ -205,6 +206,7 @@ def test_ctrl_c_ends_everything() -> None:
     assert "npu-fused-graph run: on the CPU, exit code 130, 2 ranks" in errors
 
 
+@pytest.mark.slow
 def test_a_lost_terminal_ends_everything() -> None:
     with started(script("waiting_ranks.py"), str(free_port())) as process:
         pids = pids_of_ranks(process)

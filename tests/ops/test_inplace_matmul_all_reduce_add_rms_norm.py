@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import npu_fused_graph as nfg
 from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as op
+from npu_fused_graph.ops import specs
 from npu_fused_graph.testing import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -26,7 +27,7 @@ def fresh(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_schema_says_what_is_written() -> None:
-    schema = str(torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_.default._schema)
+    schema = str(torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_in_place.default._schema)
     assert "Tensor(a!) residual" in schema
     assert schema.endswith("-> (Tensor(a!), Tensor)")
     functional = str(torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm.default._schema)
@@ -60,7 +61,7 @@ def test_decompose_writes_too() -> None:
 def test_opcheck(overload: str) -> None:
     sample = fresh(SAMPLES[2])
     torch.library.opcheck(
-        getattr(torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_, overload),
+        getattr(torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_in_place, overload),
         (*(sample[name] for name in ("x1", "x2", "residual", "gamma")), "0"),
         {"bias": sample["bias"], "epsilon": sample["epsilon"]},
         test_utils=("test_schema", "test_faketensor"),
@@ -102,7 +103,7 @@ def test_the_functional_overload_writes_nothing() -> None:
     sample = SAMPLES[0]
     before = sample["residual"].clone()
     positional = [sample[name] for name in ("x1", "x2", "residual", "gamma")]
-    y, norm_out = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_.functional(*positional, "0")
+    y, norm_out = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_in_place.functional(*positional, "0")
     assert torch.equal(sample["residual"], before)
     wanted = nfg.npu_mm_all_reduce_add_rms_norm(**sample, hcom="0")
     assert torch.equal(y, wanted[0])
@@ -190,3 +191,19 @@ def test_inference_mode() -> None:
         arguments = fresh(SAMPLES[0])
         y, _ = OP(**arguments, hcom="0")
     assert y is arguments["residual"]
+
+
+def test_torch_pairs_no_operator_of_ours_with_one_that_writes_another_argument() -> None:
+    """What torch's reinplacing looks up for every operator of a graph, TorchAir's too."""
+    from torch.fx.passes.reinplace import _maybe_get_inplace_op
+
+    overloads = [
+        getattr(packet, name)
+        for spec in specs()
+        for packet in [getattr(torch.ops.npu_fused_graph, spec.operator_name)]
+        for name in packet.overloads()
+    ]
+    assert len(overloads) > len(specs())
+    for overload in overloads:
+        twin = _maybe_get_inplace_op(overload)
+        assert twin is None or twin._schema.arguments[0].alias_info.is_write

@@ -142,7 +142,8 @@ def compiled() -> list[tuple[Report, Report]]:
     return values(run_ranks(_compiled, 2, limit=200, timeout=60))
 
 
-@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
 def test_ranks_with_different_groups(mode: str, request: pytest.FixtureRequest) -> None:
     for rank, (report, _) in enumerate(request.getfixturevalue(mode)):
         *failures, good = report

@@ -266,6 +266,6 @@ COLLECTIVES: dict[tuple[str, str], Callable[[OpOverload, Calls], list[Any]]] = {
     ("vllm", "all_reduce"): _vllm_all_reduce,
     ("npu", "npu_mm_all_reduce_base"): _base,
     ("npu_fused_graph", "npu_mm_all_reduce_add_rms_norm"): _fused,
-    ("npu_fused_graph", "npu_mm_all_reduce_add_rms_norm_"): _fused,
+    ("npu_fused_graph", "npu_mm_all_reduce_add_rms_norm_in_place"): _fused,
     ("npu_fused_graph", "npu_grouped_mat_mul_all_reduce"): _grouped,
 }

@@ -145,7 +145,7 @@ def test_fused_formula_against_the_reference(form: str, dtype: torch.dtype, size
     tensors = [name for name, value in ranks[0].items() if isinstance(value, Tensor)]
     fixed = {name: value for name, value in ranks[0].items() if name not in tensors}
     packet = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
-    in_place = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_
+    in_place = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm_in_place
 
     def call(overload: Any, values: Any, **changes: Any) -> Any:
         return overload(**dict(zip(tensors, values, strict=True)) | fixed | {"hcom": "0"} | changes)

@@ -21,6 +21,8 @@ from npu_fused_graph.ops import trans_quant_param_v2 as quant_param
 from npu_fused_graph.ops._calls import OpCall, observed
 from npu_fused_graph.ops._register import facts_of
 
+antiquantised = mm_ar_norm.antiquantised
+
 
 @kernel("MatmulAllReduceAddRmsNorm", ignored=("comm_turn",), pure=False, dense=True)
 def matmul_all_reduce_add_rms_norm(

@@ -16,7 +16,7 @@ from npu_fused_graph.spec import OpSpec
 
 
 def _call(spec: OpSpec, *args: Any, **kwargs: Any) -> Any:
-    return getattr(torch.ops.npu_fused_graph, spec.torch_name)(*args, **kwargs)
+    return getattr(torch.ops.npu_fused_graph, spec.operator_name)(*args, **kwargs)
 
 
 def _define() -> Any:
@@ -24,7 +24,8 @@ def _define() -> Any:
     library = torch.library.Library("mindspeed", "FRAGMENT")
     for spec in (mm_ar_norm.SPEC, in_place.SPEC):
         # MindSpeed's schemas name no results and declare no mutation
-        library.define(f"{spec.torch_schema().rpartition(' -> ')[0].replace('(a!)', '')} -> (Tensor, Tensor)")
+        arguments = spec.torch_schema().partition("(")[2].rpartition(" -> ")[0].replace("(a!)", "")
+        library.define(f"{spec.torch_name}({arguments} -> (Tensor, Tensor)")
         library.impl(spec.torch_name, functools.partial(_call, spec), "CPU")
     library.impl(mm_ar_norm.SPEC.torch_name, functools.partial(_call, mm_ar_norm.SPEC), "Meta")
     if "torchair" in sys.modules:
