@@ -64,6 +64,7 @@ def test_02_without_the_line_the_graph_is_untouched(tmp_path: Path) -> None:
     assert "MatmulAllReduceAddRmsNorm" not in text
 
 
+@pytest.mark.slow
 def test_03_two_ranks() -> None:
     out = run("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-endpoint", "127.0.0.1:0",
               "--rdzv-backend", "c10d", "examples/03_two_ranks.py")  # fmt: skip

@@ -73,6 +73,7 @@ def test_strict_does_not_ignore_it() -> None:
     assert ") failed: ValueError: rank 1 crashes" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_eager_fallback_is_told() -> None:
     """torch turns some failures of a backend into a graph break: the script goes on without a graph."""
     result, facts = run("--strict", script("fallback.py"))

@@ -22,7 +22,11 @@ from npu_fused_graph.errors import CommunicationError
 from npu_fused_graph.host.standin import windows
 
 SLOTS = 256
-"""Words of a ring. A rank is never more than half of it ahead of what it has compared."""
+"""Words of a ring: more than twice as many as a rank may be ahead of what it has compared itself.
+
+What it compares it knows all others to have said, and these are no further ahead of what they have compared.
+"""
+AHEAD = SLOTS // 4
 
 _CALLS, _HASH = 0xFFFF, 0xFFFFFF
 

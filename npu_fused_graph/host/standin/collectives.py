@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 
-from npu_fused_graph.host.standin.agreement import SLOTS, Agreement, pair_hash
+from npu_fused_graph.host.standin.agreement import AHEAD, Agreement, pair_hash
 
 Start = Callable[[], Any]
 
@@ -105,7 +105,7 @@ class Collectives:
 
     def _defer(self, item: _Deferred, agreement: Agreement) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < SLOTS // 2)
+            self._changed.wait_for(lambda: len(self._waiting) < AHEAD)
             self._waiting.append(item)
             if not self._is_working:
                 self._is_working = True
