@@ -33,7 +33,7 @@ REDUCE_OPS = {
 }
 _PROBE = 0.2  # seconds without an answer after which a process counts as running
 _POLL = 0.005
-_ALIKE = 0.5  # seconds a rank that failed gives the others to fail alike
+_ALIKE = 2.0  # seconds a rank that failed gives the others to fail alike
 
 
 def timeout() -> timedelta:

@@ -206,6 +206,7 @@ class Executable:
             instruction = self._failed_instruction(error)
             if instruction is not None:
                 error = _at(instruction, error, {})
+        self._seen_shapes.clear()  # what comes behind the failure was not compared
         reason = str(error) or type(error).__name__
         if len(groups) == 1 and isinstance(error, Exception) and not isinstance(error, CommunicationError):
             comm.fail(groups, f"{self.graph.name} {getattr(error, 'node', 'inputs')} {type(error).__name__}", reason)

@@ -142,11 +142,8 @@ def _lender(node: Node) -> Node | None:
         returned = [returned[node.args[1]]]
     if op_name(call).endswith("c10d_functional::wait_tensor") or any(info is not None for info in returned):
         names = {name for info in returned if info is not None for name in info.before_set}
-        lent = (
-            x
-            for x, a in zip(call.args, schema.arguments, strict=False)
-            if a.alias_info and names & a.alias_info.before_set
-        )
+        given = arguments(call)
+        lent = (given[a.name] for a in schema.arguments if a.alias_info and names & a.alias_info.before_set)
         return next((x for x in lent if isinstance(x, Node)), operand(call))
     memory = _storage(node)
     return next((x for x in call.all_input_nodes if memory is not None and _storage(x) == memory), None)

@@ -12,6 +12,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -38,6 +39,8 @@ class Agreement:
         self, store: Any, rank: int, size: int, members: Callable[[], Sequence[int]], patience: timedelta
     ) -> None:
         self._store = c10d.PrefixStore("agreement", store)
+        self.size = size
+        self._broken = ""
         self._rank, self._members, self._patience = rank, members, patience
         memory = windows.exchange(self._store, rank, size, 8 * (1 + SLOTS), patience)
         self._rings = [window.numpy().view(numpy.uint64) for window in memory]
@@ -48,6 +51,8 @@ class Agreement:
 
     def post(self, text: str, pairs: int) -> int:
         """Say what this rank does next; the number of the call. pairs: see :func:`pair_hash`."""
+        if self._broken:
+            raise CommunicationError(f"[run] {text}: expected a working group, got one that gave up: {self._broken}")
         self._call += 1
         call = self._call
         self._own[1 + call % SLOTS] = (call & _CALLS) << 48 | _hash(text) << 24 | pairs & _HASH
@@ -61,7 +66,11 @@ class Agreement:
     def meet(self, call: int, text: str) -> None:
         """Wait for the others. Raises CommunicationError if they do something else, have ended, or do not come."""
         if not self.has_met(call):
-            self._wait(call, text)
+            try:
+                self._wait(call, text)
+            except BaseException as error:
+                self._give_up(call, text, str(error) or type(error).__name__)
+                raise
         words = [int(ring[1 + call % SLOTS]) for ring in self._rings]
         if len({word >> 24 for word in words}) > 1 or sum(words) & _HASH:
             raise self._difference(call, text)
@@ -82,6 +91,13 @@ class Agreement:
                     f"got none from {self._names(self._missing(call))}."
                 )
 
+    def _give_up(self, call: int, text: str, why: str) -> None:
+        """Who comes later finds a difference, and this rank's later calls would be counted wrongly: it makes none."""
+        self._broken = why
+        with suppress(RuntimeError):
+            self.tell(call, f"{text}, which gave up")
+        self._own[1 + call % SLOTS] = (call & _CALLS) << 48 | (_hash(text) ^ 1) << 24
+
     def _missing(self, call: int) -> list[int]:
         return [i for i, ring in enumerate(self._rings) if int(ring[1 + call % SLOTS]) >> 48 != call & _CALLS]
 
@@ -98,9 +114,13 @@ class Agreement:
 
     def _difference(self, call: int, text: str) -> CommunicationError:
         """The error all ranks raise: everybody has seen the same words."""
-        self.tell(call, text)
+        with suppress(RuntimeError):
+            self.tell(call, text)
         texts = {}
         for i, rank in enumerate(self._members()):
+            if i == self._rank:
+                texts[rank] = text
+                continue
             try:
                 self._store.wait([f"differ/{call}/{i}"], self._patience)
                 texts[rank] = self._store.get(f"differ/{call}/{i}").decode()
@@ -135,6 +155,8 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return True
     try:
-        return not select.select([handle], [], [], 0)[0]
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return not poll.poll(0)
     finally:
         os.close(handle)

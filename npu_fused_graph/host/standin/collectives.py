@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -25,47 +24,67 @@ from npu_fused_graph.host.standin.agreement import AHEAD, Agreement, pair_hash
 Start = Callable[[], Any]
 
 
-@dataclass
-class _Deferred:
-    """A collective that starts once all ranks have come to it, while its caller goes on."""
+class _Deferred(dist.Work):
+    """A collective that starts once all ranks have come to it, while its caller goes on.
 
-    call: int
-    text: str
-    start: Start
-    done: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
+    kept: where it stays until somebody waits: C++ holds its own half only.
+    """
 
-    def __post_init__(self) -> None:
-        self.work = c10d.PythonCallbackWork(self._wait)
-        self.future = self.work.get_future()
-
-    def _wait(self, timeout: timedelta) -> bool:
-        self.done.wait(timeout.total_seconds() or None)
-        if self.error is not None:
-            raise self.error
-        return self.done.is_set()
+    def __init__(self, call: int, text: str, start: Start, kept: set[_Deferred]) -> None:
+        super().__init__()
+        self.call, self.text = call, text
+        self._start: Start | None = start
+        self._modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        self._kept = kept
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+        self._work: Any = None
+        kept.add(self)
 
     def run(self, agreement: Agreement, started: Callable[[], None]) -> None:
-        value: Any = []
+        """On the thread that works them off."""
         try:
             try:
                 agreement.meet(self.call, self.text)
-                work = self.start()
+                inference, grad = self._modes
+                assert self._start is not None
+                with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+                    self._work = self._start()
             finally:
+                self._start = None  # and with it the tensors
                 started()
-            work.wait()
+            self._work.wait()
+        except BaseException as error:
+            self._error = error
+        self._done.set()
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        done = self._done.wait(timeout.total_seconds() or None)
+        if done:
+            self._kept.discard(self)
+        if self._error is not None:
+            raise self._error
+        return done
+
+    def is_completed(self) -> bool:
+        return self._done.is_set()
+
+    def get_future(self) -> Any:
+        """For C++, which learns of an error from a callback only."""
+        made: torch.futures.Future[Any] = torch.futures.Future()
+
+        def end(_: Any) -> Any:
+            self.wait()
             with suppress(RuntimeError):  # not all of gloo's have one
-                value = work.get_future().value()
-        except Exception as error:
-            self.error = value = error
-            self.future._set_unwrap_func(_raise)
-        with suppress(RuntimeError):  # a wait that timed out has ended it
-            self.future.set_result(value)  # first: whoever waits ends it, too
-        self.done.set()
+                return self._work.get_future().value()
+            return []
 
+        def complete() -> None:
+            self._done.wait()
+            made.set_result(None)
 
-def _raise(error: Exception) -> None:
-    raise error
+        threading.Thread(target=complete, daemon=True).start()
+        return made.then(end)
 
 
 class Collectives:
@@ -78,6 +97,7 @@ class Collectives:
         self._waiting: deque[_Deferred] = deque()
         self._changed = threading.Condition()
         self._is_working = False
+        self._kept: set[_Deferred] = set()
 
     def run(
         self, text: str, tensors: Iterable[Tensor], start: Start, is_async: bool, counts: list[list[int]] | None
@@ -93,32 +113,43 @@ class Collectives:
                 text = f"{text} of a tensor that is not contiguous"
                 agreement.tell(agreement.post(text, 0), text)
                 _refuse_strided(strided)
-            call = agreement.post(text, 0 if counts is None else pair_hash(self.rank, *counts))
+            pairs = 0
+            if counts is not None and {len(x) for x in counts} == {agreement.size}:
+                pairs = pair_hash(self.rank, *counts)
+            elif counts is not None:
+                text += f" between {len(counts[0])} and {len(counts[1])} ranks"
+            call = agreement.post(text, pairs)
             if counts is not None:
                 text += f", sends {counts[0]}, expects {counts[1]}"
             if not self._waiting and not (is_async and not agreement.has_met(call)):
                 agreement.meet(call, text)
                 return start()
-            item = _Deferred(call, text, start)
+            item = _Deferred(call, text, start, self._kept)
             self._defer(item, agreement)
-        return item.work
+        return item
 
     def _defer(self, item: _Deferred, agreement: Agreement) -> None:
         with self._changed:
             self._changed.wait_for(lambda: len(self._waiting) < AHEAD)
             self._waiting.append(item)
             if not self._is_working:
-                self._is_working = True
                 threading.Thread(target=self._work_off, args=(agreement,), daemon=True).start()
+                self._is_working = True
 
     def _work_off(self, agreement: Agreement) -> None:
         while True:
             with self._changed:
                 if not self._waiting:
                     self._is_working = False
+                    self._changed.notify_all()
                     return
                 item = self._waiting[0]
             item.run(agreement, self._has_started)
+
+    def drain(self, seconds: float) -> None:
+        """Wait for what was deferred: who leaves must not take it along."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._is_working, seconds)
 
     def _has_started(self) -> None:
         with self._changed:

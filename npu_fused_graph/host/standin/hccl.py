@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import os
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -46,14 +48,11 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
         self._comm_name = ""
         self.group_id = group_id
         self._windows: list[torch.Tensor] = []
+        alive = weakref.ref(self)
+        members = lambda: _members(alive(), size)  # noqa: E731
         self.collectives = collectives.Collectives(
-            agreement.Agreement(store, rank, size, self._members, timeout) if size > 1 else None, rank
+            agreement.Agreement(store, rank, size, members, timeout) if size > 1 else None, rank
         )
-
-    def _members(self) -> list[int]:
-        """Global ranks, in the order of the group."""
-        known = next((ranks for group, ranks in c10d._world.pg_group_ranks.items() if _has_backend(group, self)), {})
-        return sorted(known, key=lambda r: known[r]) or list(range(self.size()))
 
     def get_hccl_comm_name(self, rankid: int, *args: Any, init_comm: bool = True, **kwargs: Any) -> str:
         """The name of the communicator, the same on all its ranks; "" before it was made (init_comm=True makes it)."""
@@ -112,6 +111,16 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
         return 0
 
 
+_LAST = 5.0
+"""Seconds that collectives nobody waited for get at the end of a group or of the process."""
+
+
+def _drain(group: Any = None) -> None:
+    for backend in _made:
+        if group is None or _has_backend(group, backend):
+            backend.collectives.drain(_LAST)
+
+
 _made: list[ProcessGroupHCCL] = []
 """Every backend whose group lives, and the newest. c10d keeps the C++ half only: without this a plain gloo is left."""
 
@@ -133,6 +142,13 @@ def _is_published(backend: ProcessGroupHCCL) -> bool:
     return any(_has_backend(group, backend) for group in c10d._world.pg_map)
 
 
+def _members(backend: ProcessGroupHCCL | None, size: int) -> list[int]:
+    """Global ranks of the backend's group, in its order."""
+    group = next((g for g in c10d._world.pg_map if backend is not None and _has_backend(g, backend)), None)
+    known = c10d._world.pg_group_ranks.get(group, {})
+    return sorted(known, key=lambda r: known[r]) or list(range(size))
+
+
 def _has_backend(group: Any, backend: ProcessGroupHCCL) -> bool:
     return any(group._get_backend(device) is backend for device in group._device_types)
 
@@ -145,6 +161,7 @@ def install() -> None:
     """Register the backend, and give torch.distributed what torch_npu gives it."""
     dist.Backend.register_backend("hccl", _create, extended_api=True, devices=["cpu", "npu"])
     collectives.install()
+    atexit.register(_drain)
     dist.is_hccl_available = is_hccl_available  # type: ignore[attr-defined]
     dist.ProcessGroupHCCL = ProcessGroupHCCL  # type: ignore[attr-defined]
     c10d.ProcessGroupHCCL = ProcessGroupHCCL  # type: ignore[attr-defined]
@@ -160,6 +177,7 @@ def install() -> None:
 
     @functools.wraps(destroy)
     def destroy_process_group(group: Any = None) -> None:
+        _drain(group)
         destroy(group)
         # a backend keeps its store alive, where the next group of the same name would find this one's addresses
         _made[:] = [backend for backend in _made if _is_published(backend)]

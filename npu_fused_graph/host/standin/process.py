@@ -96,7 +96,9 @@ def _end_with_the_launcher() -> None:
         return  # it has ended already: in an orderly way, or it takes its folder along
 
     def watch() -> None:
-        select.select([launcher], [], [])
+        poll = select.poll()
+        poll.register(launcher, select.POLLIN)
+        poll.poll()
         shutil.rmtree(folder, ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_LAST)
