@@ -94,6 +94,7 @@ def _killed_before(rank: int) -> None:
     _reduce_graph(torch.ones(4)).run([torch.ones(4)])
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_run() -> None:
     outcomes = run_ranks(_killed_before, 2, **LATE)
     assert outcomes[1].exit_code == -signal.SIGKILL
@@ -589,6 +590,7 @@ def _no_receiver(rank: int) -> None:
         store.set("rank 0 is done", "")
 
 
+@pytest.mark.slow
 def test_send_without_receiver() -> None:
     outcomes = run_ranks(_no_receiver, 2, **LATE)
     where = "send (HcomSend on group '0') on rank 0 of 2"

@@ -80,6 +80,7 @@ print("warnings:", [str(w.message) for w in seen if "Failed to import" in str(w.
 """
 
 
+@pytest.mark.slow
 def test_torch_first_then_torchair_then_transformers_without_network_beside_an_installed_torch_npu(
     tmp_path: Path, torchair_folder: Path
 ) -> None:

@@ -28,6 +28,7 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[subprocess.
     return result, json.loads(result.stderr.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_script_that_only_imports_torch_beside_an_installed_torch_npu(tmp_path: Path, torchair_folder: Path) -> None:
     """Arguments and exit code are the script's; ``.npu()`` and the backend named npu are there."""
     put_broken_torch_npu(tmp_path, torchair_folder)

@@ -188,8 +188,9 @@ def _single(case: Case, folder: Path) -> np.ndarray[Any, Any]:
         return _output(model(**inputs)).double().numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("run", ["quick", *(pytest.param(run, marks=pytest.mark.slow) for run in ("fused", "refused"))])
+@pytest.mark.parametrize("run", ["quick", "fused", "refused"])
 def test_verdicts_and_values(run: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
     cases = RUNS[run]
     single = [_single(case, tmp_path) for case in cases]

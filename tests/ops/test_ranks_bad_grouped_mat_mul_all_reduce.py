@@ -13,7 +13,7 @@ from torch import Tensor
 import npu_fused_graph as nfg
 from tests.ranks import Outcome, run_ranks, values
 
-pytestmark = pytest.mark.xdist_group("bad_grouped")
+pytestmark = [pytest.mark.xdist_group("bad_grouped"), pytest.mark.slow]
 
 WAIT = 3
 """NFG_TIMEOUT of the ranks: how long one waits for another that never comes."""

@@ -86,7 +86,7 @@ def _rank(rank: int, ranks: int, is_compiled: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "is_compiled"), [(2, True), pytest.param(4, False, marks=pytest.mark.slow), (8, False)]
+    ("ranks", "is_compiled"), [(2, True), *(pytest.param(n, False, marks=pytest.mark.slow) for n in (4, 8))]
 )
 def test_shards_and_biases_add_up_to_the_whole_problem(ranks: int, is_compiled: bool) -> None:
     outcomes = values(run_ranks(_rank, ranks, ranks, is_compiled, limit=120, timeout=30))

@@ -23,6 +23,7 @@ SLOW = (
     "dynamic_true", "mark_dynamic", "dynamic_specialize_float", "in_place_2d", "in_place_bias", "linear_2d_bias",
     "linear_2d_functional", "linear_3d_bias", "weight_transposed", "weight_permuted", "aten_matmul_kept", "bmm_batch_1",
     "dtensor_rowwise_bias", "npu_quant_matmul_bfloat16", "npu_weight_quant_per_group", "legacy_c10d_functional",
+    "addmm", "einsum", "in_place_3d", "dropout_casts_views",
 )  # fmt: skip
 """Rows that take long, or differ little from another one."""
 DATA = Path(__file__).with_name("data")
