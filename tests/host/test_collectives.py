@@ -74,6 +74,7 @@ def test_what_is_right_stays_right(ranks: list[Found]) -> None:
             "asynchronous": [[3.0, 3.0, 3.0], [1.0]],
             "many pending": True,
             "future": [2.0, 2.0],
+            "inference mode": [[1.0, 2.0], True],
             "uneven": [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0, 1.0]][rank],
             "objects": [{"rank": 0}, {"rank": 1}],
             "functional": [2.0, 2.0],

@@ -63,6 +63,17 @@ def future():
     return dist.all_reduce(torch.ones(2), async_op=True).get_future().wait()[0].tolist()
 
 
+def inference():
+    """Rank 0 comes first, so that another thread starts its collective; results are inference tensors."""
+    if rank:
+        time.sleep(0.3)
+    with torch.inference_mode():
+        out = torch.zeros(size)
+        work = dist.all_gather_into_tensor(out, torch.full((1,), rank + 1.0), async_op=True)
+        work.wait()
+    return [out.tolist(), work.is_completed()]
+
+
 def uneven(received):
     sent = torch.cat([torch.full((1 + rank + peer,), float(rank)) for peer in range(size)])
     out = torch.zeros(sum(received))
@@ -119,6 +130,7 @@ RIGHT = {
     "asynchronous": asynchronous,
     "many pending": many_pending,
     "future": future,
+    "inference mode": inference,
     "uneven": lambda: uneven([1 + rank + peer for peer in range(size)]),
     "objects": gathered_objects,
     "functional": lambda: (funcol.reduce_scatter_tensor(torch.ones(4), "sum", 0, dist.group.WORLD) + 0).tolist(),
