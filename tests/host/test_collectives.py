@@ -82,3 +82,11 @@ def test_what_is_right_stays_right(ranks: list[Found]) -> None:
             "data parallel": [[1.5, 1.5]],
             "gloo beside it": None,
         }
+
+
+def test_who_comes_after_another_gave_up_gets_no_number(ranks: list[Found]) -> None:
+    (first, second), (late, last) = (different["late"] for _, different, _ in ranks)
+    assert "expected every rank of the group within 1 s, got none from rank 1" in first
+    assert "expected a working group, got one that gave up" in second
+    assert "rank 0: allreduce float32[1] sum, which gave up | rank 1: allreduce float32[1] sum." in late
+    assert "CommunicationError" in last

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -99,6 +100,14 @@ def reduced(x, op=dist.ReduceOp.SUM):
     return x.tolist()
 
 
+def late():
+    """Rank 1 comes after rank 0 gave up: neither may meet the other's next call."""
+    group = dist.new_group(timeout=timedelta(seconds=1))
+    if rank:
+        time.sleep(2)
+    return [attempt(lambda v=v: dist.all_reduce(torch.full((1,), v), group=group)) for v in (1.0, 10.0)]
+
+
 STRIDED = {
     "all_reduce": strided_all_reduce,
     "reduce": lambda: dist.reduce(column(), 0),
@@ -122,6 +131,7 @@ DIFFERENT = {
     "asynchronous": lambda: dist.all_reduce(torch.ones(2 + rank), async_op=True).wait(),
     "all_gather": lambda: dist.all_gather(parts(2 + rank), torch.ones(2 + rank)),
     "reduce_scatter": lambda: dist.reduce_scatter_tensor(torch.ones(1 + rank), torch.ones(2 + 2 * rank)),
+    "late": late,
     "counts": lambda: uneven([1, 2] if rank == 0 else [3, 3]),
 }
 RIGHT = {
