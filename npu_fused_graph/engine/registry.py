@@ -22,15 +22,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import keyword
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from threading import RLock
-from typing import Any, Literal, NewType, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError
+from npu_fused_graph.ir.reg_op import IrAttr, IrDef, IrParam
 
 Int = NewType("Int", int)
 Ints = NewType("Ints", list)  # type: ignore[type-arg]
@@ -38,6 +40,9 @@ Ints = NewType("Ints", list)  # type: ignore[type-arg]
 KernelFn = Callable[..., Any]
 F = TypeVar("F", bound=KernelFn)
 InputKind = Literal["required", "optional", "dynamic"]
+OutputKind = Literal["required", "dynamic"]
+
+_VT = {int: "INT", float: "FLOAT", bool: "BOOL", str: "STRING", torch.dtype: "DATA_TYPE"}
 
 FAMILIES = (
     "math",
@@ -80,6 +85,8 @@ class AttrParam:
     default: Any
     required: bool
     is_dtype: bool
+    vt: str
+    """GE's name of the type, from the annotation or the default; "" where neither tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class Kernel:
     same_dtype: inputs that GE requires to share one dtype. mutates: inputs written in place (the output of the
     same name is that buffer). pure: same inputs, same outputs, no effect; such nodes are folded when constant.
     dense: every tensor must lie in memory in the order of its axes, as all of GE's do; a kernel without it gets views.
+    outputs: IR names of the results and whether each is a list, in IR order.
     specialise: called at load with the constant inputs and attributes; may return a faster function of the
     remaining inputs' positions (same positional arguments) or None.
     """
@@ -104,6 +112,16 @@ class Kernel:
     pure: bool
     dense: bool
     specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None
+    outputs: tuple[tuple[str, OutputKind], ...]
+
+    def ir_def(self) -> IrDef:
+        """The op's IR as the signature tells it, for types that no REG_OP text describes."""
+        return IrDef(
+            self.ge_type,
+            tuple(IrParam(p.name, p.kind) for p in self.inputs),
+            tuple(IrParam(name, kind) for name, kind in self.outputs),
+            tuple(IrAttr(a.name, a.vt, None if a.required else str(a.default)) for a in self.attrs),
+        )
 
 
 _KERNELS: dict[str, Kernel] = {}
@@ -142,16 +160,22 @@ def register_kernel(
     *,
     ignored: Iterable[str] = (),
     mutates: Iterable[str] = (),
+    outputs: Iterable[str] = (),
     pure: bool = False,
     replace: bool = False,
 ) -> None:
-    """Give the engine a kernel for a GE op type of your own.
+    """Give the engine a kernel for a GE op type of your own, and TorchAir the IR of that type.
 
     ge_type: as in ``torchair.ge.custom_op``. fn: its signature is the op's IR: inputs by position and IR name,
-    attributes keyword-only, ``fn(x, y, *, alpha=1.0)`` (more in the text of ``npu_fused_graph.engine.registry``).
-    ignored: attributes that change nothing on a CPU. mutates: inputs it writes in place. pure: allow constant folding.
-    replace: needed to take the place of an existing kernel. Raises UnsupportedOpError otherwise, InvalidArgumentError
-    for what is no name or no function.
+    attributes keyword-only, ``fn(x: Tensor, y: Tensor | None, *, alpha: float = 1.0) -> Tensor`` (more in the text of
+    ``npu_fused_graph.engine.registry``). With it the positional form of ``custom_op`` and TorchAir's generated
+    converters work; an attribute needs an annotation or a default that tells its type there.
+    ignored: attributes that change nothing on a CPU. mutates: inputs it writes in place. outputs: IR names of the
+    results; default the mutated inputs, then y, or y1, y2, ... as the return annotation has them. pure: allow
+    constant folding. replace: needed to take the place of an existing kernel.
+
+    Raises UnsupportedOpError for a type that has a kernel, InvalidArgumentError for what is no name or no function,
+    for mutated names that are no inputs, and for outputs that the return annotation contradicts.
     """
     for parameter, value, fits, expected in (
         ("ge_type", ge_type, isinstance(ge_type, str) and ge_type != "", "the name of a GE op type"),
@@ -166,7 +190,14 @@ def register_kernel(
         raise UnsupportedOpError(
             f"[engine] {ge_type}: expected a type without a kernel, got one that has one. Pass replace=True."
         )
-    _KERNELS[ge_type] = _describe(ge_type, fn, frozenset(ignored), (), tuple(mutates), pure, True, None)
+    found = _describe(ge_type, fn, frozenset(ignored), (), tuple(mutates), pure, True, None, tuple(outputs))
+    unknown = sorted(set(found.mutates) - {p.name for p in found.inputs})
+    if unknown:
+        raise InvalidArgumentError(
+            f"[engine] mutates: expected inputs of {ge_type}, got {', '.join(unknown)}. "
+            f"Its inputs are {', '.join(p.name for p in found.inputs) or 'none'}."
+        )
+    _KERNELS[ge_type] = found
 
 
 def find(ge_type: str) -> Kernel:
@@ -212,6 +243,7 @@ def _describe(
     pure: bool,
     dense: bool,
     specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None,
+    outputs: tuple[str, ...] = (),
 ) -> Kernel:
     hints = get_type_hints(fn)
     inputs: list[InputParam] = []
@@ -231,6 +263,7 @@ def _describe(
                     None if required else param.default,
                     required,
                     _mentions(hint, torch.dtype),
+                    _vt(hint, param.default),
                 )
             )
         elif param.kind is param.POSITIONAL_OR_KEYWORD:
@@ -251,8 +284,54 @@ def _describe(
                 "Inputs are positional parameters, attributes keyword-only ones."
             )
     return Kernel(
-        ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, dense, specialise
-    )
+        ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, dense, specialise,
+        _outputs(ge_type, hints.get("return"), mutates, outputs),
+    )  # fmt: skip
+
+
+def _outputs(
+    ge_type: str, hint: Any, mutates: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[tuple[str, OutputKind], ...]:
+    """(name, kind) of each result. Where the annotation leaves their number open: one per name, else per mutated
+    input, else y.
+    """
+    is_open = hint is None or Ellipsis in get_args(hint)
+    parts: list[OutputKind] = ["required"] * len(names or mutates or ("y",)) if is_open else _results(hint)
+    if not names:
+        more = len(parts) - len(mutates)
+        names = (*mutates, *(("y",) if more == 1 else (f"y{i + 1}" for i in range(more))))[: len(parts)]
+    if len(names) != len(parts):
+        raise InvalidArgumentError(
+            f"[engine] outputs: expected {len(parts)} of them, as {ge_type}'s function returns by its annotation, got "
+            f"{', '.join(names)}. Name every result, in IR order."
+        )
+    return tuple(zip(names, parts, strict=True))
+
+
+def _results(hint: Any) -> list[OutputKind]:
+    if hint is type(None):
+        return []
+    parts = get_args(hint) if get_origin(hint) is tuple else (hint,)
+    return ["dynamic" if get_origin(part) in (list, Sequence) else "required" for part in parts]
+
+
+def _vt(hint: Any, default: Any) -> str:
+    """GE's tag of an attribute's type."""
+    known = [part for part in get_args(hint) if part is not type(None)] if _is_union(hint) else [hint]
+    if known == [None]:
+        is_list = isinstance(default, (list, tuple))
+        items = {type(item) for item in default} if is_list else {type(default)}
+        known = [list[items.pop()] if is_list else items.pop()] if len(items) == 1 else []  # type: ignore[misc]
+    if len(known) != 1:
+        return ""
+    (wanted,), prefix = known, "VT_"
+    while get_origin(wanted) in (list, tuple, Sequence):
+        wanted, prefix = get_args(wanted)[0], prefix + "LIST_"
+    return prefix + _VT[wanted] if wanted in _VT else ""
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
 
 
 def _mentions(hint: Any, wanted: Any) -> bool:

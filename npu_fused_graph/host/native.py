@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine import Executable, compile_model
+from npu_fused_graph.engine import Executable, compile_model, registered_types
 from npu_fused_graph.ir.reg_op import IrDef, read_ir_defs
 
 _LLM_DTYPES = (
@@ -81,7 +81,7 @@ def _check_tensors(what: str, values: Any, *, allow_none: bool) -> None:
 
 
 class IrRegistry:
-    """What CANN's operator registry would answer, from REG_OP texts and our SPECs."""
+    """What CANN's operator registry would answer, from our SPECs, REG_OP texts and the engine's kernels."""
 
     def __init__(self, torchair: Path, own: dict[str, IrDef]) -> None:
         self._folder = torchair
@@ -93,12 +93,12 @@ class IrRegistry:
             return self._own[op_type]
         if self._defs is None:
             self._defs = read_ir_defs(self._folder)
-        return self._defs.get(op_type)
+        kernel = registered_types().get(op_type)
+        return self._defs.get(op_type) or (kernel.ir_def() if kernel else None)
 
     def get_registered_ir_def(self, op_type: str) -> tuple[str, list[Any], list[Any], list[Any]]:
         found = self.find(op_type)
-        # A type nobody describes counts as registered, with an empty IR: TorchAir then leaves it to the converter.
-        return found.registered() if found else ("SUCCESS", [], [], [])
+        return found.registered() if found else ("ERROR", [], [], [])
 
     def check_cann_compat(self, op_type: str, optional_inputs: Sequence[str], optional_attrs: Sequence[str]) -> str:
         found = self.find(op_type)

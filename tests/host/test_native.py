@@ -56,10 +56,6 @@ def test_registered_ir_of_our_type(registry: IrRegistry) -> None:
     assert {("group", "VT_STRING"), ("epsilon", "VT_FLOAT"), ("is_trans_b", "VT_BOOL")} <= set(attrs)
 
 
-def test_unknown_type_is_left_to_its_converter(registry: IrRegistry) -> None:
-    assert registry.get_registered_ir_def("NobodyKnowsThis") == ("SUCCESS", [], [], [])
-
-
 @pytest.mark.parametrize(
     ("op_type", "inputs", "attrs", "answer"),
     [
