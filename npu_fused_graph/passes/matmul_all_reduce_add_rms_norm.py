@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
@@ -19,6 +20,7 @@ from npu_fused_graph.passes.fx import (
     dtype_name,
     dtype_of,
     is_call,
+    is_cast,
     is_one,
     op_name,
     operand,
@@ -31,7 +33,7 @@ from npu_fused_graph.passes.fx import (
 )
 from npu_fused_graph.passes.legality import DTYPES, ORDER_RULES, RULES
 from npu_fused_graph.passes.location import module_path, source_line
-from npu_fused_graph.passes.norms import RmsNorm, is_vector, norm_at, norms
+from npu_fused_graph.passes.norms import RmsNorm, is_vector, near_misses, norm_at, norms
 from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.products import Product, product
 from npu_fused_graph.passes.records import FusionSite
@@ -107,12 +109,13 @@ class _Matcher:
 
     def __init__(self, graph: Graph) -> None:
         self._anchors: dict[Node, Node] = {}  # of a norm, by the node whose elements it normalises
-        self._adders: set[Node] = set()  # operators that add and normalise
+        self._adders: dict[Node, Node] = {}  # of a norm that adds, by the node that does
         for norm in norms(graph):
             if norm.source is not None:
                 self._anchors.setdefault(through(norm.source), norm.anchor)
             else:
-                self._adders.add(norm.anchor)
+                self._adders.setdefault(norm.adder or norm.anchor, norm.anchor)
+        self._missed = {miss.source: miss.refusal for miss in near_misses(graph)}
 
     def match(self, node: Node) -> Site:
         """The site of a candidate. Raises Refused."""
@@ -124,14 +127,14 @@ class _Matcher:
         residual = self._residual(add, after[-1])
         norm = self._norm(add)
         if norm is None:
-            _refuse_missing_norm(add, residual, after[-1])
+            _refuse_missing_norm(add, residual, after[-1], self._missed.get(add))
         if norm.refusal is not None:
             raise Refused(norm.refusal)
         return Site(reduce, found, before, after, bias, add, residual, norm)
 
     def _norm(self, add: Node) -> RmsNorm | None:
         """Read now, because sites before this one have been rewritten."""
-        anchor = add if add in self._adders else self._anchors.get(add)
+        anchor = self._adders.get(add) or self._anchors.get(add)
         return None if anchor is None else norm_at(anchor)
 
     def _residual_add(self, reduce: AllReduce) -> tuple[tuple[Node, ...], Node, Node | None]:
@@ -149,6 +152,8 @@ class _Matcher:
                 at = users[-1] if users else node
                 _refuse(refusals.ResultUsedElsewhere.at(at, f"the reduced result goes not to one add alone: {what}"))
             user = users[0]
+            if is_cast(user, torch.float32) and len(readers(user)) == 1 and readers(user)[0] in self._adders:
+                return tuple(path), readers(user)[0], bias
             if shown(user) is node:
                 path.append(user)
             elif bias is None and (vector := _added_vector(user, node)) is not None:
@@ -179,7 +184,7 @@ def _refuse(refusal: Refusal) -> NoReturn:
     raise Refused(refusal)
 
 
-def _refuse_missing_norm(add: Node, residual: Node, reduced: Node) -> NoReturn:
+def _refuse_missing_norm(add: Node, residual: Node, reduced: Node, near_miss: Refusal | None) -> NoReturn:
     # the norm of a float32 sum is spelled without casts
     if dtype_of(reduced) not in DTYPES:
         _refuse(refusals.Dtype.at(reduced, f"the reduced result is {dtype_name(reduced)}"))
@@ -195,7 +200,7 @@ def _refuse_missing_norm(add: Node, residual: Node, reduced: Node) -> NoReturn:
         others = [x for x in users[0].args[:2] if isinstance(x, Node) and through(x) is not add]
         if any(is_reduced(x) for x in others):
             _refuse(refusals.SumOfReduces.at(users[0], f"{users[0].name} adds another reduced result"))
-    _refuse(refusals.NoRmsNorm.at(add, f"no RMSNorm reads the sum {add.name}"))
+    _refuse(near_miss or refusals.NoRmsNorm.at(add, f"no RMSNorm reads the sum {add.name}"))
 
 
 def _product(reduce: AllReduce) -> tuple[Product, tuple[Node, ...]]:
@@ -241,4 +246,8 @@ def _refuse_no_add(user: Node) -> NoReturn:
         _refuse(refusals.ScaledBeforeAdd.at(user, f"the reduced result is multiplied ({user.name}) before the add"))
     if user.op == "output":
         _refuse(refusals.NoResidualAdd.at(user, "the reduced result is a graph output"))
+    sums = [x for x in readers(user) if is_call(x, "aten::add.Tensor")] if is_cast(user, torch.float32) else []
+    if sums:
+        cure = "Add in the model's dtype, or normalise the float32 sum of two 16-bit tensors."
+        _refuse(refusals.MixedDtypes.at(sums[0], f"the residual is added in float32 ({sums[0].name})", cure))
     _refuse(refusals.NoResidualAdd.at(user, f"the reduced result goes to {op_name(user) or user.name}"))

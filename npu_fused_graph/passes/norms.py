@@ -30,7 +30,15 @@ from npu_fused_graph.passes.fx import (
     widened,
 )
 from npu_fused_graph.passes.records import Numerics
-from npu_fused_graph.passes.refusals import LayerNorm, NormWithBeta, NormWithoutWeight, QuantisedNorm, Refusal
+from npu_fused_graph.passes.refusals import (
+    LayerNorm,
+    NoRmsNorm,
+    NormWithBeta,
+    NormWithoutWeight,
+    QuantisedNorm,
+    Refusal,
+)
+from npu_fused_graph.passes.statistics import CURE, ROOTS, NearMiss, Statistics, statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +46,9 @@ class RmsNorm:
     """output = total / rms(total) * gamma over the last dim; of an operator that adds too, total = sum of addends.
 
     source: what is normalised, None if ``addends`` are added first. total, output: None where nobody reads them.
-    gamma: the weight as the graph holds it. epsilon: the literal, or the
-    node it comes from. numerics: how the roundings compare with the fused kernel's. inner: the nodes that compute it;
-    those that others read (see ``leaks``) keep it from being fused. refusal: why this norm never is.
+    gamma: the weight as the graph holds it. epsilon: the literal, or the node it comes from. numerics: how the
+    roundings compare with the fused kernel's. inner: the nodes that compute it; those that others read (see ``leaks``)
+    keep it from being fused. refusal: why this norm never is. adder: the node that adds, if that is not the anchor.
     """
 
     anchor: Node
@@ -53,6 +61,7 @@ class RmsNorm:
     addends: tuple[Node, Node] | None = None
     total: Node | None = None
     refusal: Refusal | None = None
+    adder: Node | None = None
 
     def leaks(self) -> list[Node]:
         own = self.inner | {self.output, self.total}
@@ -92,108 +101,65 @@ def norm_at(anchor: Node) -> RmsNorm | None:
 # -- spelled out in basic operators ---------------------------------------------------------------------------
 
 
-def _cast_then_gamma(rsqrt: Node) -> RmsNorm | None:
+def _cast_then_gamma(anchor: Node) -> RmsNorm | None:
     """w * (x32 * rstd).to(T): Llama, Mistral, Qwen, Megatron. The kernel's own order."""
-    found = _statistics(rsqrt)
-    if found is None:
+    found = statistics(anchor)
+    if not isinstance(found, Statistics):
         return None
-    dtype = dtype_of(found.source)
+    dtype = found.dtype
     for narrow in _readers(found.scaled):
         if dtype is not torch.float32 and is_cast(narrow, dtype):
             for product, gamma in _times_vector(narrow):
                 if dtype_of(product) is dtype:
-                    return found.norm(product, gamma, "same_rounding", {narrow})
+                    return _written(found, product, gamma, "same_rounding", {narrow})
     return None
 
 
-def _gamma_then_cast(rsqrt: Node) -> RmsNorm | None:
+def _gamma_then_cast(anchor: Node) -> RmsNorm | None:
     """(w * (x32 * rstd)).to(T): F.rms_norm, OLMo2, T5, and Gemma's 1 + w. One rounding less than the kernel's."""
-    found = _statistics(rsqrt)
-    if found is None:
+    found = statistics(anchor)
+    if not isinstance(found, Statistics):
         return None
     for product, factor in _times_vector(found.scaled):
         gamma = _narrow(factor)
-        numerics: Numerics = "one_ulp" if dtype_of(gamma) is dtype_of(found.source) else "any"
-        for output in found.outputs(product):
-            return found.norm(output, gamma, numerics, {product})
+        numerics: Numerics = "one_ulp" if dtype_of(gamma) is found.dtype else "any"
+        outputs = (user for user in _readers(product) if is_cast(user, found.dtype))
+        output = product if found.dtype is torch.float32 else next(outputs, None)
+        if output is not None:
+            return _written(found, output, gamma, numerics, {product})
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Statistics:
-    """scaled = source.float() * rsqrt(mean(source.float() ** 2, -1) + epsilon)."""
-
-    rsqrt: Node
-    source: Node
-    scaled: Node
-    epsilon: Any
-    inner: frozenset[Node]
-
-    def outputs(self, product: Node) -> Iterator[Node]:
-        """``product`` in the dtype of the source."""
-        dtype = dtype_of(self.source)
-        if dtype is torch.float32:
-            yield product
-        else:
-            yield from (user for user in _readers(product) if is_cast(user, dtype))
-
-    def norm(self, output: Node, gamma: Node, numerics: Numerics, inner: set[Node]) -> RmsNorm:
-        core = self.inner | inner
-        views: set[Node] = set()
-        for node in (output, *core):
-            for x in node.all_input_nodes:
-                chain = []
-                while x not in core and (shows := shown(x)) is not None:
-                    chain.append(x)
-                    x = shows
-                if x in core:
-                    views.update(chain)
-        own = (core | views) - {output}
-        return RmsNorm(self.rsqrt, self.source, output, gamma, self.epsilon, numerics, own)
+def _written(found: Statistics, output: Node, gamma: Node, numerics: Numerics, inner: set[Node]) -> RmsNorm:
+    """The record of a norm in basic operators. One that adds in float32 normalises the sum before that is rounded."""
+    core = found.inner | inner
+    views: set[Node] = set()
+    for node in (output, *core):
+        for x in node.all_input_nodes:
+            chain = []
+            while x not in core and (shows := shown(x)) is not None:
+                chain.append(x)
+                x = shows
+            if x in core:
+                views.update(chain)
+    own = (core | views) - {output}
+    if found.addends is None:
+        return RmsNorm(found.anchor, found.source, output, gamma, found.epsilon, numerics, own)
+    return RmsNorm(
+        found.anchor, None, output, gamma, found.epsilon, "any", own, found.addends, found.total, adder=found.source
+    )
 
 
-def _statistics(rsqrt: Node) -> _Statistics | None:
-    biased = operand(rsqrt)
-    if not is_call(biased, "aten::add.Tensor", "aten::add.Scalar") or dtype_of(rsqrt) is not torch.float32:
-        return None  # statistics the kernel does not compute in float32
-    assert biased is not None
-    if len(biased.args) != 2 or biased.kwargs:
-        return None  # epsilon times alpha
-    mean, epsilon = biased.args
-    if is_call(epsilon, "aten::mean.dim"):
-        mean, epsilon = epsilon, mean
-    if not is_call(mean, "aten::mean.dim") or not isinstance(epsilon, (float, int, Node)):
-        return None
-    assert isinstance(mean, Node)
-    square = operand(mean)
-    if square is None or dtype_of(square) is not torch.float32 or not _is_last_dim(mean, len(shape_of(square))):
-        return None
-    wide = _squared(square)
-    source = widened(wide[0]) if wide else None
-    if source is None or any(widened(x) is not source for x in wide):
-        return None
-    for scaled in readers(rsqrt):
-        if is_call(scaled, "aten::mul.Tensor"):
-            other = scaled.args[1] if scaled.args[0] is rsqrt else scaled.args[0]
-            if isinstance(other, Node) and widened(other) is source:
-                upcasts = {n for n in (*wide, other) if n is not source and _feeds_only(n, {square, scaled})}
-                inner = frozenset({biased, mean, square, rsqrt, scaled, *upcasts})
-                return _Statistics(rsqrt, source, scaled, epsilon, inner)
-    return None
-
-
-def _is_last_dim(mean: Node, rank: int) -> bool:
-    found = arguments(mean)
-    return list(found["dim"] or ()) in ([-1], [rank - 1]) and found["keepdim"] is True
-
-
-def _squared(square: Node) -> list[Node]:
-    """The operands of x ** 2 or x * x, where each may be a cast of its own; empty if it is no square."""
-    if (is_call(square, "aten::pow.Tensor_Scalar") and square.args[1] == 2) or is_call(square, "aten::square"):
-        return [square.all_input_nodes[0]]
-    if is_call(square, "aten::mul.Tensor"):
-        return [x for x in square.args[:2] if isinstance(x, Node)]
-    return []
+def near_misses(graph: Graph) -> Iterator[NearMiss]:
+    """What reads like a written-out norm and is none of the spellings."""
+    for node in graph.nodes:
+        if is_call(node, *ROOTS) and norm_at(node) is None:
+            found = statistics(node)
+            if isinstance(found, NearMiss):
+                yield found
+            elif found is not None:
+                text = f"{found.scaled.name} is not multiplied by a weight of n elements and rounded to the sum's dtype"
+                yield NearMiss(through(found.source), NoRmsNorm.at(node, text, CURE))
 
 
 def _times_vector(x: Node) -> Iterator[tuple[Node, Node]]:
@@ -223,10 +189,6 @@ def _readers(node: Node) -> Iterator[Node]:
         yield user
         if shown(user) is node:
             yield from _readers(user)
-
-
-def _feeds_only(node: Node, known: set[Node]) -> bool:
-    return all(user in known for user in readers(node))
 
 
 # -- operators ------------------------------------------------------------------------------------------------
@@ -278,7 +240,7 @@ def _vllm_add_rms_norm(node: Node) -> RmsNorm:
     if found["weight"] is None or found["variance_size"] is not None:
         refusal = NormWithoutWeight.at(node, "the norm has no weight, or statistics over a part of a row")
     return RmsNorm(
-        node, None, outputs.get(0), found["weight"], found["epsilon"], "one_ulp",
+        node, None, outputs.get(0), found["weight"], found["epsilon"], "any",
         frozenset({node, *outputs.values()}), (found["x"], found["x_residual"]), outputs.get(1), refusal=refusal,
     )  # fmt: skip
 
@@ -310,8 +272,8 @@ _QUANTISED = (
 )
 
 SPELLINGS: tuple[Spelling, ...] = (
-    Spelling("cast, then times the weight (Llama, Qwen, Megatron)", ("aten::rsqrt",), _cast_then_gamma),
-    Spelling("times the weight, then cast (F.rms_norm, OLMo2, Gemma)", ("aten::rsqrt",), _gamma_then_cast),
+    Spelling("cast, then times the weight (Llama, Qwen, Megatron)", ROOTS, _cast_then_gamma),
+    Spelling("times the weight, then cast (F.rms_norm, OLMo2, Gemma)", ROOTS, _gamma_then_cast),
     Spelling("aten.rms_norm", ("aten::rms_norm",), _aten_rms_norm),
     Spelling("npu_rms_norm", ("npu::npu_rms_norm", "aten::_fused_rms_norm"), _npu_rms_norm),
     Spelling("npu_add_rms_norm", ("npu::npu_add_rms_norm", "_C_ascend::npu_add_rms_norm_bias"), _npu_add_rms_norm),

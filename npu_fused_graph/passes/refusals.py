@@ -245,6 +245,12 @@ class NoRmsNorm(Refusal):
     usual_cure = "Nothing to fuse, or spell the norm as in the README's table."
 
 
+class HalfStatistics(Refusal):
+    """The norm squares and averages in float16 or bfloat16; the fused op does so in float32."""
+
+    usual_cure = "Convert the sum to float32 before it is squared: x.float().pow(2).mean(-1, keepdim=True)."
+
+
 class LayerNorm(Refusal):
     """LayerNorm subtracts the mean; the fused op computes RMSNorm only."""
 

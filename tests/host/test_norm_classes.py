@@ -24,6 +24,8 @@ NOT_LOWERED = {
     "npu_add_rms_norm_quant",
 }
 """Without a converter or a kernel; the fuzzer compares them with their formulas."""
+IN_THE_LAST_PLACE = {"divided", "one_over_root"}
+"""Of float32: 1 / sqrt(x) is not always rsqrt(x), and a few of these differences reach the result's last place."""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,9 @@ def test_classes(measured: dict[str, tuple[str, float, int]]) -> None:
     assert measured.keys() == NORMS.keys() - NOT_LOWERED
     for norm, (verdict, share, worst) in measured.items():
         assert verdict == wanted[norm], norm
+        if norm in IN_THE_LAST_PLACE:
+            assert 0 < share < 1e-3 and worst == 1, (norm, share, worst)
+            continue
         differences = {"same_rounding": {0}, "one_ulp": {1}, "any": {2}}.get(verdict, {0})
         assert worst in differences, (norm, verdict, share, worst)
         assert (share > 0.1) == (worst > 0), (norm, share)

@@ -264,6 +264,53 @@ def half_statistics(p: Parts, x: Tensor, r: Tensor) -> Any:
 
 
 @case()
+def half_throughout(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    return p.gamma * (total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-6)), total
+
+
+@case()
+def sum_of_squares(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    return _scaled_by(p, total, total.float().pow(2).sum(-1, keepdim=True))
+
+
+@case()
+def no_epsilon(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    wide = total.float()
+    return p.gamma * (wide / wide.pow(2).mean(-1, keepdim=True).sqrt()).to(total.dtype), total
+
+
+@case()
+def root_in_the_models_dtype(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    rstd = torch.rsqrt(total.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    return p.gamma * (total * rstd.to(total.dtype)), total
+
+
+def _after_a_float32_sum(p: Parts, wide: Tensor) -> Tensor:
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(p.gamma.dtype) * p.gamma
+
+
+@case()
+def float32_sum_read_elsewhere(p: Parts, x: Tensor, r: Tensor) -> Any:
+    wide = p.reduced(x).float() + r
+    return _after_a_float32_sum(p, wide), wide.abs()
+
+
+@case()
+def float32_sum_without_norm(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return (p.reduced(x).float() + r).to(r.dtype).relu()
+
+
+@case()
+def float32_sum_with_a_wide_residual(p: Parts, x: Tensor, r: Tensor) -> Any:
+    wide = p.reduced(x).float() + r.float().sin()
+    return _after_a_float32_sum(p, wide), wide.to(r.dtype)
+
+
+@case()
 def gamma_per_row(p: Parts, x: Tensor, r: Tensor) -> Any:
     total = r + p.reduced(x)
     return _scaled_by(p, total, total.float().pow(2).mean(-1, keepdim=True), gamma=r[0, :, :1])
@@ -328,6 +375,11 @@ def float32_model(p: Parts, x: Tensor, r: Tensor) -> Any:
 @case()
 def wide_residual(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(r.float() + p.reduced(x))
+
+
+@case()
+def wide_bias(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return p.norm(r + (p.reduced(x) + p.gamma.float()))
 
 
 @case()

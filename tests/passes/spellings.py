@@ -359,8 +359,54 @@ def layer_norm(c: Case, reduced: Tensor, residual: Tensor) -> tuple[Tensor, Tens
     return F.layer_norm(total, (N,), c.gamma), total
 
 
+def divided(c: Case, reduced: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    total = c.total(reduced, residual)
+    wide = total.float()
+    return c.gamma * (wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + c.epsilon)).to(total.dtype), total
+
+
+def one_over_root(c: Case, reduced: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    total = c.total(reduced, residual)
+    wide = total.float()
+    rstd = 1.0 / torch.sqrt(wide.square().mean(-1) + c.epsilon)
+    return (wide * rstd.unsqueeze(-1)).to(total.dtype) * c.gamma, total
+
+
+def negative_power(c: Case, reduced: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    total = c.total(reduced, residual)
+    wide = total.float()
+    wide = wide * (wide.pow(2).mean(-1, keepdim=True) + c.epsilon) ** -0.5
+    return (c.gamma.float() * wide).to(total.dtype), total
+
+
+def sum_over_n(c: Case, reduced: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    total = c.total(reduced, residual)
+    wide = total.float()
+    mean = (wide * wide).sum(-1, keepdim=True) / wide.shape[-1]
+    return c.gamma * (wide * torch.rsqrt(mean + c.epsilon)).to(total.dtype), total
+
+
+def float32_sum(c: Case, reduced: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """vLLM's RMSNorm in PyTorch operators."""
+    wide = c.total(reduced.to(torch.float32), residual)
+    total = wide.to(reduced.dtype)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + c.epsilon)
+    return wide.to(reduced.dtype) * c.gamma, total
+
+
+def half_statistics(c: Case, reduced: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    total = c.total(reduced, residual)
+    return c.gamma * (total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + c.epsilon)), total
+
+
 NORMS: Mapping[str, Norm] = {
     "llama": llama,
+    "divided": divided,
+    "one_over_root": one_over_root,
+    "negative_power": negative_power,
+    "sum_over_n": sum_over_n,
+    "float32_sum": float32_sum,
+    "half_statistics": half_statistics,
     "megatron": megatron,
     "square_single_cast": square_single_cast,
     "olmo2": olmo2,

@@ -89,6 +89,31 @@ def test_refused(name: str, reason: str) -> None:
     assert refusal.source.rpartition(":")[0].endswith((".py",)), refusal
 
 
+DIFFERENCES = {
+    "mean_over_two_dims": "the mean runs over the dims [1, 2] of 3, not over the last",
+    "mean_over_the_wrong_dim": "the mean runs over the dims [1] of 3, not over the last",
+    "cubed": "is not x ** 2",
+    "sum_of_squares": "the squares are summed by sum_1, not averaged over n",
+    "no_epsilon": "epsilon is not plainly added to the mean of the squares",
+    "epsilon_times_alpha": "epsilon is not plainly added to the mean of the squares",
+    "root_in_the_models_dtype": "x is not scaled by it in float32",
+    "gamma_per_row": "is not multiplied by a weight of n elements",
+    "half_statistics": "the norm computes its statistics in float16 (mean)",
+    "half_throughout": "the norm computes its statistics in float16 (pow_1)",
+    "float32_sum_without_norm": "the residual is added in float32 (add)",
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_a_near_miss_says_what_differs(name: str) -> None:
+    with captured(name) as gm:
+        (site,) = sites_of(name, gm)
+    assert site.refusal is not None
+    assert DIFFERENCES[name] in site.refusal.text
+    if site.reason == "no_rms_norm":
+        assert "weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)" in site.cure
+
+
 BREAKS: dict[str, str] = {
     "machine_has_the_op": "plain",
     "only_adds": "avg",
@@ -100,7 +125,7 @@ BREAKS: dict[str, str] = {
     "_epsilon_is_literal": "tensor_epsilon",
     "_epsilon_is_in_range": "big_epsilon",
     "_residual_has_full_shape": "broadcast_rows",
-    "_dtypes_agree": "wide_residual",
+    "_dtypes_agree": "wide_bias",
     "_rows_stay_rows": "norm_of_half_rows",
     "_bias_is_vector": "bias_per_row",
     "_layouts": "strided_residual",

@@ -195,7 +195,7 @@ FAULTS: dict[str, Fault] = {
         ("no_rms_norm",), site=llama, norm=hooks.norm_of("{wide}.pow(2).sum(-1, keepdim=True) + {epsilon}")
     ),
     "half_statistics": Fault(
-        ("no_rms_norm",), site=llama,
+        ("half_statistics",), site=llama,
         norm=hooks.norm_of("{wide}.pow(2).mean(-1, keepdim=True, dtype=torch.float16) + {epsilon}"),
     ),
     "epsilon_times_alpha": Fault(

@@ -35,16 +35,25 @@ def wide_of(c: Site, total: str) -> str:
     return c.pick(f"{total}.to(torch.float32)", f"{total}.float()")
 
 
-def rstd_of(c: Site, wide: str) -> str:
-    """The expression of 1 / rms."""
+def variance_of(c: Site, wide: str) -> str:
+    """The expression of mean(x ** 2) + epsilon."""
     square = c.pick(f"{wide}.pow(2)", f"{wide} * {wide}", f"torch.pow({wide}, 2)", f"{wide} ** 2")
     mean = c.pick(
         f"({square}).mean(-1, keepdim=True)",
         f"torch.mean({square}, dim=-1, keepdim=True)",
         f"({square}).mean(({c.axes - 1},), True)",
+        f"({square}).sum(-1, keepdim=True) / {c.n}",
     )
-    epsilon = c.epsilon
-    return f"torch.rsqrt({mean} + {epsilon})" if c.dice(2) else f"({epsilon} + {mean}).rsqrt()"
+    return f"{mean} + {c.epsilon}" if c.dice(2) else f"{c.epsilon} + {mean}"
+
+
+def rstd_of(c: Site, wide: str) -> str:
+    """The expression of 1 / rms."""
+    inside = variance_of(c, wide)
+    return c.pick(
+        f"torch.rsqrt({inside})", f"({inside}).rsqrt()", f"(1 / torch.sqrt({inside}))", f"({inside}) ** -0.5",
+        f"({inside}).sqrt().reciprocal()",
+    )  # fmt: skip
 
 
 def narrow_of(c: Site, wide: str, total: str) -> str:
@@ -62,6 +71,8 @@ def normalised(c: Site, total: str) -> str:
         rstd = text.let(rstd_of(c, wide_of(c, total)), "rstd", total)
         return text.let(times(c, wide_of(c, total), rstd), "wide", total)
     wide = text.let(wide_of(c, total), "wide", total)
+    if c.dice(3) == 0:
+        return text.let(f"{wide} / torch.sqrt({variance_of(c, wide)})", "wide", total)
     if c.dice(2):
         return text.let(times(c, wide, rstd_of(c, wide)), "wide", total)
     rstd = text.let(rstd_of(c, wide), "rstd", total)
@@ -127,6 +138,14 @@ ascend_beta = _three("torch.ops._C_ascend.npu_add_rms_norm_bias", "{gamma}, {bet
 vllm_ir = _three("torch.ops.vllm_ir.fused_add_rms_norm", "{gamma}, {epsilon}", "norm total")
 
 
+def float32_sum(c: Site, operands: str) -> tuple[str, str]:
+    a, b = operands.split(", ")
+    wide = c.text.let(c.pick(f"{a}.float() + {b}", f"{a} + {b}.to(torch.float32)"), "wide")
+    total = c.text.let(f"{wide}.to(T)", "total")
+    scaled = c.text.let(times(c, wide, rstd_of(c, wide)), "wide")
+    return c.text.let(times(c, c.gamma(), f"({scaled}).to(T)"), "norm"), total
+
+
 def dynamic_quant_tail(c: Site, operands: str) -> tuple[str, str]:
     norm, total = npu_add_rms_norm(c, operands)
     is_half = c.text.dtype is torch.float16
@@ -152,7 +171,8 @@ NORMS: dict[str, Norm] = {
     "npu_rms_norm": Norm(npu_rms_norm, numerics="one_ulp", ulps=3, is_composite=False),
     "npu_add_rms_norm": Norm(None, npu_add_rms_norm, is_composite=False),
     "ascend_add_rms_norm_bias": Norm(None, ascend, is_composite=False),
-    "vllm_ir": Norm(None, vllm_ir, numerics="one_ulp", ulps=4, is_composite=False),
+    "vllm_ir": Norm(None, vllm_ir, numerics="any", ulps=4, is_composite=False),
+    "float32_sum": Norm(None, float32_sum, numerics="any", ulps=4, is_composite=False),
     "dynamic_quant_tail": Norm(None, dynamic_quant_tail, is_composite=False),
     "ascend_with_beta": Norm(None, ascend_beta, reasons=("norm_with_beta",), is_composite=False),
     "npu_add_rms_norm_quant": Norm(None, _quantised, reasons=("quantised_norm",), is_composite=False),
