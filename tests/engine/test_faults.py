@@ -152,6 +152,35 @@ def test_a_graph_that_fails_alike_on_all_ranks_leaves_the_group_usable() -> None
         assert found[4] == [3.0]
 
 
+def _different_behind_the_failure(rank: int) -> list[str]:
+    """The first run fails alike before the second collective, which in the next one has other sizes on each rank."""
+    runs = 0
+
+    def fault(x: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise ValueError("not yet")
+        return x[: 2 + rank].clone()
+
+    register_kernel("Fault", fault)
+    x = torch.ones(4)
+    executable, found = _faulty_graph(x), []
+    for _ in range(2):
+        try:
+            found.append(str(executable.run([x])[0].tolist()))
+        except RuntimeError as error:
+            found.append(str(error))
+    return found
+
+
+def test_what_lies_behind_a_failure_is_compared_in_the_next_run() -> None:
+    for first, second in values(run_ranks(_different_behind_the_failure, 2, **PROMPT)):
+        assert "not yet" in first
+        assert "second (HcomAllReduce on group '0')" in second
+        assert "[2]" in second and "[3]" in second, second
+
+
 def _two_reasons(rank: int) -> list[str]:
     """Rank 0 fails in the graph, rank 1 at its inputs."""
     register_kernel("Fault", lambda x: 1 / 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,13 @@ Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("collectives")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[Found]:
     """For each rank: what the strided, the different and the right calls gave."""
-    folder = tmp_path_factory.mktemp("collectives")
     command = ("torchrun", "--nproc-per-node=2", f"--master-port={free_port()}", script("collectives.py"), str(folder))
     result = run_python("-m", "npu_fused_graph.cli", "run", *command, env={"NFG_TIMEOUT": "20"})
     assert result.returncode == 0, result.stderr
@@ -54,6 +59,7 @@ DIFFERENT = {
     "asynchronous": "rank 0: allreduce float32[2] sum | rank 1: allreduce float32[3] sum.",
     "all_gather": "rank 0: allgather float32[2] float32[2] float32[2] | rank 1: allgather float32[3]",
     "reduce_scatter": "rank 0: reduce_scatter_base float32[1] float32[2] sum | rank 1: reduce_scatter_base float32[2]",
+    "backward": "rank 0: allreduce float32[2] sum | rank 1: allreduce float32[9] sum.",
     "counts": "rank 0: alltoall_base float32 float32, sends [1, 2], expects [1, 2] | "
     "rank 1: alltoall_base float32 float32, sends [2, 3], expects [3, 3].",
 }
@@ -80,8 +86,13 @@ def test_what_is_right_stays_right(ranks: list[Found]) -> None:
             "functional": [2.0, 2.0],
             "nothing on all": [],
             "data parallel": [[1.5, 1.5]],
+            "destroyed": [3.0],
             "gloo beside it": None,
         }
+
+
+def test_a_rank_that_ends_first_takes_nothing_along(folder: Path, ranks: list[Found]) -> None:
+    assert json.loads((folder / "last.json").read_text()) == [3.0]
 
 
 def test_who_comes_after_another_gave_up_gets_no_number(ranks: list[Found]) -> None:

@@ -95,6 +95,27 @@ def data_parallel():
     return model.weight.grad.tolist()
 
 
+def mismatched_backward():
+    """Rank 0 is in its backward, whose all-reduce waits for rank 1, which does something else."""
+    model = torch.nn.Linear(2, 1, bias=False)
+    wrapped = DistributedDataParallel(model)
+    loss = wrapped(torch.full((1, 2), rank + 1.0)).sum()
+    return loss.backward() if rank == 0 else reduced(torch.ones(9))
+
+
+def destroyed():
+    """Rank 0 leaves a group in which its all-reduce still waits for rank 1."""
+    group = dist.new_group()
+    x = torch.full((1,), rank + 1.0)
+    if rank:
+        time.sleep(0.3)
+    work = dist.all_reduce(x, group=group, async_op=True)
+    if rank:
+        work.wait()
+    dist.destroy_process_group(group)
+    return x.tolist()
+
+
 def reduced(x, op=dist.ReduceOp.SUM):
     dist.all_reduce(x, op)
     return x.tolist()
@@ -133,6 +154,7 @@ DIFFERENT = {
     "reduce_scatter": lambda: dist.reduce_scatter_tensor(torch.ones(1 + rank), torch.ones(2 + 2 * rank)),
     "late": late,
     "counts": lambda: uneven([1, 2] if rank == 0 else [3, 3]),
+    "backward": mismatched_backward,
 }
 RIGHT = {
     "all_reduce": lambda: reduced(torch.full((2,), rank + 1.0)),
@@ -146,6 +168,7 @@ RIGHT = {
     "functional": lambda: (funcol.reduce_scatter_tensor(torch.ones(4), "sum", 0, dist.group.WORLD) + 0).tolist(),
     "nothing on all": lambda: reduced(torch.ones(0)),
     "data parallel": data_parallel,
+    "destroyed": destroyed,
     "gloo beside it": lambda: dist.all_reduce(torch.ones(1), group=beside),
 }
 
@@ -161,4 +184,11 @@ beside = dist.new_group(backend="gloo")
 found = [{name: attempt(function) for name, function in table.items()} for table in (STRIDED, DIFFERENT, RIGHT)]
 with open(f"{sys.argv[1]}/{rank}.json", "w", encoding="utf-8") as file:
     json.dump(found, file)
-dist.destroy_process_group()
+last = torch.full((1,), rank + 1.0)
+if rank == 0:  # ends with an all-reduce that waits for rank 1
+    dist.all_reduce(last, async_op=True)
+else:
+    time.sleep(0.3)
+    dist.all_reduce(last)
+    with open(f"{sys.argv[1]}/last.json", "w", encoding="utf-8") as file:
+        json.dump(last.tolist(), file)
