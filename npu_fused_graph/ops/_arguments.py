@@ -25,7 +25,7 @@ def check_types(spec: OpSpec, arguments: Mapping[str, Any]) -> None:
         elif tensor.kind == "dynamic":
             _check_tensors(spec, name, value)
         elif not isinstance(value, Tensor):
-            raise argument_error(spec.stem, name, "a tensor", type(value).__name__, "Make it one with torch.as_tensor.")
+            raise argument_error(spec.stem, name, "a tensor", type(value).__name__, _tensor_cure(value))
     for attr in spec.attrs:
         if attr.python_name is None:
             continue
@@ -49,8 +49,11 @@ def _check_tensors(spec: OpSpec, name: str, value: Any) -> None:
         raise argument_error(spec.stem, name, "a list of tensors", _kind(value), cure)
     for i, x in enumerate(value):
         if not isinstance(x, Tensor):
-            cure = "Make it one with torch.as_tensor."
-            raise argument_error(spec.stem, f"{name}[{i}]", "a tensor", _kind(x), cure)
+            raise argument_error(spec.stem, f"{name}[{i}]", "a tensor", _kind(x), _tensor_cure(x))
+
+
+def _tensor_cure(x: Any) -> str:
+    return "Pass one." if x is None else "Make it one with torch.as_tensor."
 
 
 def _check_ints(spec: OpSpec, name: str, value: Any) -> None:

@@ -35,9 +35,14 @@ def pack_int4(weight: Tensor) -> Tensor:
     """
     if not isinstance(weight, Tensor) or weight.is_floating_point() or weight.dim() != 2 or weight.shape[1] % 8:
         got = f"{weight.dtype}{list(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
-        raise argument_error(
-            "int4", "weight", "integers (k, n) with n a multiple of 8", got, "Convert it, pad n with zeros."
-        )
+        cure = "Pad n with zeros."
+        if not isinstance(weight, Tensor):
+            cure = "Make it a tensor with torch.as_tensor."
+        elif weight.is_floating_point():
+            cure = "Quantise it to four bits."
+        elif weight.dim() != 2:
+            cure = "Pass one matrix."
+        raise argument_error("int4", "weight", "integers (k, n) with n a multiple of 8", got, cure)
     if weight.numel() and not (weight.min() >= -8 and weight.max() <= 7):
         got = f"values from {weight.min()} to {weight.max()}"
         raise argument_error("int4", "weight", "values in [-8, 7]", got, "Quantise to four bits.")

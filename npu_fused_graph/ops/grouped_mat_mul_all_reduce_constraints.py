@@ -20,6 +20,7 @@ from npu_fused_graph.ops._communicating import (
     one_device,
     only_sums,
 )
+from npu_fused_graph.ops._cures import conversion, reshaping
 from npu_fused_graph.spec import Call, Constraint, OpSpec, TensorFacts
 
 MOST_GROUPS = 64
@@ -27,6 +28,7 @@ MOST_DIMS = 6
 MOST_COLUMNS = 2**16 - 1
 _ALIGNMENT = 32
 """Bytes."""
+_NOT_QUANTISED = "The operator takes no quantised tensors; dequantise it."
 
 
 def splits_x(call: Call) -> bool:
@@ -102,7 +104,7 @@ def _b4_one_x_per_weight(spec: OpSpec, call: Call) -> None:
     if count != wanted:
         raise argument_error(
             spec.stem, "x", f"{wanted} tensors, one per weight (split_item={split_item})", count,
-            "To split one x by group_list use split_item 1 or 3.",
+            "To split one x by group_list use split_item 1 or 3." if count == 1 else "Pass as many x as weights.",
         )  # fmt: skip
     if call.attrs["group_list"]:
         raise argument_error(
@@ -206,14 +208,15 @@ def _b12_bias(spec: OpSpec, call: Call) -> None:
             "bias",
             f"{groups} tensors, one per group, or none",
             len(bias),
-            "Pass zeros where there is none.",
+            "Pass zeros where there is none." if len(bias) < groups else "Leave out those without a group.",
         )
     widths = [n for _, _, _, (_, n) in _products(call)] * (groups if is_stacked(call) else 1)
     for (name, facts), n in zip(_dims(call, "bias"), widths, strict=True):
         if facts.shape != (n,):
             raise argument_error(
-                spec.stem, name, f"shape ({n}), the columns of its weight", f"shape {list(facts.shape)}", "Reshape it."
-            )
+                spec.stem, name, f"shape ({n}), the columns of its weight", f"shape {list(facts.shape)}",
+                reshaping(facts.shape, (n,), "Make n equal in both."),
+            )  # fmt: skip
 
 
 def _b14_columns(spec: OpSpec, call: Call) -> None:
@@ -244,11 +247,12 @@ def _b13_dtypes(spec: OpSpec, call: Call) -> None:
     row = next((dtypes for dtypes in known if dtypes["x"] == first), None)
     if row is None:
         allowed = " or ".join(dtypes["x"] for dtypes in known)
-        raise argument_error(spec.stem, "x[0]", allowed, first, "Convert it.")
+        raise argument_error(spec.stem, "x[0]", allowed, first, conversion(first, _NOT_QUANTISED))
     for tensors in ("x", "weight", "bias"):
         for name, facts in _dims(call, tensors):
             if facts.dtype != row[tensors]:
-                raise argument_error(spec.stem, name, f"{row[tensors]} with {first} x", facts.dtype, "Convert it.")
+                cure = conversion(facts.dtype, _NOT_QUANTISED)
+                raise argument_error(spec.stem, name, f"{row[tensors]} with {first} x", facts.dtype, cure)
 
 
 CONSTRAINTS = (

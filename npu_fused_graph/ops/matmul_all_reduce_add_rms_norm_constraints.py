@@ -18,6 +18,7 @@ from npu_fused_graph.ops._communicating import (
     one_device,
     only_sums,
 )
+from npu_fused_graph.ops._cures import FLOATS, conversion, reshaping
 from npu_fused_graph.spec import Call, Constraint, OpSpec, TensorFacts
 
 _UINT16_MAX = 2**16 - 1
@@ -69,7 +70,13 @@ def _refuse_given(spec: OpSpec, call: Call, names: Iterable[str], when: str) -> 
 def _expect_dtype(spec: OpSpec, call: Call, name: str, allowed: tuple[str, ...], why: str) -> None:
     facts = call.tensors.get(name)
     if facts is not None and facts.dtype not in allowed:
-        raise argument_error(spec.stem, name, f"{' or '.join(allowed)} ({why})", facts.dtype, "Convert it.")
+        if allowed != ("int32",):
+            cure = conversion(facts.dtype, "Pass it as it was before it was quantised.")
+        elif facts.dtype in FLOATS:
+            cure = "Divide it by the unpacked scales, round, convert: it is added to the int32 products."
+        else:
+            cure = "Convert it."
+        raise argument_error(spec.stem, name, f"{' or '.join(allowed)} ({why})", facts.dtype, cure)
 
 
 def _check_limit(spec: OpSpec, text: str, size: Any, limit: int) -> None:
@@ -95,8 +102,16 @@ def _a13_scenario(spec: OpSpec, call: Call) -> None:
         x1, x2 = _tensor(call, "x1").dtype, _tensor(call, "x2").dtype
         raise argument_error(
             spec.stem, "x1, x2", "float16 or bfloat16 for both, int8 for both, or float16 or bfloat16 with int8",
-            f"{x1} and {x2}", "Convert them.",
+            f"{x1} and {x2}", _scenario_cure(x1, x2),
         )  # fmt: skip
+
+
+def _scenario_cure(x1: str, x2: str) -> str:
+    if x1 in FLOATS:
+        return "Convert them." if x2 in FLOATS else "Convert x1." if x2 in ("int8", "int4") else "Quantise x2 to int8."
+    if x1 == "int8":
+        return "Quantise x2 to int8, too, or leave x1 floating point."
+    return "Leave x1 floating point, or quantise both to int8."
 
 
 def _a22_residual_gamma(spec: OpSpec, call: Call) -> None:
@@ -104,7 +119,8 @@ def _a22_residual_gamma(spec: OpSpec, call: Call) -> None:
     if residual.dtype not in _FLOATS or gamma.dtype != residual.dtype:
         raise argument_error(
             spec.stem, "residual, gamma", "one dtype for both, float16 or bfloat16",
-            f"{residual.dtype} and {gamma.dtype}", "Convert them.",
+            f"{residual.dtype} and {gamma.dtype}",
+            "Convert them." if residual.dtype in FLOATS and gamma.dtype in FLOATS else "They are never quantised.",
         )  # fmt: skip
 
 
@@ -182,8 +198,18 @@ def _a19_a20_dequant_dtype(spec: OpSpec, call: Call) -> None:
         if scale.dtype not in allowed:
             raise argument_error(
                 spec.stem, "dequant_scale", f"{' or '.join(allowed)} with a {_tensor(call, 'residual').dtype} residual",
-                scale.dtype, "Pack it with npu_trans_quant_param." if allowed is _PACKED_SCALES else "Convert it.",
+                scale.dtype, _dequant_cure(scale.dtype, is_packed=allowed is _PACKED_SCALES),
             )  # fmt: skip
+
+
+def _dequant_cure(dtype: str, *, is_packed: bool) -> str:
+    """is_packed: what is wanted."""
+    if not is_packed:
+        unpacked = "Unpack it: unpack_quant_param(dequant_scale)[0].bfloat16()."
+        return unpacked if dtype in _PACKED_SCALES else conversion(dtype, "Pass the scales as bfloat16 numbers.")
+    if dtype not in FLOATS:
+        return "Pass the float32 scales through npu_trans_quant_param."
+    return f"Pack it: npu_trans_quant_param(dequant_scale{'' if dtype == 'float32' else '.float()'})."
 
 
 def _a21_dequant_shape(spec: OpSpec, call: Call) -> None:
@@ -193,7 +219,7 @@ def _a21_dequant_shape(spec: OpSpec, call: Call) -> None:
         if shape not in ((1,), (n,), (1, n)):
             raise argument_error(
                 spec.stem, "dequant_scale", f"shape (1), (n) or (1, n) with n={n}", f"shape {list(shape)}",
-                "Reshape it.",
+                reshaping(shape, (1, n), "Pass one scale for all columns of x2, or one for each."),
             )  # fmt: skip
 
 
@@ -278,10 +304,27 @@ def _a27_antiquant_shape(spec: OpSpec, call: Call) -> None:
     if size:
         groups = (k + size - 1) // size
         fits, text = shape == (groups, n), f"({groups}, {n}), ceil(k / antiquant_group_size) and n"
+        if shape in ((n,), (1, n)):
+            cure = "Leave antiquant_group_size out: these are scales per column."
+        elif shape == (n, groups):
+            cure = "Pass its transpose, antiquant_scale.t()."
+        else:
+            cure = reshaping(shape, (groups * n,), _per_group_cure(shape, k, n))
     else:
         fits, text = shape in ((1,), (n,), (1, n)), f"(1), (n) or (1, n) with n={n}"
+        cure = reshaping(shape, (1, n), _per_group_cure(shape, k, n))
     if not fits:
-        raise argument_error(spec.stem, "antiquant_scale", f"shape {text}", f"shape {list(shape)}", "Reshape it.")
+        raise argument_error(spec.stem, "antiquant_scale", f"shape {text}", f"shape {list(shape)}", cure)
+
+
+def _per_group_cure(shape: tuple[Any, ...], k: Any, n: Any) -> str:
+    """For a shape that no antiquant_group_size, or not the one that was passed, explains."""
+    if len(shape) == 2 and shape[1] == n:
+        sizes = [size for size in range(32, k, 32) if (k + size - 1) // size == shape[0]]
+        if sizes:
+            some = f"{sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "")
+            return f"For {shape[0]} groups of k={k} pass the antiquant_group_size they were made with ({some})."
+    return "Pass one scale, one per column of x2, or one row of n per antiquant_group_size rows of x2."
 
 
 CONSTRAINTS = (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.ops._arguments import check_types
+from npu_fused_graph.ops._cures import reshaping
 from npu_fused_graph.spec import AttrSpec, Call, Constraint, DTypeRow, OpSpec, TensorSpec
 
 _SCALE_BITS = 0xFFFFE000
@@ -25,7 +26,9 @@ _OFFSET_BITS = 0x1FF
 def _check_dtypes(spec: OpSpec, call: Call) -> None:
     for name, facts in call.tensors.items():
         if facts is not None and facts.dtype != "float32":
-            raise argument_error(spec.stem, name, "float32", facts.dtype, "Convert it.")
+            is_packed = name == "scale" and facts.dtype in ("int64", "uint64")
+            cure = "If it is packed already, pass it on as it is." if is_packed else "Convert it."
+            raise argument_error(spec.stem, name, "float32", facts.dtype, cure)
 
 
 def _check_shapes(spec: OpSpec, call: Call) -> None:
@@ -36,7 +39,8 @@ def _check_shapes(spec: OpSpec, call: Call) -> None:
     if len(scale.shape) != 1 or len(offset.shape) != 1 or 1 not in (scale.shape[0], offset.shape[0]):
         raise argument_error(
             spec.stem, "offset", f"shape {list(scale.shape)}, like scale, or one of both with one element",
-            f"shape {list(offset.shape)}", "Reshape it.",
+            f"shape {list(offset.shape)}",
+            reshaping(offset.shape, (1, *scale.shape[-1:]), "Pass one offset, or one for each scale."),
         )  # fmt: skip
 
 
