@@ -12,7 +12,7 @@ import pytest
 from npu_fused_graph.engine import registered_types
 from npu_fused_graph.ir.reg_op import IrAttr, IrDef, read_ir_defs
 from tests.engine import cases
-from tests.engine.op_case import OpCase, run_case
+from tests.engine.op_case import FLOATS, OTHER_RESULT_DTYPE, OpCase, has_another_float, run_case
 
 ALL_CASES: list[OpCase] = [
     case
@@ -31,6 +31,15 @@ def ir_defs(torchair_folder: Path) -> dict[str, IrDef]:
 )
 def test_values(case: OpCase, dtype: str) -> None:
     run_case(case, dtype)
+
+
+@pytest.mark.parametrize("ge_type", sorted(OTHER_RESULT_DTYPE))
+def test_other_result_dtype(ge_type: str) -> None:
+    cases = [(case, dtype) for case in ALL_CASES if case.ge_type == ge_type for dtype in case.dtypes if dtype in FLOATS]
+    assert any(has_another_float(case, dtype) for case, dtype in cases), (
+        f"no case of {ge_type} has a result in another floating-point dtype than its inputs': OTHER_RESULT_DTYPE of "
+        "tests/engine/op_case.py must not name it"
+    )
 
 
 def test_every_kernel_has_a_case() -> None:
