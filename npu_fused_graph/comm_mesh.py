@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
-from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
+from npu_fused_graph.errors import CommunicationError, InvalidArgumentError, lost_peer
 
 REDUCE_OPS = {
     "sum": dist.ReduceOp.SUM,
@@ -90,7 +90,7 @@ class Board:
             self._here: Any = c10d.PrefixStore("nfg/here", _base(client))  # of all groups: who still needs the store
             self._here.set(str(self._world[0]), _beacon_address())
         except RuntimeError as error:
-            raise CommunicationError(
+            raise lost_peer(
                 f"[comm] {self.name}{rank_text()}: expected the group's store to answer, got: {first_line(error)}."
             ) from None
         self.store: Any = c10d.PrefixStore(f"{place}/{life}", client)
@@ -351,7 +351,7 @@ class Mesh:
         board.broken = "; ".join(([text] if timed_out else []) + causes) or f"a connection broke ({text})"
         board.leave(board.broken)
         self.close()
-        return CommunicationError(f"[comm] {what} in {board.name}{rank_text()}: {board.broken}.")
+        return lost_peer(f"[comm] {what} in {board.name}{rank_text()}: {board.broken}.")
 
 
 def _is_done(work: Any) -> bool:

@@ -30,7 +30,12 @@ class ExecutionError(NpuFusedGraphError, RuntimeError):
 
 
 class CommunicationError(NpuFusedGraphError, RuntimeError):
-    """A collective failed or timed out, or the ranks of a group disagree about what they run."""
+    """A collective failed or timed out, or the ranks of a group disagree about what they run.
+
+    is_lost_peer: the cause lies with another rank, which had failed, had ended or did not come in time.
+    """
+
+    is_lost_peer = False
 
 
 class HostError(NpuFusedGraphError, RuntimeError):
@@ -43,6 +48,13 @@ class UnsupportedDeviceError(NpuFusedGraphError, RuntimeError):
 
 class UnsupportedModeError(NpuFusedGraphError, RuntimeError):
     """A TorchAir mode or option that cannot be served here."""
+
+
+def lost_peer(text: str) -> CommunicationError:
+    """A CommunicationError whose cause lies with another rank."""
+    error = CommunicationError(text)
+    error.is_lost_peer = True
+    return error
 
 
 _said: set[str] = set()

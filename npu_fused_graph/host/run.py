@@ -25,19 +25,29 @@ from npu_fused_graph import __version__
 from npu_fused_graph.errors import HostError, InvalidArgumentError
 from npu_fused_graph.host import descendants
 from npu_fused_graph.host.paths import SITE, wheel_file
+from npu_fused_graph.host.standin.causes import Kind
 from npu_fused_graph.host.standin.state import LAUNCHER, RUN_VARIABLE, RunOptions
 
 _PATIENCE = 5.0
 """Seconds a process gets to end by itself, after the script has ended or a signal was passed on."""
 
 
+_KINDS: tuple[Kind, ...] = ("own", "killed", "peer", "child")
+"""In the order of the report."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A process that did not end well. rank: -1 = it never joined a process group."""
+    """A process that did not end well. rank: -1 = it never joined a process group.
+
+    kind: "own" = an error of its own, "killed" = an end without one, "peer" = it lost another rank, "child" = a process
+    it started failed.
+    """
 
     pid: int
     rank: int
     what: str
+    kind: Kind = "own"
 
 
 @dataclass(slots=True)
@@ -48,8 +58,9 @@ class RunReport:
     TorchAir built, summed over processes, like fused: calls by operator, eager or as a node. graph_breaks: reason ->
     times Dynamo gave a part of a model back to Python. fallbacks: errors of TorchAir after which a model ran eagerly,
     with how often. guarded: defect of TorchAir -> graphs in which it was repaired. spoiled: defect -> graphs whose
-    numbers it spoils, with --stock. failures: processes that did not end well, whether or not the script looked. left:
-    processes that had to be ended.
+    numbers it spoils, with --stock. failures: processes that did not end well, whether or not the script looked, those
+    at fault first; who only hands on a failure that is in the list is left out. recorded: calls that --record wrote,
+    None without it. left: processes that had to be ended.
     """
 
     exit_code: int = 0
@@ -61,6 +72,7 @@ class RunReport:
     guarded: dict[str, int] = field(default_factory=dict)
     spoiled: dict[str, list[str]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    recorded: int | None = None
     left: int = 0
 
     @property
@@ -89,7 +101,10 @@ def run_script(command: Sequence[str], *, is_module: bool = False, options: RunO
         if options.record is not None:
             _write_run_facts(Path(options.record), command, options.seed)
         exit_code, left = _run([sys.executable, *arguments], _environment(folder))
-        return _report(folder, exit_code, left)
+        report = read_report(folder, exit_code, left)
+        if options.record is not None:
+            report.recorded = sum(1 for _ in Path(options.record).glob("*/*.json"))
+        return report
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -193,12 +208,14 @@ def _wait(child: subprocess.Popen[bytes], stopped: list[int]) -> int:
 # -- what they told ------------------------------------------------------------------------------------------
 
 
-def _report(folder: Path, exit_code: int, left: int) -> RunReport:
+def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
+    """What the processes of a run wrote into ``folder``. exit_code, left: see RunReport."""
     report = RunReport(exit_code=exit_code, left=left)
     breaks: Counter[str] = Counter()
     fused: Counter[str] = Counter()
     fallbacks: Counter[str] = Counter()
     guarded: Counter[str] = Counter()
+    handed_on: dict[Failure, set[int]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         events = {}
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -208,11 +225,13 @@ def _report(folder: Path, exit_code: int, left: int) -> RunReport:
         report.ranks += rank >= 0
         if end is None:
             if rank >= 0:
-                report.failures.append(Failure(int(path.stem), rank, "killed, or ended without Python's knowledge"))
+                what = "killed, or ended without Python's knowledge"
+                report.failures.append(Failure(int(path.stem), rank, what, "killed"))
             continue
         if end.get("code"):
             what = end.get("error") or f"exit code {end['code']}"
-            report.failures.append(Failure(int(path.stem), rank, what))
+            report.failures.append(Failure(int(path.stem), rank, what, end.get("kind", "own")))
+            handed_on[report.failures[-1]] = set(end.get("children", ()))
         report.graphs += end["counts"].get("graphs", 0)
         for kind, found in (("fused ", fused), ("fallback ", fallbacks), ("guarded ", guarded)):
             found.update({k.removeprefix(kind): v for k, v in end["counts"].items() if k.startswith(kind)})
@@ -224,8 +243,14 @@ def _report(folder: Path, exit_code: int, left: int) -> RunReport:
     report.graph_breaks = dict(breaks)
     report.fallbacks = dict(fallbacks)
     report.guarded = dict(sorted(guarded.items(), key=lambda item: int(item[0][1:])))
-    report.failures.sort(key=lambda f: f.rank)
+    report.failures = _at_fault_first(report.failures, handed_on)
     return report
+
+
+def _at_fault_first(failures: list[Failure], handed_on: dict[Failure, set[int]]) -> list[Failure]:
+    told = {failure.pid for failure in failures}
+    kept = [f for f in failures if f.kind != "child" or not handed_on[f] or not handed_on[f] <= told]
+    return sorted(kept, key=lambda f: (_KINDS.index(f.kind), f.rank))
 
 
 def format_report(report: RunReport) -> str:
@@ -243,6 +268,8 @@ def format_report(report: RunReport) -> str:
         lines.append(f"  guarded: TorchAir's defect {defect} in {_count(n, 'graph')}, {how}; a device may show it")
     for defect, graphs in report.spoiled.items():
         lines.append(f"  spoiled: TorchAir's defect {defect} in {', '.join(graphs)}: their numbers are wrong")
+    if report.recorded == 0:
+        lines.append("  nothing recorded: no fused operator was called")
     for failure in report.failures:
         who = f"rank {failure.rank}" if failure.rank >= 0 else "process"
         lines.append(f"  {who} (pid {failure.pid}) failed: {failure.what}")

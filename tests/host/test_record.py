@@ -36,6 +36,7 @@ def record(folder: Path) -> Path:
     assert found.returncode == 0, found.stderr
     facts = json.loads(found.stderr.splitlines()[-1])
     assert facts["fused"] == {f"inplace_{OP}": 2, OP: 6, "trans_quant_param_v2": 2}
+    assert facts["recorded"] == 10
     return folder
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy
 from torch.distributed import distributed_c10d as c10d
 
-from npu_fused_graph.errors import CommunicationError
+from npu_fused_graph.errors import CommunicationError, lost_peer
 from npu_fused_graph.host.standin import windows
 
 SLOTS = 256
@@ -52,7 +52,7 @@ class Agreement:
     def post(self, text: str, pairs: int) -> int:
         """Say what this rank does next; the number of the call. pairs: see :func:`pair_hash`."""
         if self._broken:
-            raise CommunicationError(f"[run] {text}: expected a working group, got one that gave up: {self._broken}")
+            raise lost_peer(f"[run] {text}: expected a working group, got one that gave up: {self._broken}")
         self._call += 1
         call = self._call
         self._own[1 + call % SLOTS] = (call & _CALLS) << 48 | _hash(text) << 24 | pairs & _HASH
@@ -86,7 +86,7 @@ class Agreement:
                 looked = now
                 self._check_alive(call, text)
             if now - begin > self._patience.total_seconds():
-                raise CommunicationError(
+                raise lost_peer(
                     f"[run] {text}: expected every rank of the group within {self._patience.total_seconds():g} s, "
                     f"got none from {self._names(self._missing(call))}."
                 )
@@ -104,7 +104,7 @@ class Agreement:
     def _check_alive(self, call: int, text: str) -> None:
         ended = [i for i in self._missing(call) if (pid := int(self._rings[i][0])) and not _is_running(pid)]
         if ended and (ended := [i for i in ended if i in self._missing(call)]):  # it may have come, then ended
-            raise CommunicationError(
+            raise lost_peer(
                 f"[run] {text}: expected every rank of the group, got an end of {self._names(ended)} before it came."
             )
 

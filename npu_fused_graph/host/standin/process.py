@@ -22,7 +22,7 @@ from multiprocessing import util as mp_util
 from pathlib import Path
 from typing import Any
 
-from npu_fused_graph.host.standin import state
+from npu_fused_graph.host.standin import causes, state
 from npu_fused_graph.ops import _calls
 
 _LAST = 5.0
@@ -166,17 +166,9 @@ def _end(error: BaseException | None = None) -> None:
     if isinstance(error, SystemExit):
         facts["code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
     elif error is not None:
-        facts["code"] = 1
-        facts["error"] = one_line(error)
+        facts |= {"code": 1, "error": causes.one_line(error), "kind": causes.kind(error)}
+        facts["children"] = causes.children(error)
     _tell("end", **facts)
-
-
-def one_line(error: BaseException) -> str:
-    """The kind of an error and the first line of its text."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-    # torch's spawn hands on the child's traceback, which ends with what happened
-    text = lines[-1] if type(error).__name__ == "ProcessRaisedException" else lines[0]
-    return f"{type(error).__name__}: {text.strip()}"[:500]
 
 
 def _graph_breaks() -> dict[str, int]:

@@ -45,7 +45,7 @@ def _watch_backend() -> None:
     from torchair import npu_fx_compiler
 
     from npu_fused_graph.backend import check_host_mode
-    from npu_fused_graph.host.standin import process
+    from npu_fused_graph.host.standin import causes, process
 
     original = npu_fx_compiler._npu_backend
 
@@ -56,7 +56,7 @@ def _watch_backend() -> None:
         try:
             return original(*args, **kwargs)
         except exceptions_allowed_to_be_fallback as error:
-            process.counts[f"fallback {process.one_line(error)}"] += 1
+            process.counts[f"fallback {causes.one_line(error)}"] += 1
             raise
 
     npu_fx_compiler._npu_backend = backend

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
+from npu_fused_graph.errors import CommunicationError, InvalidArgumentError, lost_peer
 
 
 def exchange(store: Any, rank: int, size: int, window_size: int, timeout: timedelta) -> list[Tensor]:
@@ -48,7 +48,7 @@ def _answer(store: Any, key: str, peer: int, timeout: timedelta) -> str:
     try:
         store.wait([key], timeout)
     except RuntimeError:
-        raise CommunicationError(
+        raise lost_peer(
             f"[run] window: expected rank {peer} of the group to register one within "
             f"{timeout.total_seconds():g} s, got none. Every rank of the group must call it."
         ) from None

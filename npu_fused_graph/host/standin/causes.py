@@ -1,0 +1,120 @@
+"""Why a process of a run ended: the error inside what torch and TorchAir wrap around it, and whose fault it was."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from npu_fused_graph.errors import CommunicationError
+from npu_fused_graph.host.paths import find_torchair
+
+Kind = Literal["own", "killed", "peer", "child"]
+"""An error of its own; an end without one; the loss of another rank; the failure of a process it started."""
+
+_WRAPPERS = ("BackendCompilerFailed", "TorchRuntimeError", "InternalTorchDynamoError")
+_CHILDREN = ("ProcessRaisedException", "ProcessExitedException", "ChildFailedError")
+_LOST = re.compile(r"closed by peer|reset by peer|broken pipe|timed out waiting|wait timeout|likely closed", re.I)
+"""What gloo and c10d's stores say of a rank that is gone or does not come."""
+_QUOTES = ("from user code:", "Original traceback:")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_MOST = 500
+
+
+def one_line(error: BaseException) -> str:
+    """The kind and the first line of what went wrong; for a failed compilation with the user's line behind it."""
+    chain = _unwrapped(error)
+    cause = chain[-1]
+    if type(error).__name__ == "ChildFailedError":
+        return _first_failure(error)
+    lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
+    # torch's spawn hands on the child's traceback, which ends with what happened
+    text = lines[-1] if type(cause).__name__ == "ProcessRaisedException" else lines[0]
+    place = _users_line(chain) if len(chain) > 1 else ""
+    return f"{type(cause).__name__}: {text.strip()}"[:_MOST] + place
+
+
+def kind(error: BaseException) -> Kind:
+    if type(error).__name__ in _CHILDREN:
+        return "child"
+    cause: BaseException | None = _unwrapped(error)[-1]
+    if isinstance(cause, RuntimeError) and not isinstance(cause, CommunicationError) and _LOST.search(str(cause)):
+        return "peer"
+    while isinstance(cause, CommunicationError):
+        if cause.is_lost_peer:
+            return "peer"
+        cause = cause.__cause__ or cause.__context__
+    return "own"
+
+
+def children(error: BaseException) -> list[int]:
+    """Pids of the processes whose failure ``error`` hands on."""
+    failures = getattr(error, "failures", None)
+    if isinstance(failures, dict):
+        return [failure.pid for failure in failures.values()]
+    pid = getattr(error, "error_pid", None)
+    return [] if pid is None else [pid]
+
+
+def _first_failure(error: Any) -> str:
+    rank, failure = error.get_first_failure()
+    return f"ChildFailedError: rank {rank} (pid {failure.pid}) ended first, with exit code {failure.exitcode}"
+
+
+def _unwrapped(error: BaseException) -> list[BaseException]:
+    """``error`` and what it wraps, outermost first."""
+    chain = [error]
+    while (inner := _inside(chain[-1])) is not None and inner not in chain:
+        chain.append(inner)
+    return chain
+
+
+def _inside(error: BaseException) -> BaseException | None:
+    is_dynamos = type(error).__module__ == "torch._dynamo.exc"
+    if is_dynamos and type(error).__name__ in _WRAPPERS:
+        inner: BaseException | None = getattr(error, "inner_exception", None)
+        while inner is None or type(inner).__module__ == "torch._dynamo.exc":
+            error = inner or error
+            inner = error.__cause__ or error.__context__
+            if inner is None:
+                return None
+        return inner
+    # TorchAir raises the same kind again, with the traceback in its text
+    context, text = error.__context__, error.args[0] if error.args else ""
+    is_again = type(context) is type(error) and isinstance(text, str) and text.startswith(f"{context}\nTraceback (")
+    return context if is_again else None
+
+
+def _users_line(chain: list[BaseException]) -> str:
+    """ " (at file:line)" of the user's code that was compiled, or else that was running."""
+    for error in reversed(chain):
+        for quote in _QUOTES:
+            _, _, quoted = str(error).partition(quote)
+            if users := [frame for frame in _FRAME.findall(quoted.partition("\n\n")[0]) if _is_users(frame[0])]:
+                return f" (at {':'.join(users[-1])})"
+    for error in reversed(chain):
+        if users := [frame for frame in _frames(error) if _is_users(frame[0])]:
+            return f" (at {':'.join(users[-1])})"
+    return ""
+
+
+def _frames(error: BaseException) -> Iterator[tuple[str, str]]:
+    return ((frame.f_code.co_filename, str(line)) for frame, line in traceback.walk_tb(error.__traceback__))
+
+
+def _is_users(file: str) -> bool:
+    if file.startswith("<") or any(file.startswith(folder) for folder in _machinery()):
+        return False
+    return "site-packages" in file or not file.startswith(sysconfig.get_path("stdlib"))
+
+
+@lru_cache(maxsize=1)
+def _machinery() -> list[str]:
+    import torch
+
+    folders = Path(torch.__file__).parent, Path(__file__).parents[2], find_torchair()[0]
+    return [f"{folder}/" for folder in folders]
