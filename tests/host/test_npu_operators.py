@@ -35,7 +35,7 @@ def flat(result: Any) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """eager and compiled: results by case; error: type and text of an error; in place: see the script."""
+    """eager and compiled: results by case; error, wrong: types and texts of errors; log: standard error."""
     folder: Path = tmp_path_factory.mktemp("npu_operators")
     groups: dict[str, list[str]] = {}
     for name, case in CASES.items():
@@ -46,6 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert found.returncode == 0, found.stderr
     raw = torch.load(folder / "results.pt")
     by_case: dict[str, Any] = {"error": raw["error"], "in place": raw["in place"], "stock": raw["stock interleave"]}
+    by_case |= {"wrong": raw["wrong"], "log": found.stderr}
     for way in ("eager", "compiled"):
         by_case[way] = {
             name: flat(result) for op, names in groups.items() for name, result in zip(names, raw[way][op], strict=True)
@@ -82,6 +83,29 @@ def test_an_operator_without_converter_is_named_in_one_line(results: dict[str, A
     assert text.startswith("[run] npu_nms_rotated: ")
     assert "docs/run_on_a_laptop.md" in text
     assert "\n" not in text
+
+
+WRONG = {
+    "sizes": "[run] npu_quant_matmul: expected arguments the operator takes, got x1=int8[2, 8], x2=int8[2, 8], "
+    "scale=float32[8]: k dim of x1 and x2 need be same, please check k dim of x1 and x2. Correct them.",
+    "list": "[run] npu_grouped_matmul: expected arguments the operator takes, got x=[float32[2, 5]], "
+    "weight=[float32[5, 2]]: group_type only supports -1, 0 and 2, but got None. Correct them.",
+    "gamma": "[run] npu_rms_norm: expected arguments the operator takes, got self=float32[2, 5], gamma=float32[3]: "
+    "[engine] RmsNorm (RmsNorm): The size of tensor a (5) must match the size of tensor b (3) at non-singleton "
+    "dimension 1. Correct them.",
+}
+
+
+def test_wrong_arguments_are_told_as_such(results: dict[str, Any]) -> None:
+    """Without the 14 lines torch logs about a Meta function that raises."""
+    wrong = results["wrong"]
+    assert {name: wrong[name] for name in WRONG} == {
+        name: ("InvalidArgumentError", text) for name, text in WRONG.items()
+    }
+    kind, text = wrong["traced"]
+    assert kind == "TorchRuntimeError"
+    assert f"InvalidArgumentError('{WRONG['sizes']}')" in text
+    assert "failed while attempting to run meta" not in results["log"]
 
 
 def test_rotary_embeddings_are_in_place_eagerly(results: dict[str, Any]) -> None:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from npu_fused_graph.errors import UnsupportedOpError
+from npu_fused_graph.errors import CommunicationError, ExecutionError, InvalidArgumentError, UnsupportedOpError
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
 from npu_fused_graph.host.standin.device import mark
 from npu_fused_graph.host.standin.refusal import refused_attribute
+from npu_fused_graph.host.standin.wrong_arguments import overload_of, told_by_meta_functions, wrong_arguments
 
 _ND = 2
 _keep: list[Any] = []
@@ -74,7 +75,8 @@ def _run_meta_file(path: Path) -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     _keep.append(module)
-    spec.loader.exec_module(module)
+    with told_by_meta_functions():
+        spec.loader.exec_module(module)
 
 
 # -- eager calls ---------------------------------------------------------------------------------------------
@@ -85,29 +87,33 @@ _lock = threading.RLock()
 
 
 def _call(name: str, *args: Any, **kwargs: Any) -> Any:
-    """Operator ``name`` (with overload), through TorchAir's converter and the engine."""
+    """Operator ``name`` (with overload), through TorchAir's converter and the engine.
+
+    Raises InvalidArgumentError for wrong arguments, UnsupportedOpError for what cannot be lowered or executed,
+    CommunicationError.
+    """
     leaves, structure = pytree.tree_flatten((args, kwargs))
     key = (name, structure, tuple(_key(x) for x in leaves))
     try:
         run = _compiled.get(key)
         if run is None:
             with _lock:
-                run = OneOperator(_overload(name), args, kwargs).compile()
+                run = OneOperator(overload_of(name), args, kwargs).compile()
                 if len(_compiled) >= _MOST:
                     _compiled.pop(next(iter(_compiled)))
                 _compiled[key] = run
         results = run([x for x in leaves if isinstance(x, Tensor)])
+    except (InvalidArgumentError, CommunicationError):
+        raise
+    except ExecutionError as error:
+        reason, _, _ = str(error).partition(" Inputs: ")
+        raise wrong_arguments(overload_of(name), args, kwargs, reason) from None
     except Exception as error:
         raise UnsupportedOpError(
             f"[run] {name}: expected a call TorchAir can lower and the CPU engine execute, got: {_first_line(error)}. "
             "See docs/run_on_a_laptop.md for the operators that run."
         ) from None
     return pytree.tree_map_only(Tensor, mark, results)
-
-
-def _overload(name: str) -> Any:
-    packet, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.npu, packet), overload or "default")
 
 
 def _key(x: Any) -> Any:

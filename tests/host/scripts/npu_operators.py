@@ -47,6 +47,13 @@ for name, calls in groups.items():
     results["compiled"][name] = compiled(on_npu(calls))
 boxes, scores = torch.rand(2, 5), torch.rand(2)
 results["error"] = error_of(torch_npu.npu_nms_rotated, boxes.npu(), scores.npu(), 0.5)
+int8 = torch.zeros(2, 8, dtype=torch.int8).npu()
+results["wrong"] = {  # found by the Meta function, by the kernel, while a model is traced
+    "sizes": error_of(torch_npu.npu_quant_matmul, int8, int8, torch.ones(8)),
+    "list": error_of(torch_npu.npu_grouped_matmul, [boxes], [boxes.t()]),
+    "gamma": error_of(torch_npu.npu_rms_norm, boxes.npu(), torch.ones(3).npu()),
+    "traced": error_of(torch.compile(torch_npu.npu_quant_matmul, backend=backend), int8, int8, torch.ones(8)),
+}
 query, key = torch.ones(1, 2, 1, 64).npu(), torch.ones(1, 2, 1, 64).npu()
 cos, sin = torch.full((1, 2, 1, 64), 2.0).npu(), torch.zeros(1, 2, 1, 64).npu()
 rotated = torch_npu.npu_apply_rotary_pos_emb(query, key, cos, sin)

@@ -1,0 +1,81 @@
+"""Wrong arguments of torch_npu's operators are told as such, by whoever finds them: a Meta function or a kernel."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.errors import InvalidArgumentError, NpuFusedGraphError
+
+_FOUND = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError)
+"""What Meta functions raise for wrong arguments. Not their subclasses: torch's own say what it cannot trace."""
+
+
+def wrong_arguments(overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any], reason: str) -> InvalidArgumentError:
+    """overload: of the operator that was called with ``args``. reason: the first line of it is shown."""
+    name = overload._schema.name.partition("::")[2]
+    given = dict(zip((a.name for a in overload._schema.arguments), args, strict=False)) | dict(kwargs)
+    shown = ", ".join(f"{name}={_shown(value)}" for name, value in given.items() if value is not None)
+    first = (reason.strip().splitlines() or ["no reason"])[0].rstrip(" .!")
+    return InvalidArgumentError(
+        f"[run] {name}: expected arguments the operator takes, got {shown or 'none'}: {first}. Correct them."
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    return repr(value)
+
+
+@contextmanager
+def told_by_meta_functions() -> Iterator[None]:
+    """Meta functions of ``npu`` that are registered meanwhile raise :func:`wrong_arguments`, without torch's log."""
+    original = torch.library.impl
+
+    def impl(library: Any, name: str, *rest: Any) -> Callable[[Callable[..., Any]], Any]:
+        register = original(library, name, *rest)
+
+        def decorate(meta: Callable[..., Any]) -> Any:
+            return register(_told(name, meta) if library.ns == "npu" else meta)
+
+        return decorate
+
+    torch.library.impl = impl  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.library.impl = original
+    logging.getLogger("torch._subclasses.fake_tensor").addFilter(_is_not_ours)
+
+
+def _told(name: str, meta: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(meta)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return meta(*args, **kwargs)
+        except Exception as error:
+            if type(error) not in _FOUND:
+                raise
+            raise wrong_arguments(overload_of(name), args, kwargs, str(error)) from None
+
+    return call
+
+
+def overload_of(name: str) -> Any:
+    """The operator ``npu::name``, with its overload behind a dot."""
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.npu, packet), overload or "default")
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """torch logs whatever a Meta function raises, in 14 lines, and then raises it."""
+    return not (isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], NpuFusedGraphError))
