@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--record", metavar="DIR", help="store inputs and outputs of every call of a fused operator")
     run.add_argument("--strict", action="store_true", help="fail on an eager fallback or a failed child, too")
     run.add_argument("--stock", action="store_true", help="leave TorchAir's defects as they are, and name their graphs")
+    run.add_argument("--register", metavar="FILE", action="append", default=[],
+                     help="a Python file every process runs first: it calls register_kernel (repeatable)")  # fmt: skip
     run.add_argument("--devices", type=_positive, default=16, help="NPUs the machine claims to have (default 16)")
     run.add_argument("--soc", default="Ascend910B3", help="chip the machine claims to have (default Ascend910B3)")
     run.add_argument("script", nargs=argparse.REMAINDER, help="script.py and its arguments, or torchrun and its own")
@@ -107,7 +109,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from npu_fused_graph.host.run import format_report, run_script
     from npu_fused_graph.host.standin.state import RunOptions
 
-    options = RunOptions(arguments.devices, arguments.soc, arguments.seed, arguments.record, arguments.stock)
+    options = RunOptions(
+        arguments.devices, arguments.soc, arguments.seed, arguments.record, arguments.stock, tuple(arguments.register)
+    )
     report = run_script(arguments.script, is_module=arguments.module, options=options)
     # standard output is the script's
     print(json.dumps(report.as_dict()) if arguments.json else format_report(report), file=sys.stderr)

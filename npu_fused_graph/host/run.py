@@ -88,7 +88,8 @@ def run_script(command: Sequence[str], *, is_module: bool = False, options: RunO
     """Run ``python command...`` with the stand-ins and wait for it and all its children.
 
     command: a script and its arguments, or with is_module a module's name; ``torchrun`` is known. Raises HostError
-    without TorchAir, InvalidArgumentError for a script that is not there or options that make no sense.
+    without TorchAir, InvalidArgumentError for a script that is not there, options that make no sense, or a file to
+    register that raises (the script has ended then, where it imports torch).
     """
     arguments = _python_arguments(list(command), is_module)
     options = _checked(options or RunOptions())
@@ -128,6 +129,12 @@ def _checked(options: RunOptions) -> RunOptions:
         raise InvalidArgumentError(f"[run] devices: expected at least 1, got {options.devices}. Leave it out for 16.")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise InvalidArgumentError(f"[run] seed: expected 0 to 2**63 - 1, got {options.seed}. Pass a small number.")
+    for file in options.register:
+        if not Path(file).is_file():
+            raise InvalidArgumentError(
+                f"[run] register: expected a Python file, got {file}. Name one that calls register_kernel."
+            )
+    options = replace(options, register=tuple(str(Path(file).absolute()) for file in options.register))
     if options.record is None:
         return options
     folder = Path(options.record).absolute()
@@ -209,7 +216,10 @@ def _wait(child: subprocess.Popen[bytes], stopped: list[int]) -> int:
 
 
 def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
-    """What the processes of a run wrote into ``folder``. exit_code, left: see RunReport."""
+    """What the processes of a run wrote into ``folder``. exit_code, left: see RunReport.
+
+    Raises InvalidArgumentError if one of them refused to begin.
+    """
     report = RunReport(exit_code=exit_code, left=left)
     breaks: Counter[str] = Counter()
     fused: Counter[str] = Counter()
@@ -221,6 +231,8 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
         for line in path.read_text(encoding="utf-8").splitlines():
             event = json.loads(line)
             events[event["event"]] = event
+        if "refused" in events:
+            raise InvalidArgumentError(events["refused"]["text"])
         end, rank = events.get("end"), events.get("rank", {}).get("rank", -1)
         report.ranks += rank >= 0
         if end is None:

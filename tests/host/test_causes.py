@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from npu_fused_graph.errors import CommunicationError, lost_peer
+from npu_fused_graph.errors import CommunicationError, InvalidArgumentError, lost_peer
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.run import RunReport, format_report, read_report
-from npu_fused_graph.host.standin import causes
+from npu_fused_graph.host.standin import causes, process, state
 
 
 def raised(fn: Callable[[], Any]) -> BaseException:
@@ -127,6 +128,24 @@ def test_who_only_hands_on_a_failure() -> None:
     assert causes.one_line(elastic) == "ChildFailedError: rank 1 (pid 51) ended first, with exit code 1"
 
 
+def test_an_exit_in_the_handler_of_an_error_is_told_by_the_error() -> None:
+    def leave(code: Any) -> None:
+        try:
+            raise lost_peer("rank 1 has ended")
+        except CommunicationError:
+            raise SystemExit(code)  # noqa: B904
+
+    with pytest.raises(SystemExit) as one:
+        leave(1)
+    told = {"error": "CommunicationError: rank 1 has ended", "kind": "peer", "children": []}
+    assert process.how(one.value) == {"code": 1, **told}
+    with pytest.raises(SystemExit) as none:
+        leave(0)
+    assert process.how(none.value) == {"code": 0}
+    assert process.how(SystemExit("a text")) == {"code": 1}
+    assert process.how(None) == {}
+
+
 # -- the launcher --------------------------------------------------------------------------------------------
 
 
@@ -165,6 +184,30 @@ def test_ranks_at_fault_come_first(tmp_path: Path) -> None:
         "  rank 0 (pid 10) failed: CommunicationError: rank 3 has ended",
         "  process (pid 15) failed: ChildFailedError: rank 0 (pid 99) ended first",
     ]
+
+
+RAISING = {
+    "text": ("import math\nraise ValueError('broken.\\nmore')\n", "ValueError: broken in line 2"),
+    "no Python": ("def f(:\n", "SyntaxError: invalid syntax (register.py, line 1)"),
+    "exit": ("import sys\nsys.exit(3)\n", "SystemExit: 3 in line 2"),
+}
+
+
+@pytest.mark.parametrize("name", list(RAISING))
+def test_a_file_to_register_that_raises_is_wrong_usage(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, told = RAISING[name]
+    file = tmp_path / "register.py"
+    file.write_text(text)
+    monkeypatch.setattr(state, "options", lambda: state.RunOptions(register=(str(file),)))
+    monkeypatch.setenv(state.RUN_VARIABLE, str(tmp_path))
+    with pytest.raises(SystemExit) as caught:
+        process.register()
+    assert caught.value.code == 1
+    expected = f"[run] register: expected a file that runs, got {told}. Repair {file}."
+    with pytest.raises(InvalidArgumentError, match=f"^{re.escape(expected)}$"):
+        read_report(tmp_path, 1, 0)
 
 
 @pytest.mark.parametrize(("recorded", "is_told"), [(None, False), (0, True), (3, False)])

@@ -120,6 +120,30 @@ def test_stock_torchair_is_left_alone_and_its_wrong_graphs_are_named() -> None:
 
 
 @pytest.mark.slow
+def test_a_ge_type_of_the_scripts_own() -> None:
+    """Each rank of an unmodified script gets its kernel from a file; without it each rank's own error is told."""
+    result, facts = run("--register", script("register_scaled.py"), script("custom_type.py"), str(free_port()))
+    assert result.stdout.splitlines() == ["[11.0, 11.0]"] * 2, result.stderr
+    assert (facts["exit_code"], facts["ranks"], facts["graphs"]) == (0, 2, 2)
+    result, facts = run(script("custom_type.py"), str(free_port()))
+    assert result.returncode == 1
+    failed = [(failure["rank"], failure["kind"]) for failure in facts["failures"]]
+    assert failed == [(0, "own"), (1, "own")]
+    for failure in facts["failures"]:
+        assert failure["what"].startswith("UnsupportedOpError: [engine] MyScaled: expected a GE op type with a CPU")
+
+
+@pytest.mark.slow
+def test_a_file_to_register_that_raises_ends_the_script(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("no_such_name\n")
+    result = run_python(*RUN, "--register", str(file), script("custom_type.py"), str(free_port()))
+    told = "got NameError: name 'no_such_name' is not defined in line 1"
+    assert result.stderr == f"[run] register: expected a file that runs, {told}. Repair {file}.\n"
+    assert (result.returncode, result.stdout) == (1, "")
+
+
+@pytest.mark.slow
 def test_torchrun_with_seeds() -> None:
     """Every rank draws its own numbers, the same in each run, unless the script seeds."""
     drawn = []
@@ -144,6 +168,10 @@ WRONG = {
     "seed": (["--seed", "-1", "x.py"], "[run] seed: expected 0 to 2**63 - 1, got -1. Pass a small number."),
     "record": (["--record", "full", "x.py"], "[run] record: expected a new or empty folder, got "),
     "record in a file": (["--record", "x.py", "x.py"], "[run] record: expected a new or empty folder, got "),
+    "register": (
+        ["--register", "no.py", "x.py"],
+        "[run] register: expected a Python file, got no.py. Name one that calls register_kernel.",
+    ),
     "no TorchAir": (["x.py"], "[host] TorchAir: expected it in the cache ("),
 }
 

@@ -10,12 +10,14 @@ import atexit
 import json
 import os
 import random
+import runpy
 import select
 import shutil
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from multiprocessing import process as mp_process
 from multiprocessing import util as mp_util
@@ -75,6 +77,22 @@ def _recorder(folder: Path) -> _calls.Listener:
         return recorder(call)
 
     return record
+
+
+def register() -> None:
+    """Run the files of ``--register``, in every process that imports the stand-in, once it is complete.
+
+    One that raises ends the process, whatever the script catches; the launcher says why.
+    """
+    for file in state.options().register:
+        try:
+            runpy.run_path(file, run_name="npu_fused_graph_register")
+        except (Exception, SystemExit) as error:
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+            where = f" in line {lines[-1]}" if lines else ""
+            what = f"{causes.one_line(error).rstrip('.')}{where}"
+            _tell("refused", text=f"[run] register: expected a file that runs, got {what}. Repair {file}.")
+            raise SystemExit(1) from None
 
 
 # -- beginning -----------------------------------------------------------------------------------------------
@@ -162,13 +180,20 @@ def _end(error: BaseException | None = None) -> None:
         return
     _ended = True
     error = error or sys.exc_info()[1]
-    facts: dict[str, Any] = {"counts": dict(counts), "breaks": _graph_breaks()}
+    _tell("end", counts=dict(counts), breaks=_graph_breaks(), **how(error))
+
+
+def how(error: BaseException | None) -> dict[str, Any]:
+    """A process ends that ``error`` leaves: its exit code, and what is to be said of it."""
+    facts: dict[str, Any] = {}
     if isinstance(error, SystemExit):
         facts["code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
+        error = error.__context__ if facts["code"] else None  # torch's spawn exits where it handles the error
     elif error is not None:
-        facts |= {"code": 1, "error": causes.one_line(error), "kind": causes.kind(error)}
-        facts["children"] = causes.children(error)
-    _tell("end", **facts)
+        facts["code"] = 1
+    if error is not None:
+        facts |= {"error": causes.one_line(error), "kind": causes.kind(error), "children": causes.children(error)}
+    return facts
 
 
 def _graph_breaks() -> dict[str, int]:

@@ -24,7 +24,8 @@ class RunOptions:
     """Options of ``npu-fused-graph run``.
 
     devices: how many the machine claims to have. soc: the chip's name. seed: None = torch's own, different each time.
-    record: folder for the records of fused calls, None = none. stock: leave TorchAir's defects as they are.
+    record: folder for the records of fused calls, None = none. stock: leave TorchAir's defects as they are. register:
+    Python files that every process runs when it imports torch.
     """
 
     devices: int = 16
@@ -32,6 +33,7 @@ class RunOptions:
     seed: int | None = None
     record: str | None = None
     stock: bool = False
+    register: tuple[str, ...] = ()
 
 
 def run_folder() -> Path | None:
@@ -45,7 +47,8 @@ def options() -> RunOptions:
     folder = run_folder()
     if folder is None:
         return RunOptions()
-    return RunOptions(**json.loads((folder / "options.json").read_text(encoding="utf-8")))
+    facts = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+    return RunOptions(**facts | {"register": tuple(facts["register"])})
 
 
 _current = 0

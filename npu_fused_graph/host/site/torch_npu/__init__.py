@@ -63,6 +63,7 @@ process.begin()
 from torch_npu import _C, contrib, distributed, dynamo, profiler, utils  # noqa: E402, F401
 
 operators.install()
+process.register()
 
 
 def __getattr__(name: str) -> Any:
