@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
-import torch
 from torch.fx import Node
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_TORCH = str(Path(torch.__file__).parent)
+_LIBRARIES = ("torch", "torchair", "torch_npu")
+_HOST, _EXPLAIN = (str(Path(__file__).parents[1] / name) for name in ("host", "fusion_report.py"))
 _PART = re.compile(r"\w+")
 
 
 def source_line(node: Node) -> str:
-    """``file:line`` of the innermost frame outside torch; "" when the node carries no stack."""
+    """``file:line`` of the innermost frame of the user's; "" when the node carries no stack."""
     frames = [(m["file"], m["line"]) for m in _FRAME.finditer(node.meta.get("stack_trace") or "")]
-    outside = [frame for frame in frames if not frame[0].startswith(_TORCH)]
+    outside = [frame for frame in frames if not is_library(frame[0])]
     return ":".join((outside or frames)[-1]) if frames else ""
+
+
+def is_library(file: str) -> bool:
+    """Whether a file belongs to torch, torchair or torch_npu, as they are imported here, or runs the model for us."""
+    modules = (sys.modules.get(name) for name in _LIBRARIES)
+    folders = [os.path.dirname(m.__file__) for m in modules if m is not None and m.__file__]
+    return file.startswith(tuple(folder + os.sep for folder in (*folders, _HOST))) or file == _EXPLAIN
+
+
+def named(node: Node) -> str:
+    """A node's name and, where it is known, its source line."""
+    where = source_line(node)
+    return f"{node.name} ({where})" if where else node.name
 
 
 def module_path(node: Node) -> str:
