@@ -33,6 +33,7 @@ from npu_fused_graph.passes.rules import (
     only_adds,
     partial_sum_is_private,
 )
+from npu_fused_graph.passes.tracing import named
 
 # -- one all-reduce -------------------------------------------------------------------------------------------
 
@@ -41,7 +42,7 @@ def _nothing_is_quantised(part: Part, around: Surroundings) -> Refusal | None:
     for member in part.members:
         if member.product.scales:
             node = member.product.node
-            return refusals.Quantisation.at(node, f"{node.name} has {', '.join(member.product.scales)}")
+            return refusals.Quantisation.at(node, f"{named(node)} has {', '.join(member.product.scales)}")
     return None
 
 
@@ -62,7 +63,7 @@ def _weights_are_k_n(part: Part, around: Surroundings) -> Refusal | None:
         if is_contiguous(weight) and not member.product.is_stored_transposed:
             continue
         if member.product.is_stored_transposed or value_of(weight).transpose(-1, -2).is_contiguous():
-            text = f"the weight of {node.name} is the transpose of {weight.name}"
+            text = f"the weight of {named(node)} is the transpose of {weight.name}"
             return refusals.WeightStoredTransposed.at(node, text)
         return refusals.WeightLayout.at(
             node, f"the weight ({weight.name}) has strides {list(value_of(weight).stride())}"
@@ -74,14 +75,14 @@ def _x_is_contiguous(part: Part, around: Surroundings) -> Refusal | None:
     for member in part.members:
         x = member.product.x
         if not is_contiguous(x):
-            return refusals.NotContiguous.at(x, f"x ({x.name}) is not contiguous")
+            return refusals.NotContiguous.at(x, f"x ({named(x)}) is not contiguous")
     return None
 
 
 def _no_empty_group(part: Part, around: Surroundings) -> Refusal | None:
     for member in part.members:
         if member.row_count == 0 and isinstance(member.row_count, int):
-            return refusals.EmptyGroup.at(member.product.node, f"{member.product.node.name} has no rows")
+            return refusals.EmptyGroup.at(member.product.node, f"{named(member.product.node)} has no rows")
     return None
 
 
@@ -118,7 +119,7 @@ def _shapes_can_be_spelled(part: Part, around: Surroundings) -> Refusal | None:
     result, first = shape_of(part.reduce.result), part.members[0]
     for member in part.members:
         if not isinstance(member.weight_shape[1], int):
-            text = f"the weight of {member.product.node.name} has {member.weight_shape[1]} columns"
+            text = f"the weight of {named(member.product.node)} has {member.weight_shape[1]} columns"
             return refusals.DynamicShape.at(member.product.node, text)
     lead = (sum(m.row_count for m in part.members),) if part.is_joined else shape_of(first.product.x)[:-1]
     own = (*lead, first.weight_shape[1])
@@ -135,7 +136,7 @@ def _grouped_matmul_is_reduced_whole(site: GroupedSite, around: Surroundings) ->
     for grouped in dict.fromkeys(part.grouped for part in site.parts if part.grouped is not None):
         rest = [user for user in grouped.users if user not in reduced and user.users]
         if rest:
-            text = f"not all results of {grouped.name} are reduced with this one"
+            text = f"not all results of {named(grouped)} are reduced with this one"
             return refusals.MatmulResultUsedElsewhere.at(rest[0], text)
     return None
 
@@ -172,7 +173,7 @@ def _operands_can_come_first(site: GroupedSite, around: Surroundings) -> Refusal
     for late in late_operands(site, around.order):
         needed = around.order.needed(late, place)
         if any(not around.order.is_free(node) or not own.isdisjoint(node.all_input_nodes) for node in needed):
-            text = f"{late.name} cannot be computed before {place.name}"
+            text = f"{named(late)} cannot be computed before {named(place)}"
             return refusals.ComputedLate.at(late, text, "Compute it before the first result is read.")
     return None
 
@@ -187,7 +188,7 @@ def _nothing_is_written(site: GroupedSite, around: Surroundings) -> Refusal | No
     writes = [node for node in around.order.writes_between(*_extent(site, around.order)) if node not in own]
     if not writes:
         return None
-    return refusals.MutationInBetween.at(writes[0], f"{writes[0].name} writes inside the site")
+    return refusals.MutationInBetween.at(writes[0], f"{named(writes[0])} writes inside the site")
 
 
 def _one_stream(site: GroupedSite, around: Surroundings) -> Refusal | None:

@@ -29,6 +29,7 @@ from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.reduces import candidates, communication_domain, group_of
 from npu_fused_graph.passes.refusals import Refusal, Refused
 from npu_fused_graph.passes.rules import Surroundings, check
+from npu_fused_graph.passes.tracing import named
 
 if TYPE_CHECKING:
     from npu_fused_graph.passes import FusionOptions
@@ -105,13 +106,13 @@ class _Sweep:
     def _candidate(self, node: Node) -> None:
         part = self._part(node)
         if isinstance(part, Refusal):
-            self._end(refusals.CollectiveInBetween.at(node, f"{node.name} cannot be grouped"))
+            self._end(refusals.CollectiveInBetween.at(node, f"{named(node)} cannot be grouped"))
             self.groups.append(_Group(node, refusal=part))
             return
         if self._is_open and self._depends[node] == self._number:
-            self._end(refusals.CriticalPath.at(node, f"{node.name} reduces what is computed from the result"))
+            self._end(refusals.CriticalPath.at(node, f"{named(node)} reduces what is computed from the result"))
         elif self._is_open and not _fits(part, self.groups[-1]):
-            text = f"{node.name} runs before the next all-reduce of this group and dtype"
+            text = f"{named(node)} runs before the next all-reduce of this group and dtype"
             self._end(refusals.CollectiveInBetween.at(node, text))
         if not self._is_open:
             self.groups.append(_Group(node))
@@ -123,13 +124,13 @@ class _Sweep:
     def _other(self, node: Node) -> None:
         order = self._around.order
         if order.is_collective(node):
-            self._end(refusals.CollectiveInBetween.at(node, f"{node.name} runs before the next all-reduce"))
+            self._end(refusals.CollectiveInBetween.at(node, f"{named(node)} runs before the next all-reduce"))
         elif order.is_stream_change(node):
-            self._end(refusals.OtherStream.at(node, f"{node.name} changes the stream"))
+            self._end(refusals.OtherStream.at(node, f"{named(node)} changes the stream"))
         elif order.writes(node):
-            self._end(refusals.MutationInBetween.at(node, f"{node.name} writes"))
+            self._end(refusals.MutationInBetween.at(node, f"{named(node)} writes"))
         elif self._depends[node] == self._number and is_heavy(node):
-            self._end(refusals.CriticalPath.at(node, f"{node.name} reads the result before the next all-reduce"))
+            self._end(refusals.CriticalPath.at(node, f"{named(node)} reads the result before the next all-reduce"))
 
     def _part(self, node: Node) -> Part | Refusal:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections import deque
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -14,23 +13,17 @@ from torch.fx import Node
 from npu_fused_graph.passes import refusals
 from npu_fused_graph.passes.fx import arguments, is_call, op_name, path_to, shape_of, through
 from npu_fused_graph.passes.grouped_site import Member, Part, Rows, Slot
+from npu_fused_graph.passes.no_matmul import GROUPED, ROUTED, no_matmul, routed
 from npu_fused_graph.passes.products import SPELLINGS, Product, product
-from npu_fused_graph.passes.reduces import WAITS, AllReduce, all_reduce
+from npu_fused_graph.passes.reduces import AllReduce, all_reduce
 from npu_fused_graph.passes.refusals import Refusal, Refused
-
-GROUPED = ("npu::npu_grouped_matmul", "npu::npu_grouped_matmul.List")
-_ROUTED = (*GROUPED, "aten::_grouped_mm", "transformers::grouped_mm_fallback", "vllm::moe_forward")
-"""Matmuls whose rows are sorted by what the router says."""
-
-
-_NEAR = 100
-"""Nodes that are looked at for it."""
+from npu_fused_graph.passes.tracing import named
 
 
 def is_heavy(node: Node) -> bool:
     """Whether it would be a pity to delay a call: a matmul or an attention."""
     name = op_name(node)
-    return name in SPELLINGS or name in _ROUTED or "attention" in name
+    return name in SPELLINGS or name in ROUTED or "attention" in name
 
 
 class Sources:
@@ -63,12 +56,12 @@ class Sources:
     def _joined(self, reduce: AllReduce, cat: Node, before: tuple[Node, ...]) -> Part:
         found = arguments(cat)
         if found["dim"] % max(len(shape_of(cat)), 1) != 0 or len(found["tensors"]) < 2:
-            raise Refused(refusals.NoMatmul.at(cat, f"{cat.name} does not put matmuls one below the other"))
+            raise Refused(refusals.NoMatmul.at(cat, f"{named(cat)} does not put matmuls one below the other"))
         members, nodes = [], list(before)
         for x in found["tensors"]:
             source = through(x)
             if source in nodes:
-                text = f"{cat.name} joins {source.name} twice"
+                text = f"{named(cat)} joins {source.name} twice"
                 raise Refused(refusals.MatmulResultUsedElsewhere.at(cat, text))
             members.append(self._member(_product(source)))
             nodes += [*path_to(x, source), source]
@@ -107,7 +100,7 @@ class Sources:
         if found["group_type"] not in (None, -1, 0):
             extra.append("group_type")
         if extra:
-            text = f"{op_name(node)} has {', '.join(extra)}, which the grouped op has not"
+            text = f"{named(node)} has {', '.join(extra)}, which the grouped op has not"
             raise Refused(refusals.Quantisation.at(node, text, f"Leave {' and '.join(extra)} out."))
         if node not in self._members:
             self._members[node] = self._grouped_members(node, found)
@@ -127,11 +120,11 @@ class Sources:
         else:
             ends = _group_ends(node, found)
             if len(x) != 1 or len(ends) != count:
-                raise Refused(refusals.NoMatmul.at(node, f"{node.name} has {len(x)} x for {count} weights"))
+                raise Refused(refusals.NoMatmul.at(node, f"{named(node)} has {len(x)} x for {count} weights"))
             rows = [Rows(x[0], start, end) for start, end in pairwise([0, *ends])]
             x = x * count
         if bias and (is_stacked or len(bias) != count):
-            raise Refused(refusals.BiasShape.at(node, f"{node.name} has a stacked bias"))
+            raise Refused(refusals.BiasShape.at(node, f"{named(node)} has a stacked bias"))
         products = [Product(node, x[i], weights[i], bias=bias[i] if bias else None) for i in range(count)]
         return [Member(*member) for member in zip(products, rows, slots, strict=True)]
 
@@ -144,29 +137,12 @@ def _product(source: Node) -> Product:
     if isinstance(found, Refusal):
         raise Refused(found)
     if found is None:
-        routed = _routed(source)
-        if routed is not None:
-            text = f"what is reduced comes from {routed.name}, whose groups the router makes"
-            raise Refused(refusals.GroupSizesOnDevice.at(routed, text))
-        text = f"what is reduced comes from {op_name(source) or source.op}, not from a plain matmul"
-        raise Refused(refusals.NoMatmul.at(source, text))
+        expert = routed(source)
+        if expert is not None:
+            text = f"what is reduced comes from {named(expert)}, whose groups the router makes"
+            raise Refused(refusals.GroupSizesOnDevice.at(expert, text))
+        raise Refused(no_matmul(source))
     return found
-
-
-def _routed(node: Node) -> Node | None:
-    """The grouped matmul that ``node`` is computed from without another matmul in between, if it is near."""
-    pending, seen = deque([node]), {node}
-    while pending and len(seen) < _NEAR:
-        current = pending.popleft()
-        if is_call(current, *_ROUTED):
-            is_constant = isinstance(arguments(current).get("group_list"), (list, tuple))
-            return None if is_constant else current
-        if current.op != "call_function" or is_call(current, *WAITS) or product(current) is not None:
-            continue
-        fresh = [x for x in current.all_input_nodes if x not in seen]
-        seen.update(fresh)
-        pending.extend(fresh)
-    return None
 
 
 def _slot(weight: Node) -> Slot | None:
@@ -190,10 +166,10 @@ def _group_ends(node: Node, found: dict[str, Any]) -> list[int]:
     if isinstance(given, Node):
         given = _constant(given)
     if not isinstance(given, (list, tuple)) or not all(isinstance(size, int) for size in given) or kind not in (0, 1):
-        raise Refused(refusals.GroupSizesOnDevice.at(node, f"the group_list of {node.name} is no list of constants"))
+        raise Refused(refusals.GroupSizesOnDevice.at(node, f"the group_list of {named(node)} is no list of constants"))
     ends = list(accumulate(given)) if kind == 1 else list(given)
     if any(end < start for start, end in pairwise([0, *ends])) or not isinstance(rows, int) or ends[-1:] != [rows]:
-        text = f"the groups of {node.name} end with row {ends[-1:]}, x with row {rows}"
+        text = f"the groups of {named(node)} end with row {ends[-1:]}, x with row {rows}"
         raise Refused(refusals.NoMatmul.at(node, text, "Give every row of x to a group."))
     return ends
 

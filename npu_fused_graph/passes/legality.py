@@ -22,13 +22,16 @@ from npu_fused_graph.passes.fx import (
     dtype_name,
     dtype_of,
     is_call,
+    is_cast,
     is_contiguous,
     is_one,
     op_name,
+    operand,
     path_to,
     readers,
     same_shape,
     shape_of,
+    shown,
     through,
     value_of,
 )
@@ -49,6 +52,7 @@ from npu_fused_graph.passes.rules import (
     partial_sum_is_private,
 )
 from npu_fused_graph.passes.site import Site
+from npu_fused_graph.passes.tracing import input_of, named
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -60,7 +64,7 @@ def _nothing_is_scaled(site: Site, around: Surroundings) -> Refusal | None:
     alpha = site.add.kwargs.get("alpha", 1)
     if alpha == 1:
         return None
-    return refusals.ScaledBeforeAdd.at(site.add, f"{site.add.name} adds with alpha={alpha}", "Add without alpha.")
+    return refusals.ScaledBeforeAdd.at(site.add, f"{named(site.add)} adds with alpha={alpha}", "Add without alpha.")
 
 
 def _one_reduce(site: Site, around: Surroundings) -> Refusal | None:
@@ -70,21 +74,38 @@ def _one_reduce(site: Site, around: Surroundings) -> Refusal | None:
     is_private = all(len(readers(node)) == 1 for node in (*path_to(site.residual, inner), inner))
     if not is_reduced(site.residual) and not (is_private and any(map(is_reduced, added))):
         return None
-    return refusals.SumOfReduces.at(site.add, f"{site.add.name} adds two reduced results")
+    return refusals.SumOfReduces.at(site.add, f"{named(site.add)} adds two reduced results")
 
 
 def _norm_is_private(site: Site, around: Surroundings) -> Refusal | None:
     leaks = site.norm.leaks()
     if not leaks:
         return None
-    return refusals.NormInternalsUsed.at(leaks[0], f"{leaks[0].name}, inside the norm, is also read outside it")
+    own = site.norm.inner | {site.norm.output, site.norm.total}
+    outside = next(user for user in readers(leaks[0]) if user not in own)
+    by = "a result of the graph" if outside.op == "output" else f"read by {named(outside)}"
+    return refusals.NormInternalsUsed.at(leaks[0], f"{named(leaks[0])}, inside the norm, is also {by}")
 
 
 def _epsilon_is_literal(site: Site, around: Surroundings) -> Refusal | None:
     epsilon = site.norm.epsilon
     if isinstance(epsilon, (float, int)):
         return None
-    return refusals.EpsilonIsATensor.at(site.norm.anchor, f"epsilon is {epsilon}, not a number")
+    source = epsilon
+    while (shows := shown(source) or (operand(source) if is_cast(source, dtype_of(source)) else None)) is not None:
+        source = shows
+    norm, cure = site.norm.anchor, ""
+    if source.op != "placeholder":
+        what = f"computed: {named(source)}"
+        cure = "Keep it as a Python number."
+    elif (found := input_of(source)).kind == "number":
+        what = f"the number {found.name}, an input of this graph"
+        cure = "Compile with dynamic=False, or set torch._dynamo.config.specialize_float = True."
+    else:
+        what = f"the {found.kind} {found.name}, a tensor"
+        if found.kind != "input":
+            cure = f"Keep it as a Python number instead of a {found.kind}."
+    return refusals.EpsilonIsATensor.at(norm, f"epsilon of the norm {named(norm)} is {what}", cure)
 
 
 def _epsilon_is_in_range(site: Site, around: Surroundings) -> Refusal | None:
@@ -147,7 +168,7 @@ def _layouts(site: Site, around: Surroundings) -> Refusal | None:
     operands = {"x1": site.product.x, "residual": site.residual, "gamma": site.norm.gamma, "sum": site.total}
     for name, node in operands.items():
         if node is not None and not is_contiguous(node):
-            return refusals.NotContiguous.at(node, f"{name} ({node.name}) is not contiguous")
+            return refusals.NotContiguous.at(node, f"{name} ({named(node)}) is not contiguous")
     return None
 
 
@@ -155,7 +176,7 @@ def _weight_layout(site: Site, around: Surroundings) -> Refusal | None:
     weight, value = site.product.weight, value_of(site.product.weight)
     if is_contiguous(weight) or value.t().is_contiguous():
         return None
-    return refusals.WeightLayout.at(weight, f"the weight ({weight.name}) has strides {list(value.stride())}")
+    return refusals.WeightLayout.at(weight, f"the weight ({named(weight)}) has strides {list(value.stride())}")
 
 
 def _shapes_can_be_spelled(site: Site, around: Surroundings) -> Refusal | None:
@@ -210,7 +231,7 @@ def _operands_can_come_first(site: Site, around: Surroundings) -> Refusal | None
     for late in late_operands(site, around.order):
         needed = around.order.needed(late, site.add)
         if any(not around.order.is_free(node) or not own.isdisjoint(node.all_input_nodes) for node in needed):
-            return refusals.ComputedLate.at(late, f"{late.name} cannot be computed before the sum is known")
+            return refusals.ComputedLate.at(late, f"{named(late)} cannot be computed before the sum is known")
     return None
 
 
@@ -220,7 +241,7 @@ def _collectives_keep_their_order(site: Site, around: Surroundings) -> Refusal |
     between = [node for node in between if node not in site.reduce.inner]
     if not between:
         return None
-    return refusals.CollectiveInBetween.at(between[0], f"{between[0].name} runs between the all-reduce and the add")
+    return refusals.CollectiveInBetween.at(between[0], f"{named(between[0])} runs between the all-reduce and the add")
 
 
 def _one_stream(site: Site, around: Surroundings) -> Refusal | None:
@@ -249,11 +270,11 @@ def _nothing_is_written(site: Site, around: Surroundings) -> Refusal | None:
     memory = {base(x) for x in read if x is not None}
     for node in writes:
         if not isinstance(node.target, OpOverload):
-            return refusals.MutationInBetween.at(node, f"{node.name} runs a graph of its own inside the site")
+            return refusals.MutationInBetween.at(node, f"{named(node)} runs a graph of its own inside the site")
         found = arguments(node)
         written = [found[a.name] for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
         if any(base(x) in memory for x in written if isinstance(x, Node)):
-            return refusals.MutationInBetween.at(node, f"{op_name(node)} writes inside the site")
+            return refusals.MutationInBetween.at(node, f"{op_name(node)} writes inside the site: {named(node)}")
     return None
 
 
@@ -286,7 +307,14 @@ def _rows_are_worth_it(site: Site, around: Surroundings) -> Refusal | None:
     rows = site.rows
     if least == 0 or lower_bound(rows) >= least:
         return None
-    return refusals.MinRows.at(site.reduce.node, f"{rows} rows, fewer than {least}")
+    if isinstance(rows, int):
+        return refusals.MinRows.at(site.reduce.node, f"{rows} rows, fewer than {least}")
+    text = f"the number of rows is symbolic ({rows}) and may be {lower_bound(rows)}, fewer than {least}"
+    cure = (
+        f"Compile prefill with dynamic=False, or mark its rows as at least {least} (torch._dynamo.mark_dynamic with "
+        "min and max); min_rows=0 fuses whatever is legal."
+    )
+    return refusals.SymbolicRows.at(site.reduce.node, text, cure)
 
 
 def lower_bound(size: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.fx import Node
@@ -17,7 +18,11 @@ _PART = re.compile(r"\w+")
 
 def source_line(node: Node) -> str:
     """``file:line`` of the innermost frame of the user's; "" when the node carries no stack."""
-    frames = [(m["file"], m["line"]) for m in _FRAME.finditer(node.meta.get("stack_trace") or "")]
+    return innermost([(m["file"], m["line"]) for m in _FRAME.finditer(node.meta.get("stack_trace") or "")])
+
+
+def innermost(frames: Sequence[tuple[str, str]]) -> str:
+    """``file:line`` of the innermost of these frames that is the user's, else of the innermost."""
     outside = [frame for frame in frames if not is_library(frame[0])]
     return ":".join((outside or frames)[-1]) if frames else ""
 
@@ -27,12 +32,6 @@ def is_library(file: str) -> bool:
     modules = (sys.modules.get(name) for name in _LIBRARIES)
     folders = [os.path.dirname(m.__file__) for m in modules if m is not None and m.__file__]
     return file.startswith(tuple(folder + os.sep for folder in (*folders, _HOST))) or file == _EXPLAIN
-
-
-def named(node: Node) -> str:
-    """A node's name and, where it is known, its source line."""
-    where = source_line(node)
-    return f"{node.name} ({where})" if where else node.name
 
 
 def module_path(node: Node) -> str:

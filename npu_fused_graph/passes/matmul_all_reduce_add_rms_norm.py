@@ -33,6 +33,7 @@ from npu_fused_graph.passes.fx import (
 )
 from npu_fused_graph.passes.legality import DTYPES, ORDER_RULES, RULES
 from npu_fused_graph.passes.location import module_path, source_line
+from npu_fused_graph.passes.no_matmul import DROPOUTS, no_matmul
 from npu_fused_graph.passes.norms import RmsNorm, is_vector, near_misses, norm_at, norms
 from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.products import Product, product
@@ -42,6 +43,7 @@ from npu_fused_graph.passes.refusals import Refusal, Refused
 from npu_fused_graph.passes.rewrite import consume_residuals, rewrite
 from npu_fused_graph.passes.rules import Surroundings, check
 from npu_fused_graph.passes.site import Site
+from npu_fused_graph.passes.tracing import break_behind, named
 
 if TYPE_CHECKING:
     from npu_fused_graph.passes import FusionOptions
@@ -145,10 +147,11 @@ class _Matcher:
             if node in self._anchors and bias is not None:
                 _refuse(refusals.NoResidualAdd.at(node, "only a vector is added to the reduced result before the norm"))
             if node in self._anchors:
-                _refuse(refusals.NormBeforeAdd.at(self._anchors[node], "the reduced result is normalised first"))
+                norm = self._anchors[node]
+                _refuse(refusals.NormBeforeAdd.at(norm, f"the reduced result is normalised first: {named(norm)}"))
             users = [user for user in readers(node) if not _is_hint(user, node)]
             if len(users) != 1:
-                what = "nothing reads it" if not users else f"it is read by {', '.join(u.name for u in users[:3])}"
+                what = "nothing reads it" if not users else f"it is read by {', '.join(map(_reader, users[:3]))}"
                 at = users[-1] if users else node
                 _refuse(refusals.ResultUsedElsewhere.at(at, f"the reduced result goes not to one add alone: {what}"))
             user = users[0]
@@ -170,9 +173,9 @@ class _Matcher:
         a, b = add.args[:2] if norm is None or norm.addends is None else norm.addends
         residual = b if a is reduced else a
         if not isinstance(residual, Node):
-            _refuse(refusals.ResidualIsANumber.at(add, f"{add.name} adds a number"))
+            _refuse(refusals.ResidualIsANumber.at(add, f"{named(add)} adds a number"))
         if residual is reduced:
-            _refuse(refusals.ResidualIsTheResult.at(add, f"{add.name} adds the reduced result to itself"))
+            _refuse(refusals.ResidualIsTheResult.at(add, f"{named(add)} adds the reduced result to itself"))
         if is_call(residual, "vllm::maybe_chunk_residual"):
             whole = residual.args[1]
             if isinstance(whole, Node) and same_shape(shape_of(whole), shape_of(residual)):
@@ -192,14 +195,16 @@ def _refuse_missing_norm(add: Node, residual: Node, reduced: Node, near_miss: Re
         text = f"the sum is {dtype_name(add)}, the reduced result {dtype_name(reduced)}"
         _refuse(refusals.MixedDtypes.at(add, text))
     if is_reduced(residual):
-        _refuse(refusals.SumOfReduces.at(add, f"{add.name} adds two reduced results"))
+        _refuse(refusals.SumOfReduces.at(add, f"{named(add)} adds two reduced results"))
     users = readers(add)
     while len(users) == 1 and shown(users[0]) is not None:
         users = readers(users[0])
     if len(users) == 1 and is_call(users[0], "aten::add.Tensor"):
         others = [x for x in users[0].args[:2] if isinstance(x, Node) and through(x) is not add]
         if any(is_reduced(x) for x in others):
-            _refuse(refusals.SumOfReduces.at(users[0], f"{users[0].name} adds another reduced result"))
+            _refuse(refusals.SumOfReduces.at(users[0], f"{named(users[0])} adds another reduced result"))
+    if users and all(user.op == "output" for user in users) and (where := break_behind()):
+        _refuse(refusals.GraphBreak.at(add, f"the sum {named(add)} leaves the graph at the graph break at {where}"))
     _refuse(near_miss or refusals.NoRmsNorm.at(add, f"no RMSNorm reads the sum {add.name}"))
 
 
@@ -213,9 +218,7 @@ def _product(reduce: AllReduce) -> tuple[Product, tuple[Node, ...]]:
     if isinstance(found, Refusal):
         raise Refused(found)
     if found is None:
-        name = op_name(source) or source.op
-        cure = "Give the linear a contiguous activation and a 2-D weight." if name == "aten::bmm" else ""
-        _refuse(refusals.NoMatmul.at(source, f"what is reduced comes from {name}, not from a plain matmul", cure))
+        _refuse(no_matmul(source))
     return found, (*path_to(reduce.operand, source), source)
 
 
@@ -236,18 +239,29 @@ def _is_hint(user: Node, node: Node) -> bool:
     return is_call(user, "vllm::maybe_chunk_residual") and user.args[0] is node and user.args[1] is not node
 
 
-_MULTIPLIERS = {
-    "aten::mul.Tensor", "aten::mul.Scalar", "aten::div.Tensor", "aten::native_dropout", "aten::dropout",
-}  # fmt: skip
+_MULTIPLIERS = {"aten::mul.Tensor", "aten::mul.Scalar", "aten::div.Tensor"}
+
+
+def _reader(user: Node) -> str:
+    if user.op != "output":
+        return named(user)
+    where = break_behind()
+    return f"what comes behind the graph break at {where}" if where else "the caller: it is a result of the graph"
 
 
 def _refuse_no_add(user: Node) -> NoReturn:
-    if op_name(user) in _MULTIPLIERS:
-        _refuse(refusals.ScaledBeforeAdd.at(user, f"the reduced result is multiplied ({user.name}) before the add"))
-    if user.op == "output":
-        _refuse(refusals.NoResidualAdd.at(user, "the reduced result is a graph output"))
+    name = op_name(user)
+    if name in _MULTIPLIERS:
+        _refuse(refusals.ScaledBeforeAdd.at(user, f"the reduced result is multiplied before the add: {named(user)}"))
+    if name in DROPOUTS:
+        _refuse(refusals.TrainingDropout.at(user, f"a dropout stands before the add: {named(user)}"))
     sums = [x for x in readers(user) if is_call(x, "aten::add.Tensor")] if is_cast(user, torch.float32) else []
     if sums:
         cure = "Add in the model's dtype, or normalise the float32 sum of two 16-bit tensors."
-        _refuse(refusals.MixedDtypes.at(sums[0], f"the residual is added in float32 ({sums[0].name})", cure))
-    _refuse(refusals.NoResidualAdd.at(user, f"the reduced result goes to {op_name(user) or user.name}"))
+        _refuse(refusals.MixedDtypes.at(sums[0], f"the residual is added in float32: {named(sums[0])}", cure))
+    if user.op != "output":
+        _refuse(refusals.NoResidualAdd.at(user, f"the reduced result goes to {name or user.op}: {named(user)}"))
+    if where := break_behind():
+        _refuse(refusals.GraphBreak.at(user, f"the reduced result leaves the graph at the graph break at {where}"))
+    cure = "Nothing to fuse here, or compile what adds the residual together with it."
+    _refuse(refusals.NoResidualAdd.at(user, "the reduced result is a result of the graph", cure))

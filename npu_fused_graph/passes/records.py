@@ -48,7 +48,7 @@ class FusionSite:
     @property
     def is_legal(self) -> bool:
         """Whether the site could be fused with min_rows=0 and grouped=True."""
-        return self.refusal is None or self.refusal.reason in ("min_rows", "deprecated")
+        return self.refusal is None or self.refusal.reason in ("min_rows", "symbolic_rows", "deprecated")
 
     @property
     def reason(self) -> str:
@@ -80,7 +80,10 @@ class FusionSite:
         if self.refusal is None:
             return f"fused into {self.op} ({self.numerics}{worth}): {where}"
         legal = f" (legal{worth})" if self.is_legal else ""
-        return f"not fused into {self.op}{legal}: {where}: {self.refusal.text} [{self.reason}] {self.cure}"
+        found, line = self.refusal.text, self.refusal.source
+        if line and line != self.source and line not in found:
+            found += f" ({line})"
+        return f"not fused into {self.op}{legal}: {where}: {found} [{self.reason}] {self.cure}"
 
 
 def _count(number: int, noun: str) -> str:

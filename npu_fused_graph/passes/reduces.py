@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch.fx import Graph, Node
 
 from npu_fused_graph.passes import refusals
-from npu_fused_graph.passes.fx import arguments, is_call, op_name, operand, readers, shown
+from npu_fused_graph.passes.fx import arguments, is_call, op_name, operand, readers, shape_of, shown, through
 from npu_fused_graph.passes.products import Product
 from npu_fused_graph.passes.refusals import Refusal
 
@@ -109,16 +110,43 @@ def _scattered(node: Node) -> AllReduce | Refusal:
     part = _waited_for(node, tensor, str(reduce_op), str(group))
     if isinstance(part, Refusal):
         return part
-    gathers = readers(part.result)
+    gathers, dim = readers(part.result), _scatter_dim(tensor)
     if len(gathers) != 1 or not is_call(gathers[0], *_GATHERS):
-        return refusals.SequenceParallel.at(node, f"the sum is scattered over group {group!r} and stays so")
+        along = f" along dim {dim}" if dim else ""
+        return refusals.SequenceParallel.at(node, f"the sum is scattered{along} over group {group!r} and stays so")
     gather = gathers[0]
     if gather.args[2] != group:
         return refusals.SequenceParallel.at(node, f"scattered over group {group!r}, gathered over {gather.args[2]!r}")
     whole = _waited_for(gather, tensor, str(reduce_op), str(group))
     if isinstance(whole, Refusal):
         return whole
+    gathered = _gather_dim(whole.result)
+    if dim or gathered:
+        return refusals.ScatterDim.at(node, f"the sum is scattered along dim {dim} and gathered along dim {gathered}")
     return AllReduce(node, part.operand, whole.result, part.reduce_op, part.group, (*part.inner, *whole.inner))
+
+
+_SPLITS = ("aten::split.Tensor", "aten::split_with_sizes", "aten::chunk")
+
+
+def _scatter_dim(tensor: Any) -> int:
+    """The dim whose parts were put one below the other for a collective that scatters along dim 0."""
+    cat = through(_node(tensor))
+    if not is_call(cat, "aten::cat") or arguments(cat)["dim"] != 0:
+        return 0
+    splits = {operand(x) for x in arguments(cat)["tensors"] if x.target is operator.getitem}
+    split = splits.pop() if len(splits) == 1 else None
+    return int(arguments(split)["dim"]) % len(shape_of(operand(split))) if is_call(split, *_SPLITS) else 0  # type: ignore[arg-type]
+
+
+def _gather_dim(result: Node) -> int:
+    """The dim along which the parts of a collective that gathers along dim 0 are joined."""
+    users = readers(result)
+    if len(users) != 1 or not is_call(users[0], *_SPLITS) or arguments(users[0])["dim"] != 0:
+        return 0
+    cats = {reader for part in readers(users[0]) for reader in readers(part)}
+    cat = cats.pop() if len(cats) == 1 else None
+    return int(arguments(cat)["dim"]) % len(shape_of(cat)) if is_call(cat, "aten::cat") else 0  # type: ignore[arg-type]
 
 
 def _half_fused(node: Node) -> AllReduce | Refusal:

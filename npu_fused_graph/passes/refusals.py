@@ -53,6 +53,18 @@ class Refused(Exception):
 # -- the collective -------------------------------------------------------------------------------------------
 
 
+class OutsideEveryGraph(Refusal):
+    """The collective runs eagerly: async_op=True, a graph break, a function torch.compile does not see, TorchScript."""
+
+    usual_cure = "Remove what keeps it out of the graph; torch.compile(..., fullgraph=True) makes that an error."
+
+
+class GraphBreak(Refusal):
+    """A graph break lies between the matmul, the collective, the add and the norm: they are in different graphs."""
+
+    usual_cure = "Remove the graph break; torch.compile(..., fullgraph=True) makes it an error."
+
+
 class ReduceOp(Refusal):
     """The collective computes a mean, a maximum, ...: the fused op only adds."""
 
@@ -69,6 +81,12 @@ class SequenceParallel(Refusal):
     """The sum is scattered, and not gathered at once along the same dim: the residual stream stays sharded."""
 
     usual_cure = "Keep sequence parallelism (MatmulReduceScatter is its operator), or use an all-reduce."
+
+
+class ScatterDim(Refusal):
+    """The sum is scattered along another dim than the first: pieces of rows, or of every sequence, are moved around."""
+
+    usual_cure = "Scatter and gather along dim 0 (a transpose puts that dim first), or use an all-reduce."
 
 
 class ResultUsedElsewhere(Refusal):
@@ -150,9 +168,15 @@ class NormBeforeAdd(Refusal):
 
 
 class ScaledBeforeAdd(Refusal):
-    """A multiplier, gate, layer scale or dropout stands between the collective and the residual add."""
+    """A multiplier, gate or layer scale stands between the collective and the residual add."""
 
     usual_cure = "Fold the multiplier into the weight of the linear."
+
+
+class TrainingDropout(Refusal):
+    """A dropout that is not in eval mode stands between the matmul and the residual add."""
+
+    usual_cure = "Call model.eval() before it is compiled."
 
 
 class ResidualIsANumber(Refusal):
@@ -282,9 +306,9 @@ class NormInternalsUsed(Refusal):
 
 
 class EpsilonIsATensor(Refusal):
-    """Epsilon is computed, or an input of the graph; in a GE graph it is an attribute."""
+    """Epsilon is a buffer, a parameter, computed, or an input of the graph; in a GE graph it is an attribute."""
 
-    usual_cure = "Compile with dynamic=False, or set torch._dynamo.config.specialize_float = True."
+    usual_cure = "Keep it as a Python number, and compile with dynamic=False: else that is an input, too."
 
 
 class EpsilonRange(Refusal):
@@ -372,6 +396,12 @@ class MinRows(Refusal):
     """Too few rows to gain anything: the kernel cannot overlap computing and sending."""
 
     usual_cure = "Pass min_rows=0 to fuse whatever is legal."
+
+
+class SymbolicRows(Refusal):
+    """The number of rows is symbolic and may be too small to gain anything: one graph serves all sizes."""
+
+    usual_cure = "Compile prefill with dynamic=False, or pass min_rows=0 to fuse whatever is legal."
 
 
 class DeterministicMode(Refusal):

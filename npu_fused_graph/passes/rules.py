@@ -18,6 +18,7 @@ from npu_fused_graph.passes.fx import is_call, readers
 from npu_fused_graph.passes.order import Order
 from npu_fused_graph.passes.reduces import WAITS, AllReduce
 from npu_fused_graph.passes.refusals import Refusal, Refused
+from npu_fused_graph.passes.tracing import named
 from npu_fused_graph.spec import OpSpec
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def partial_sum_is_private(site: AnySite, around: Surroundings) -> Refusal | Non
     for node in site.before:
         others = [user for user in readers(node) if user not in known]
         if others:
-            text = f"the partial sum {node.name} is also read by {others[0].name}"
+            text = f"the partial sum {named(node)} is also read by {named(others[0])}"
             return refusals.MatmulResultUsedElsewhere.at(others[0], text)
     return None
 

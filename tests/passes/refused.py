@@ -232,6 +232,11 @@ def training_dropout(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(r + F.dropout(p.reduced(x), 0.5, training=True))
 
 
+@case()
+def dropout_before_the_reduce(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return p.norm(r + all_reduce(F.dropout(p.product(x), 0.5, training=True)))
+
+
 # -- L8, L9, L16: the norm ------------------------------------------------------------------------------------
 
 
@@ -455,6 +460,11 @@ def decode_rows(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(r + p.reduced(x))
 
 
+@case(min_rows=None, x=(2, K), residual=(2, N), capture="mark_dynamic")
+def symbolic_rows(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return p.norm(r + p.reduced(x))
+
+
 @case()
 def other_stream(p: Parts, x: Tensor, r: Tensor) -> Any:
     import torchair
@@ -615,6 +625,23 @@ def gather_along_columns(p: Parts, x: Tensor, r: Tensor) -> Any:
 def scatter_of_another_group(p: Parts, x: Tensor, r: Tensor) -> Any:
     part = OP.wait_tensor(OP.reduce_scatter_tensor(p.product(x), "sum", 2, "0"))
     return p.norm(r + OP.wait_tensor(OP.all_gather_into_tensor(part, 2, p.other)))
+
+
+@case(x=(2, 4, K), residual=(2, 4, N))
+def scattered_along_dim_1(p: Parts, x: Tensor, r: Tensor) -> Any:
+    part = funcol.reduce_scatter_tensor(p.product(x), "sum", 1, dist.group.WORLD)
+    return p.norm(r + funcol.all_gather_tensor(part, 1, dist.group.WORLD))
+
+
+@case(x=(4, 4, K), residual=(2, 8, N))
+def gathered_along_another_dim(p: Parts, x: Tensor, r: Tensor) -> Any:
+    part = funcol.reduce_scatter_tensor(p.product(x), "sum", 0, dist.group.WORLD)
+    return p.norm(r + funcol.all_gather_tensor(part, 1, dist.group.WORLD))
+
+
+@case()
+def sum_of_matmuls(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return p.norm(r + all_reduce(p.product(x) * r[..., :1] + (x @ p.straight) * r[..., 1:2]))
 
 
 @case(x=(6, K), residual=(6, N))
