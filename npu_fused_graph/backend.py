@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError, argument_error
+from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError, argument_error, warn_once
 from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
 from npu_fused_graph.passes.guards import refuse_strides_of_what_is_not_dense, separate_assigned_values
+from npu_fused_graph.passes.outside import calls_outside
 from npu_fused_graph.passes.records import FusionSite, Numerics
 from npu_fused_graph.passes.refusals import CATALOGUE, Refusal
+from npu_fused_graph.passes.tracing import Break, is_for_autograd, listen
 
 log = logging.getLogger("npu_fused_graph")
 
@@ -107,7 +109,20 @@ def enable_fusion(
     current = config.post_grad_custom_post_pass.value
     config.post_grad_custom_post_pass = current if isinstance(current, GuardHook) else GuardHook(current)
     config.experimental_config.enable_view_optimize = False
+    listen(_log_break)
     return config
+
+
+def _log_break(one: Break) -> None:
+    for record in (one, *calls_outside(one)):
+        log.info("%s", record)
+
+
+_WITH_AUTOGRAD = (
+    "[backend] model: expected a call without autograd, got one compiled with autograd: what its backward needs is a "
+    "result of the graph, which can keep sites from being fused. Call the model under torch.no_grad() or "
+    "torch.inference_mode()."
+)
 
 
 class FusionHook:
@@ -134,6 +149,9 @@ class FusionHook:
         sites = fuse_all(gm, replace(self.options, unavailable=unavailable(mode)))
         for site in sites:
             log.info("%s", site)
+        if is_for_autograd() and not all(site.is_fused for site in sites):
+            # not in TorchAir's name: what it warns about is hidden while it compiles
+            warn_once(_WITH_AUTOGRAD, stacklevel=2)
         if self.on_sites is not None:
             self.on_sites(sites)
 

@@ -60,11 +60,11 @@ def lost_peer(text: str) -> CommunicationError:
 _said: set[str] = set()
 
 
-def warn_once(text: str) -> None:
+def warn_once(text: str, stacklevel: int = 3) -> None:
     """A UserWarning, the first time in this process: what a graph's trace and each of its calls would repeat."""
     if text not in _said:
         _said.add(text)
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=stacklevel)
 
 
 def argument_error(stem: str, parameter: str, expected: str, got: object, cure: str) -> InvalidArgumentError:

@@ -17,16 +17,23 @@ from torch.fx import GraphModule
 from npu_fused_graph.backend import compile_with_aot, unavailable
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.passes import FusionOptions, fuse_all
+from npu_fused_graph.passes.outside import Eager
 from npu_fused_graph.passes.records import FusionSite, Numerics
+from npu_fused_graph.passes.tracing import breaks
 
 
 @dataclass(frozen=True, slots=True)
 class FusionReport:
-    """fused, refused: one FusionSite per candidate, in graph order. graphs: how many graphs Dynamo made."""
+    """fused, refused: one FusionSite per candidate, in graph order; last the collectives that ran outside every graph.
+
+    graphs: how many graphs Dynamo made. breaks: where it left one, and why. conditions: what the verdicts hold under.
+    """
 
     fused: tuple[FusionSite, ...]
     refused: tuple[FusionSite, ...]
     graphs: int
+    breaks: tuple[str, ...] = ()
+    conditions: str = ""
 
     @property
     def sites(self) -> tuple[FusionSite, ...]:
@@ -39,6 +46,8 @@ class FusionReport:
                 "graphs": self.graphs,
                 "fused": [s.as_dict() for s in self.fused],
                 "refused": [s.as_dict() for s in self.refused],
+                "breaks": self.breaks,
+                "conditions": self.conditions,
             },
             indent=2,
         )
@@ -48,6 +57,10 @@ class FusionReport:
         graphs = f"{self.graphs} graph{'s' * (self.graphs != 1)}"
         lines = [f"{len(self.fused)} of {len(self.sites)} sites fused, {legal} legal, {graphs}"]
         lines += [f"  {site}" for site in self.sites]
+        if not self.sites:
+            lines.append("  the model called no all-reduce, in a graph or outside: is it tensor-parallel here?")
+        lines += [f"  {one}" for one in self.breaks]
+        lines += [self.conditions] * bool(self.conditions)
         return "\n".join(lines)
 
 
@@ -61,7 +74,7 @@ def explain(
     grouped: bool = False,
     **kwargs: Any,
 ) -> FusionReport:
-    """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every candidate site.
+    """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every all-reduce, in a graph or outside.
 
     Runs the model once on the inputs, without autograd: what it writes in place is written. Needs no other rank: where
     no process group is initialised, one of ``world_size`` ranks (default 2) that communicates nothing is used and
@@ -86,19 +99,30 @@ def explain(
         graphs += 1
         run = _copy_of(gm)
         found.extend(fuse_all(gm, options))
-        return _boxed(run)
+        return _boxed(eager.hidden(run))
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         with warnings.catch_warnings():
             return compile_with_aot(gm, example_inputs, compile_graph, decompositions)
 
-    with _process_group(world_size), torch.no_grad(), warnings.catch_warnings():
+    with _process_group(world_size), torch.no_grad(), warnings.catch_warnings(), breaks() as left, Eager(left) as eager:
+        conditions = _conditions()
         decompositions = _get_merged_decompositions(CompilerConfig(), {})
         # isolated: what is compiled here, the model's own functions too, must not count against their recompile limit
         compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
         compiled(model, inputs, kwargs)
+    found += eager.sites
     fused = tuple(site for site in found if site.is_fused)
-    return FusionReport(fused, tuple(site for site in found if not site.is_fused), graphs)
+    refused = tuple(site for site in found if not site.is_fused)
+    return FusionReport(fused, refused, graphs, tuple(map(str, left)), conditions)
+
+
+def _conditions() -> str:
+    size = dist.get_world_size()
+    return (
+        "These verdicts hold for inputs of these shapes and dtypes, compiled with dynamic=False and called under "
+        f"torch.no_grad() or torch.inference_mode(), on {size} rank{'s' * (size != 1)}."
+    )
 
 
 def _call(model: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -107,7 +131,7 @@ def _call(model: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[str, 
 
 def _fresh_call() -> Callable[..., Any]:
     """_call with a code object of its own: Dynamo's cache hangs on it, so nothing else is evicted or reused."""
-    return types.FunctionType(_call.__code__.replace(), globals(), "explained_call")
+    return types.FunctionType(_call.__code__.replace(co_name="the model"), globals())
 
 
 def _copy_of(gm: GraphModule) -> GraphModule:
@@ -119,10 +143,10 @@ def _copy_of(gm: GraphModule) -> GraphModule:
         return copy.deepcopy(gm)
 
 
-def _boxed(gm: GraphModule) -> Callable[..., Any]:
+def _boxed(run: Callable[..., Any]) -> Callable[..., Any]:
     from torch._functorch._aot_autograd.utils import make_boxed_func
 
-    boxed: Callable[..., Any] = make_boxed_func(gm)
+    boxed: Callable[..., Any] = make_boxed_func(run)
     return boxed
 
 
