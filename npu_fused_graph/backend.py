@@ -26,6 +26,9 @@ log = logging.getLogger("npu_fused_graph")
 
 Compile = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
 
+site_listeners: list[Callable[[Sequence[FusionSite]], None]] = []
+"""Called with the verdicts on every graph that is compiled with fusion, besides its own ``on_sites``."""
+
 
 def get_npu_backend(
     *,
@@ -152,6 +155,8 @@ class FusionHook:
         if is_for_autograd() and not all(site.is_fused for site in sites):
             # not in TorchAir's name: what it warns about is hidden while it compiles
             warn_once(_WITH_AUTOGRAD, stacklevel=2)
+        for listener in site_listeners:
+            listener(sites)
         if self.on_sites is not None:
             self.on_sites(sites)
 

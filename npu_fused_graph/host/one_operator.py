@@ -10,6 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+_here = threading.local()
+
+
+def is_compiling() -> bool:
+    """Whether what this thread compiles is one call of an operator, not a model."""
+    return bool(getattr(_here, "is_compiling", False))
+
 
 class OneOperator(torch.nn.Module):
     """A call of one operator, as a function of its tensors: what is compiled."""
@@ -36,6 +43,7 @@ class OneOperator(torch.nn.Module):
         outcome: list[Any] = []
 
         def compile_here() -> None:
+            _here.is_compiling = True
             try:
                 outcome.append(_compile(self, self.tensors))
             except Exception as error:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,43 @@ class Failure:
 
 
 @dataclass(slots=True)
+class SiteCounts:
+    """Sites of MatmulAllReduceAddRmsNorm in compiled graphs, summed over processes.
+
+    legal: that could be fused with min_rows=0, of which fused were; off would be by nfg.enable_fusion(config), without
+    which their graphs were compiled. small_on, small_off: legal ones of fewer rows than pay, in graphs with and without
+    fusion. refused: reason -> number. unexamined: errors because of which a graph was not looked at.
+    """
+
+    legal: int = 0
+    fused: int = 0
+    off: int = 0
+    small_on: int = 0
+    small_off: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    unexamined: dict[str, int] = field(default_factory=dict)
+
+    def cure(self) -> str:
+        """What fuses the legal sites that are not; "" = nothing is left to do."""
+        few = f"min_rows=0 fuses the {self.small_on + self.small_off} with few rows, too"
+        if self.off:
+            return "add nfg.enable_fusion(config)" + (f"; {few}" if self.small_off or self.small_on else "")
+        if self.small_off:
+            return "add nfg.enable_fusion(config, min_rows=0), they have few rows"
+        return few if self.small_on else ""
+
+
+@dataclass(slots=True)
 class RunReport:
     """What happened in a run.
 
     exit_code: the script's (128 + n for signal n). ranks: processes that joined a process group. graphs: GE graphs
     TorchAir built, summed over processes, like fused: calls by operator, eager or as a node. graph_breaks: reason ->
     times Dynamo gave a part of a model back to Python. fallbacks: errors of TorchAir after which a model ran eagerly,
-    with how often. guarded: defect of TorchAir -> graphs in which it was repaired. spoiled: defect -> graphs whose
-    numbers it spoils, with --stock. failures: processes that did not end well, whether or not the script looked, those
-    at fault first; who only hands on a failure that is in the list is left out. recorded: calls that --record wrote,
-    None without it. left: processes that had to be ended.
+    with how often. sites: what was or would be fused in these graphs. guarded: defect of TorchAir -> graphs in which it
+    was repaired. spoiled: defect -> graphs whose numbers it spoils, with --stock. failures: processes that did not end
+    well, whether or not the script looked, those at fault first; who only hands on a failure that is in the list is
+    left out. recorded: calls that --record wrote, None without it. left: processes that had to be ended.
     """
 
     exit_code: int = 0
@@ -69,6 +96,7 @@ class RunReport:
     fused: dict[str, int] = field(default_factory=dict)
     graph_breaks: dict[str, int] = field(default_factory=dict)
     fallbacks: dict[str, int] = field(default_factory=dict)
+    sites: SiteCounts = field(default_factory=SiteCounts)
     guarded: dict[str, int] = field(default_factory=dict)
     spoiled: dict[str, list[str]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -225,6 +253,8 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
     fused: Counter[str] = Counter()
     fallbacks: Counter[str] = Counter()
     guarded: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    unexamined: Counter[str] = Counter()
     handed_on: dict[Failure, set[int]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         events = {}
@@ -245,7 +275,13 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
             report.failures.append(Failure(int(path.stem), rank, what, end.get("kind", "own")))
             handed_on[report.failures[-1]] = set(end.get("children", ()))
         report.graphs += end["counts"].get("graphs", 0)
-        for kind, found in (("fused ", fused), ("fallback ", fallbacks), ("guarded ", guarded)):
+        for name in ("legal", "fused", "off", "small_on", "small_off"):
+            total = getattr(report.sites, name) + end["counts"].get(f"sites {name}", 0)
+            setattr(report.sites, name, total)
+        for kind, found in (
+            ("fused ", fused), ("fallback ", fallbacks), ("guarded ", guarded), ("refused ", refused),
+            ("unexamined ", unexamined),
+        ):  # fmt: skip
             found.update({k.removeprefix(kind): v for k, v in end["counts"].items() if k.startswith(kind)})
         who = f"rank {rank}" if rank >= 0 else f"pid {path.stem}"
         for defect, graph in (k.split()[1:] for k in end["counts"] if k.startswith("spoiled ")):
@@ -254,6 +290,8 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
     report.fused = dict(sorted(fused.items()))
     report.graph_breaks = dict(breaks)
     report.fallbacks = dict(fallbacks)
+    report.sites.refused = dict(sorted(refused.items()))
+    report.sites.unexamined = dict(unexamined)
     report.guarded = dict(sorted(guarded.items(), key=lambda item: int(item[0][1:])))
     report.failures = _at_fault_first(report.failures, handed_on)
     return report
@@ -275,6 +313,7 @@ def format_report(report: RunReport) -> str:
     ]
     for reason, n in report.fallbacks.items():
         lines.append(f"  eager fallback ({n}): TorchAir failed, and the model ran eagerly instead: {reason}")
+    lines += _site_lines(report.sites, report.ranks)
     for defect, n in report.guarded.items():
         how = "ran eagerly" if defect == "T10" else "repaired"
         lines.append(f"  guarded: TorchAir's defect {defect} in {_count(n, 'graph')}, {how}; a device may show it")
@@ -288,6 +327,18 @@ def format_report(report: RunReport) -> str:
     if report.left:
         lines.append(f"  {_count(report.left, 'process')} still ran after the script and had to be ended")
     return "\n".join(lines)
+
+
+def _site_lines(sites: SiteCounts, ranks: int) -> Iterator[str]:
+    where = f" in {ranks} ranks" if ranks > 1 else ""
+    if sites.legal or sites.refused:
+        cure = sites.cure()
+        yield f"  legal sites {sites.legal}{where}, fused {sites.fused}" + (f": {cure}" if cure else "")
+    if sites.refused:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in sites.refused.items())
+        yield f"  refused sites {sum(sites.refused.values())}{where}: {reasons}; nfg.explain says why"
+    for error, n in sites.unexamined.items():
+        yield f"  {_count(n, 'graph')} not examined for sites: {error}"
 
 
 def _count(n: int, what: str) -> str:

@@ -55,6 +55,7 @@ def test_fusion_beside_torchairs_own_passes() -> None:
     lines = ["npu_fx_pass=False: fused 2 of 2", "npu_fx_pass=True: fused 2 of 2"]
     assert (result.returncode, result.stdout.splitlines()) == (0, lines), result.stderr
     assert facts["graphs"] == 2
+    assert (facts["sites"]["legal"], facts["sites"]["fused"]) == (4, 4)
 
 
 def test_forked_ranks_after_torch_work_and_a_crash_the_script_ignores() -> None:
@@ -99,6 +100,17 @@ def test_what_training_scripts_and_data_loaders_do() -> None:
         "gloo beside hccl": [1.0, 1.0],
         "an offset that is no number": "expected numbers, got NaN",
     }
+
+
+@pytest.mark.slow
+def test_what_would_fuse_is_told() -> None:
+    """Of TorchAir's own backend; nothing else changes. An eager operator is no site."""
+    result, facts = run(script("unfused.py"))
+    assert json.loads(result.stdout) == [True] * 3, result.stderr
+    assert facts["sites"] == {
+        "legal": 4, "fused": 0, "off": 2, "small_on": 0, "small_off": 2, "refused": {"numerics": 2}, "unexamined": {},
+    }  # fmt: skip
+    assert facts["fused"] == {}
 
 
 def test_torchairs_defects_are_guarded_and_told() -> None:

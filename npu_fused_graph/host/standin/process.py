@@ -19,13 +19,17 @@ import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from multiprocessing import process as mp_process
 from multiprocessing import util as mp_util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npu_fused_graph.host.standin import causes, state
 from npu_fused_graph.ops import _calls
+
+if TYPE_CHECKING:
+    from npu_fused_graph.passes.records import FusionSite
 
 _LAST = 5.0
 """Seconds from SIGTERM to SIGKILL for a process whose launcher is gone."""
@@ -33,7 +37,10 @@ _LAST = 5.0
 _pid = 0
 _ended = False
 counts: Counter[str] = Counter()
-"""What this process did: ``graphs`` loaded, calls of operators (``fused <stem>``), ``fallback <error>`` of TorchAir."""
+"""What this process did: ``graphs`` loaded, calls of operators (``fused <stem>``), ``fallback <error>`` of TorchAir.
+
+And what :func:`count_sites` adds.
+"""
 
 
 def begin() -> None:
@@ -50,6 +57,20 @@ def begin() -> None:
     atexit.register(_end)
     _wrap_excepthook()
     _seed(int(os.environ.get("RANK", "0")))
+
+
+def count_sites(sites: Sequence[FusionSite], is_on: bool) -> None:
+    """Count the verdicts on a graph. is_on: it was compiled with our passes."""
+    for site in sites:
+        if site.reason == "deprecated":
+            continue  # a group of matmuls, which no option of the default fuses
+        if site.is_legal:
+            counts["sites legal"] += 1
+            counts["sites fused"] += is_on and site.is_fused
+            counts["sites off"] += not is_on and site.is_fused
+            counts[f"sites small_{'on' if is_on else 'off'}"] += not site.is_fused
+        else:
+            counts[f"refused {site.reason}"] += 1
 
 
 def became_rank(rank: int, size: int) -> None:

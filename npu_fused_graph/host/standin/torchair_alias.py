@@ -20,7 +20,7 @@ def on_load() -> None:
     """Once TorchAir is there: our converters, as MindSpeed brings its own, and a count of the graphs it makes."""
     from npu_fused_graph import converters
     from npu_fused_graph.host import defects, native
-    from npu_fused_graph.host.standin import process, state
+    from npu_fused_graph.host.standin import causes, fusable, process, state
 
     converters.register_all()
     # TorchAir asks c10d for a group's default device in a deprecated way; nothing the script could change
@@ -33,6 +33,7 @@ def on_load() -> None:
         process.counts[f"spoiled {defect} {graph}" if is_stock else f"guarded {defect}"] += 1
 
     defects.watch(tell, repairs=not is_stock)
+    fusable.watch(process.count_sites, lambda error: process.counts.update((f"unexamined {causes.one_line(error)}",)))
     native.graph_listeners.append(lambda executable: process.counts.update(("graphs",)))
 
 
