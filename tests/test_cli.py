@@ -29,7 +29,7 @@ def test_console_script_is_installed() -> None:
     [
         (["--help"], ["doctor", "demo", "ops", "host", "compile a tensor-parallel decoder"]),
         (["doctor", "--help"], ["--json"]),
-        (["run", "--help"], ["--seed", "--record", "--strict", "--devices", "--soc", "-m"]),
+        (["run", "--help"], ["--seed", "--record", "--register", "--strict", "--stock", "--devices", "--soc", "-m"]),
         (["replay", "--help"], ["--method", "--json"]),
         (["host", "install", "--help"], ["--wheel", "--force", "--json"]),
         (["--version"], [__version__]),
