@@ -111,6 +111,15 @@ def test_who_lost_a_peer_is_told_from_who_failed(name: str) -> None:
     assert causes.kind(error) == kind
 
 
+def test_an_error_that_was_raised_from_itself_has_an_end() -> None:
+    """As the engine raises a CommunicationError it has nothing to add to."""
+    error = CommunicationError("[engine] node: ...")
+    error.__cause__ = error
+    assert (causes.kind(error), causes.one_line(error)) == ("own", "CommunicationError: [engine] node: ...")
+    error.__context__ = lost_peer("[comm] ...")
+    assert causes.kind(error) == "peer"
+
+
 def test_who_only_hands_on_a_failure() -> None:
     text = "\n\n-- Process 1 terminated with the following error:\nTraceback:\n  ...\nValueError: rank 1 crashes\n"
     spawned = ProcessRaisedException(text, 1, 41)

@@ -76,6 +76,21 @@ def test_strict_does_not_ignore_it() -> None:
 
 
 @pytest.mark.slow
+def test_the_rank_at_fault_is_told_before_those_that_lost_it() -> None:
+    """Also by torchrun, which ends the other rank, and says nothing the rank has not said."""
+    _, facts = run(script("lost_peer.py"), str(free_port()))
+    assert [(failure["rank"], failure["kind"]) for failure in facts["failures"]] == [(1, "own"), (0, "peer")]
+    assert facts["failures"][0]["what"] == "ValueError: rank 1 breaks"
+    command = ("torchrun", "--nproc-per-node=2", f"--master-port={free_port()}", script("lost_peer.py"))
+    result, facts = run(*command, str(free_port()))
+    first, second = facts["failures"]
+    assert (first["rank"], first["kind"], first["what"]) == (1, "own", "ValueError: rank 1 breaks")
+    assert second["rank"] == 0
+    assert second["kind"] in ("peer", "killed")
+    assert result.returncode == 1
+
+
+@pytest.mark.slow
 def test_an_eager_fallback_is_told(tmp_path: Path) -> None:
     """torch turns some failures of a backend into a graph break: the script goes on without a graph."""
     result, facts = run("--strict", "--record", str(tmp_path), script("fallback.py"))

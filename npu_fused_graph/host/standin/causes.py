@@ -41,14 +41,13 @@ def one_line(error: BaseException) -> str:
 def kind(error: BaseException) -> Kind:
     if type(error).__name__ in _CHILDREN:
         return "child"
-    cause: BaseException | None = _unwrapped(error)[-1]
+    cause = _unwrapped(error)[-1]
     if isinstance(cause, RuntimeError) and not isinstance(cause, CommunicationError) and _LOST.search(str(cause)):
         return "peer"
-    while isinstance(cause, CommunicationError):
-        if cause.is_lost_peer:
-            return "peer"
-        cause = cause.__cause__ or cause.__context__
-    return "own"
+    if not isinstance(cause, CommunicationError):
+        return "own"
+    told = (reason for reason in _reasons(cause) if isinstance(reason, CommunicationError))
+    return "peer" if any(reason.is_lost_peer for reason in told) else "own"
 
 
 def children(error: BaseException) -> list[int]:
@@ -65,6 +64,14 @@ def _first_failure(error: Any) -> str:
     return f"ChildFailedError: rank {rank} (pid {failure.pid}) ended first, with exit code {failure.exitcode}"
 
 
+def _reasons(error: BaseException) -> list[BaseException]:
+    """``error``, what caused it, and so on. ``raise error from error`` leaves the true cause in the context."""
+    found = [error]
+    for reason in found:
+        found += [e for e in (reason.__cause__, reason.__context__) if e is not None and e not in found]
+    return found
+
+
 def _unwrapped(error: BaseException) -> list[BaseException]:
     """``error`` and what it wraps, outermost first."""
     chain = [error]
@@ -77,12 +84,8 @@ def _inside(error: BaseException) -> BaseException | None:
     is_dynamos = type(error).__module__ == "torch._dynamo.exc"
     if is_dynamos and type(error).__name__ in _WRAPPERS:
         inner: BaseException | None = getattr(error, "inner_exception", None)
-        while inner is None or type(inner).__module__ == "torch._dynamo.exc":
-            error = inner or error
-            inner = error.__cause__ or error.__context__
-            if inner is None:
-                return None
-        return inner
+        others = (e for e in _reasons(inner or error) if type(e).__module__ != "torch._dynamo.exc")
+        return next(others, None)
     # TorchAir raises the same kind again, with the traceback in its text
     context, text = error.__context__, error.args[0] if error.args else ""
     is_again = type(context) is type(error) and isinstance(text, str) and text.startswith(f"{context}\nTraceback (")
