@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from npu_fused_graph.backend import compile_with_aot, unavailable
 from npu_fused_graph.errors import argument_error
@@ -58,7 +58,7 @@ class FusionReport:
         lines = [f"{len(self.fused)} of {len(self.sites)} sites fused, {legal} legal, {graphs}"]
         lines += [f"  {site}" for site in self.sites]
         if not self.sites:
-            lines.append("  the model called no all-reduce, in a graph or outside: is it tensor-parallel here?")
+            lines.append("  no all-reduce was called, in a graph or outside (inside a custom operator none is seen)")
         lines += [f"  {one}" for one in self.breaks]
         lines += [self.conditions] * bool(self.conditions)
         return "\n".join(lines)
@@ -135,12 +135,10 @@ def _fresh_call() -> Callable[..., Any]:
 
 
 def _copy_of(gm: GraphModule) -> GraphModule:
-    import copy
-
-    from torch.utils._mode_utils import no_dispatch
-
-    with no_dispatch():
-        return copy.deepcopy(gm)
+    """A graph of its own with the same attributes, some of which (process groups) cannot be copied."""
+    graph = Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    return GraphModule(gm, graph)
 
 
 def _boxed(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -30,6 +30,13 @@ def op_name(node: Any) -> str:
     """``namespace::name`` or ``namespace::name.overload`` of the operator a node calls; "" for what calls none."""
     target = node.target if isinstance(node, Node) and node.op == "call_function" else None
     return str(target.name()) if isinstance(target, OpOverload) else ""  # type: ignore[no-untyped-call]
+
+
+def wrapped(node: Node) -> OpOverload | None:
+    """The operator that functionalisation hands to another one to be called: because it mutates, or has effects."""
+    if not isinstance(node.target, HigherOrderOperator):
+        return None
+    return next((x for x in node.args[:2] if isinstance(x, OpOverload)), None)  # with_effects has a token in front
 
 
 def is_call(node: Any, *names: str) -> bool:

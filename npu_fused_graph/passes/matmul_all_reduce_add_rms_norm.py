@@ -8,6 +8,7 @@ ranks take the same decision.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -35,7 +36,7 @@ from npu_fused_graph.passes.legality import DTYPES, ORDER_RULES, RULES
 from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.passes.no_matmul import DROPOUTS, no_matmul
 from npu_fused_graph.passes.norms import RmsNorm, is_vector, near_misses, norm_at, norms
-from npu_fused_graph.passes.order import Order
+from npu_fused_graph.passes.order import Order, graphs_of
 from npu_fused_graph.passes.products import Product, product
 from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.reduces import AllReduce, all_reduce, candidates, communication_domain, group_of, is_reduced
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
 
 
 def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
-    """Fuse every legal site of ``gm`` in place; one record per all-reduce, in graph order.
+    """Fuse every legal site of ``gm`` in place; one record per all-reduce, in graph order, those in graphs of
+    its nodes last.
 
     A fused op runs where the add was, later than its all-reduce did. The last site is rewritten first: those before it
     then see where its collective really is.
@@ -77,7 +79,18 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
                 sites[i] = _refused(sites[i], refused)
     if options.in_place:
         consume_residuals(fused)
-    return sites
+    return [*sites, *_nested(gm.graph)]
+
+
+def _nested(graph: Graph) -> Iterator[FusionSite]:
+    """The candidates in graphs that nodes of ``graph`` run."""
+    for caller in graph.nodes:
+        for inner in graphs_of(caller):
+            for node in candidates(inner):
+                text = f"it is in a graph of its own, which {named(caller)} runs"
+                record = FusionSite(SPEC.stem, node.name, source_line(node), module_path(node), group=group_of(node))
+                yield replace(record, refusal=replace(refusals.NestedGraph.at(node, text), source=record.source))
+            yield from _nested(inner)
 
 
 def _verdict(node: Node, matcher: _Matcher, around: Surroundings) -> FusionSite:

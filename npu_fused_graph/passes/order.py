@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Graph, GraphModule, Node
 
-from npu_fused_graph.passes.fx import op_name
+from npu_fused_graph.passes.fx import op_name, wrapped
 from npu_fused_graph.passes.reduces import WAITS
 
 _COLLECTIVES = {
@@ -105,20 +105,23 @@ class Order:
 
 def has_a_graph(node: Node) -> bool:
     """Whether a call runs a graph of its own, as torch.no_grad() leaves it in an export: it may do anything."""
+    return bool(graphs_of(node))
+
+
+def graphs_of(node: Node) -> list[Graph]:
+    """The graphs a call runs."""
     if not isinstance(node.target, HigherOrderOperator):
-        return False
+        return []
     module = node.graph.owning_module
-    attributes = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
-    return any(isinstance(getattr(module, name, None), GraphModule) for name in attributes)
+    attributes = [getattr(module, str(x.target), None) for x in node.all_input_nodes if x.op == "get_attr"]
+    return [found.graph for found in attributes if isinstance(found, GraphModule)]
 
 
 def _communicates(node: Node) -> bool:
     """Whether a call takes part in a collective, also one that functionalisation wrapped because it mutates."""
     if has_a_graph(node):
         return True
-    target = node.target
-    if isinstance(target, HigherOrderOperator) and node.args and isinstance(node.args[0], OpOverload):
-        target = node.args[0]
+    target = wrapped(node) or node.target
     return isinstance(target, OpOverload) and is_collective(target)
 
 

@@ -20,12 +20,6 @@ from npu_fused_graph.passes.reduces import SPELLINGS
 from npu_fused_graph.passes.refusals import OutsideEveryGraph, Refusal
 from npu_fused_graph.passes.tracing import Break
 
-_REDUCES = {
-    *SPELLINGS, "c10d::allreduce_", "c10d::allreduce_coalesced_", "c10d::reduce_scatter_",
-    "c10d::_reduce_scatter_base_", "c10d::reduce_scatter_tensor_coalesced_",
-}  # fmt: skip
-
-
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -34,6 +28,8 @@ class Eager(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     breaks: the graph breaks so far, which grow while the model runs. sites: one record per line of the model.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, breaks: Sequence[Break]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -61,7 +57,7 @@ class Eager(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(map(is_traceable_wrapper_subclass_type, types)):
             return NotImplemented  # a tensor of another kind, as DTensor, shows its collectives when it is unwrapped
-        if not self._is_hidden and func.name() in _REDUCES:
+        if not self._is_hidden and func.name() in SPELLINGS:
             self.sites += [site for site in self._sites(func.name()) if site not in self.sites]
         return func(*args, **(kwargs or {}))
 

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, Node
 
 from npu_fused_graph.passes import refusals
-from npu_fused_graph.passes.fx import arguments, is_call, op_name, operand, readers, shape_of, shown, through
+from npu_fused_graph.passes.fx import arguments, is_call, op_name, operand, readers, shape_of, shown, through, wrapped
 from npu_fused_graph.passes.products import Product
 from npu_fused_graph.passes.refusals import Refusal
 
@@ -41,17 +41,25 @@ class AllReduce:
 def candidates(graph: Graph) -> Iterator[Node]:
     """Collectives that may be a site, in graph order."""
     for node in graph.nodes:
-        if op_name(node) in SPELLINGS:
+        if _name(node) in SPELLINGS:
             yield node
 
 
 def all_reduce(node: Node) -> AllReduce | Refusal:
     """The record of a candidate, or why it is none."""
-    return SPELLINGS[op_name(node)](node)
+    return SPELLINGS[_name(node)](node)
+
+
+def _name(node: Node) -> str:
+    inner = wrapped(node)
+    name = "" if inner is None else str(inner.name())  # type: ignore[no-untyped-call]
+    return name if name in _EAGER else op_name(node)
 
 
 def group_of(node: Node) -> str:
     """The group a candidate names, as it is written there."""
+    if wrapped(node) is not None:
+        return ""
     found = arguments(node)
     return str(next((found[name] for name in ("group_name", "hcom", "ranks") if name in found), ""))
 
@@ -164,6 +172,15 @@ def _coalesced(node: Node) -> Refusal:
     return refusals.Coalesced.at(node, "the collective reduces several tensors")
 
 
+def _eager(node: Node) -> Refusal:
+    return refusals.EagerCollective.at(node, f"{_name(node)} takes a process group object")
+
+
+_EAGER = (
+    "c10d::allreduce_", "c10d::allreduce_coalesced_", "c10d::reduce_scatter_", "c10d::_reduce_scatter_base_",
+    "c10d::reduce_scatter_tensor_coalesced_",
+)  # fmt: skip
+
 SPELLINGS: Mapping[str, Callable[[Node], AllReduce | Refusal]] = {
     "_c10d_functional::all_reduce": _functional,
     "_c10d_functional::all_reduce_": _functional,
@@ -174,6 +191,7 @@ SPELLINGS: Mapping[str, Callable[[Node], AllReduce | Refusal]] = {
     "_c10d_functional::all_reduce_coalesced": _coalesced,
     "_c10d_functional::all_reduce_coalesced_": _coalesced,
     "c10d_functional::all_reduce_coalesced": _coalesced,
+    **dict.fromkeys(_EAGER, _eager),
 }
 
 _SCALES = ("antiquant_scale", "antiquant_offset", "dequant_scale", "antiquant_group_size")

@@ -65,6 +65,18 @@ class GraphBreak(Refusal):
     usual_cure = "Remove the graph break; torch.compile(..., fullgraph=True) makes it an error."
 
 
+class NestedGraph(Refusal):
+    """The collective is in a branch, loop or grad mode of its own: a graph in the graph, which passes leave alone."""
+
+    usual_cure = "Take it out of the branch, or set the grad mode around the whole model."
+
+
+class EagerCollective(Refusal):
+    """The graph has the eager collective, with a process group object, as make_fx or allow_in_graph leave it."""
+
+    usual_cure = "Let torch.compile trace the call itself, or call torch.distributed._functional_collectives."
+
+
 class ReduceOp(Refusal):
     """The collective computes a mean, a maximum, ...: the fused op only adds."""
 

@@ -129,6 +129,17 @@ def second_group(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(first + other)
 
 
+@torch._dynamo.allow_in_graph
+def opaque_all_reduce(x: Tensor) -> Tensor:
+    dist.all_reduce(x)
+    return x
+
+
+@case()
+def eager_collective(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return p.norm(r + opaque_all_reduce(p.product(x)))
+
+
 # -- L4: private results --------------------------------------------------------------------------------------
 
 
@@ -423,6 +434,13 @@ def collective_between(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(r + y), z
 
 
+@case(sites=2)
+def eager_collective_between(p: Parts, x: Tensor, r: Tensor) -> Any:
+    y = p.reduced(x)
+    z = opaque_all_reduce(r * 2)
+    return p.norm(r + y), z
+
+
 @case()
 def fused_op_between(p: Parts, x: Tensor, r: Tensor) -> Any:
     y = p.reduced(x)
@@ -491,6 +509,13 @@ def written_by_a_graph_of_its_own(p: Parts, x: Tensor, r: Tensor) -> Any:
     y = p.reduced(x)
     with torch.no_grad():
         r.mul_(2)
+    return p.norm(r + y)
+
+
+@case(capture="plain")
+def in_a_graph_of_its_own(p: Parts, x: Tensor, r: Tensor) -> Any:
+    with torch.no_grad():
+        y = p.reduced(x)
     return p.norm(r + y)
 
 

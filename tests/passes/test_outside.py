@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -206,11 +207,24 @@ def test_what_a_dtensor_does_outside_is_seen_through() -> None:
     assert (site.node, site.reason) == ("_c10d_functional::all_reduce", "outside_every_graph")
 
 
+def test_a_branch_with_a_graph_of_its_own_is_listed() -> None:
+    def branch(x: Tensor, residual: Tensor) -> Any:
+        y = F.linear(x, WEIGHT)
+        return residual + torch.cond(x.sum() > 0, reduce_in_graph, torch.clone, (y,))
+
+    report = explain(branch, *INPUTS)
+    assert [(site.reason, site.source) for site in report.sites] == [("nested_graph", at(reduce_in_graph, "funcol"))]
+
+
+def reduce_in_graph(x: Tensor) -> Tensor:
+    return funcol.all_reduce(x, "sum", dist.group.WORLD)
+
+
 def test_a_model_without_an_all_reduce_is_called_that() -> None:
     report = explain(lambda x: x + 1, INPUTS[0])
     assert str(report).splitlines() == [
         "0 of 0 sites fused, 0 legal, 1 graph",
-        "  the model called no all-reduce, in a graph or outside: is it tensor-parallel here?",
+        "  no all-reduce was called, in a graph or outside (inside a custom operator none is seen)",
         report.conditions,
     ]
 

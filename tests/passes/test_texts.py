@@ -251,8 +251,7 @@ def test_the_cure_of_a_sum_of_matmuls_can_be_followed() -> None:
 
 def test_experts_whose_rows_a_router_sorts_have_nothing_to_cure() -> None:
     def experts(x: Tensor, residual: Tensor, weights: Tensor, ends: Tensor) -> Any:
-        y = torch.ops.aten._grouped_mm(x.view(-1, 16), weights, ends)
-        y = torch.zeros(8, 32, dtype=torch.bfloat16).index_add(0, ends.long().repeat(4) - 1, y)
+        y = torch.ops.aten._grouped_mm(x.view(-1, 16), weights, ends) * weights[0, :8, :1]
         return llama_norm(residual + all_reduce(y.view(residual.shape)), GAMMA, 1e-6)
 
     x, residual = (tensor.bfloat16() for tensor in INPUTS)
