@@ -44,6 +44,7 @@ def get_npu_backend(
 ) -> Callable[..., Any]:
     """A backend for ``torch.compile(model, backend=..., dynamic=False)`` that fuses.
 
+    Call the model under torch.no_grad() or torch.inference_mode(); one compiled with autograd warns once.
     compiler_config: a ``torchair.CompilerConfig``; it is not modified. custom_decompositions: as in TorchAir.
     numerics: largest change of rounding a fusion may bring: "same_rounding" (only the order in which ranks are summed),
     "one_ulp" (norm_out is rounded once more) or "any". min_rows: fuse only sites with at least that many rows; None:

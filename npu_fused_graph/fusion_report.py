@@ -76,10 +76,11 @@ def explain(
 ) -> FusionReport:
     """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every all-reduce, in a graph or outside.
 
-    Runs the model once on the inputs, without autograd: what it writes in place is written. Needs no other rank: where
-    no process group is initialised, one of ``world_size`` ranks (default 2) that communicates nothing is used and
-    removed again, so numbers mean nothing then and only the verdicts count. numerics, min_rows, in_place, grouped: as
-    in get_npu_backend. Nothing is lowered or kept.
+    Runs the model once on the inputs, without autograd and with dynamic=False, which its verdicts hold for: what it
+    writes in place is written. Collectives inside a custom operator are not seen. Needs no other rank: where no process
+    group is initialised, one of ``world_size`` ranks (default 2) that communicates nothing is used and removed again,
+    so numbers mean nothing then and only the verdicts count. numerics, min_rows, in_place, grouped: as in
+    get_npu_backend. Nothing is lowered or kept.
     Raises InvalidArgumentError for a bad option, or if ``world_size`` contradicts an initialised group.
     """
     from npu_fused_graph.host import load_torchair

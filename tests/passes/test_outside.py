@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -304,6 +306,54 @@ def test_the_log_lists_the_reduces_of_a_function_without_a_graph() -> None:
     line = line_of(layers, REDUCE)
     assert f": all_reduce at {__file__}:{line}: {OUTSIDE}" in first
     assert f": all_reduce at {__file__}:{line + 2}: {OUTSIDE}" in second
+
+
+def readme(heading: str) -> str:
+    """The first block of Python under a heading."""
+    page = (Path(nfg.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    return page.partition(f"# {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
+
+
+def test_the_readmes_snippet_fuses_what_explain_says(request: pytest.FixtureRequest) -> None:
+    *asked, compiled = readme("Use it").split("\n\n")
+    inputs = torch.zeros(1024, 16).half(), torch.zeros(1024, 128).half()
+    names: dict[str, Any] = {"model": Block(n=128), "inputs": inputs}
+    printed, said = io.StringIO(), list[str]()
+    with redirect_stdout(printed):
+        exec("\n".join(asked), names)  # noqa: S102
+    assert printed.getvalue().startswith("1 of 1 sites fused, ") and "on 8 ranks" in printed.getvalue()
+    request.getfixturevalue("one_rank")
+    with messages("npu_fused_graph", said, logging.INFO):
+        exec(compiled, names)  # noqa: S102
+    assert len(said) == 1 and said[0].startswith("fused into ")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_rank")
+def test_prefill_and_decode_are_compiled_apart_as_the_readme_says() -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def inputs(tokens: int) -> list[Tensor]:
+        return [torch.randn(1, tokens, size, generator=generator).half() for size in (16, 128)]
+
+    def check(function: Callable[..., Any], arguments: list[Tensor]) -> None:
+        for got, wanted in zip(function(*arguments), model(*arguments), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=4e-3, atol=4e-3)
+
+    model, prompt, said = Block(n=128), inputs(1024), list[str]()
+    names: dict[str, Any] = {"model": model, "backend": nfg.get_npu_backend(), "prompt_inputs": prompt, "torch": torch}
+    exec(readme("Prefill and decode"), names)  # noqa: S102
+    with messages("npu_fused_graph", said, logging.INFO), torch.no_grad():
+        check(names["prefill"], prompt)
+        check(names["decode"], inputs(1))
+        for tokens in (768, 900):
+            marked = inputs(tokens)
+            for tensor in marked:
+                torch._dynamo.mark_dynamic(tensor, 1, min=768, max=32768)
+            check(names["prefill"], marked)
+        check(names["decode"], inputs(1))
+    assert [line.partition(" into ")[0] for line in said] == ["fused", "not fused"], "two graphs for all of them"
+    assert "[min_rows]" in said[1]
 
 
 @pytest.mark.usefixtures("one_rank")

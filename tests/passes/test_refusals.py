@@ -171,10 +171,10 @@ def test_without_the_rule_its_case_is_no_longer_refused_for_it(rule: str, monkey
 PAGE = Path(__file__).parents[2] / "docs" / "fusion_refusals.md"
 INTRODUCTION = """# Why a site was not fused
 
-Every all-reduce of a graph is a candidate, and ends as *fused* or *refused* with one of these reasons;
-`nfg.explain`, the log (`npu_fused_graph`, level INFO) and `on_sites` tell which, with the node and the line of
-your model. Each reason is a class of `npu_fused_graph.passes.refusals`. Written by
-tests/passes/test_refusals.py (`NFG_ACCEPT=1` rewrites it).
+Every all-reduce is a candidate, and ends as *fused* or *refused* with one of these reasons; `nfg.explain` and the log
+(`npu_fused_graph`, level INFO) tell which, with the line of your model; `on_sites` gets those that are in graphs. Each
+reason is a class of `npu_fused_graph.passes.refusals`. Written by tests/passes/test_refusals.py (`NFG_ACCEPT=1`
+rewrites it).
 
 | reason | what was found | cure |
 |---|---|---|
