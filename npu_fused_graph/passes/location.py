@@ -23,15 +23,15 @@ def source_line(node: Node) -> str:
 
 def innermost(frames: Sequence[tuple[str, str]]) -> str:
     """``file:line`` of the innermost of these frames that is the user's, else of the innermost."""
-    outside = [frame for frame in frames if not is_library(frame[0])]
+    outside = [frame for frame in frames if not is_library(frame[0]) and frame[0] != _EXPLAIN]
     return ":".join((outside or frames)[-1]) if frames else ""
 
 
 def is_library(file: str) -> bool:
-    """Whether a file belongs to torch, torchair or torch_npu, as they are imported here, or runs the model for us."""
+    """Whether a file belongs to torch, torchair or torch_npu, as they are imported here."""
     modules = (sys.modules.get(name) for name in _LIBRARIES)
     folders = [os.path.dirname(m.__file__) for m in modules if m is not None and m.__file__]
-    return file.startswith(tuple(folder + os.sep for folder in (*folders, _HOST))) or file == _EXPLAIN
+    return file.startswith(tuple(folder + os.sep for folder in (*folders, _HOST)))
 
 
 def module_path(node: Node) -> str:

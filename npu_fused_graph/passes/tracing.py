@@ -18,7 +18,7 @@ from torch._guards import TracingContext
 from torch._logging._internal import log_state
 from torch.fx import Node
 
-from npu_fused_graph.passes.location import innermost, source_line
+from npu_fused_graph.passes.location import innermost, is_library, source_line
 
 # -- the graph that is being compiled -------------------------------------------------------------------------
 
@@ -137,7 +137,9 @@ class _Listener(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         found = _MESSAGE.search(record.getMessage())
         if found is not None and self.callback is not None:
-            self.callback(_break(found["file"], int(found["line"]), found["reason"]))
+            one = _break(found["file"], int(found["line"]), found["reason"])
+            if one is not None:
+                self.callback(one)
         return record.levelno > logging.DEBUG or "graph_breaks" in log_state.artifact_names
 
 
@@ -173,12 +175,15 @@ def breaks() -> Iterator[list[Break]]:
         listen(before)
 
 
-def _break(file: str, line: int, text: str) -> Break:
+def _break(file: str, line: int, text: str) -> Break | None:
+    """What Dynamo said; None of a function of torch: what that calls of the user's is tried again by itself."""
     reason, _, stack = text.partition("\nUser code traceback:")
-    where = innermost(_FRAME.findall(stack) or [(file, str(line))])
-    _, has_preamble, after = reason.partition(":\n\n")
     translator = _translator()
     code = None if translator is None else translator.f_code
+    if code is not None and is_library(code.co_filename):
+        return None
+    where = innermost(_FRAME.findall(stack) or [(file, str(line))])
+    _, has_preamble, after = reason.partition(":\n\n")
     return Break(where, _first(after if has_preamble else reason), (file, line), code, _SKIPS in reason)
 
 

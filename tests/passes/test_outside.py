@@ -20,7 +20,9 @@ from torch import Tensor, nn
 import npu_fused_graph as nfg
 from npu_fused_graph import explain
 from npu_fused_graph.passes.records import FusionSite
+from npu_fused_graph.passes.tracing import breaks
 from tests.passes.blocks import Block, llama_norm
+from tests.passes.capture import fake_group
 from tests.passes.test_location import line_of
 
 INPUTS = torch.zeros(3, 16).half(), torch.zeros(3, 32).half()
@@ -168,6 +170,22 @@ def test_a_break_in_a_loop_leaves_the_whole_function_without_a_graph() -> None:
     assert site.refusal is not None and site.refusal.text == f"it is called outside every graph: {cause}"
     assert report.breaks == (cause,)
     assert cause in str(report).splitlines()[-2] and json.loads(report.to_json())["breaks"] == [cause]
+
+
+class Breaking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        dist.all_reduce(x, async_op=True)
+        return x
+
+
+def test_a_function_of_torch_is_not_told_of_but_what_it_calls_of_the_users() -> None:
+    with fake_group(2), breaks() as found:
+        torch.compile(nn.Sequential(nn.Identity(), Breaking()), backend="eager")(INPUTS[0])
+    assert found[0].source == at(Breaking.forward, REDUCE)
+    with breaks() as found:
+        torch.compile(nn.LSTM(16, 16), backend="eager")(torch.zeros(2, 3, 16))
+    assert not found
 
 
 class Scripted(nn.Module):
