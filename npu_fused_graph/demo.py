@@ -150,7 +150,8 @@ def format_facts(facts: dict[str, Any]) -> str:
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for site in facts["sites"]:
         if not site["fused"]:
-            lines += ["", f"{site['layer']}: {site['text']}.", f"  cure: {site['cure']}"]
+            text = site["text"].replace(f"{Path(site['source']).parent}{os.sep}", "")
+            lines += ["", f"{site['layer']}: {text}.", f"  cure: {site['cure']}"]
     before, after = facts["ge_nodes"]["before"], facts["ge_nodes"]["after"]
     changed = [t for t in {**before, **after} if before.get(t, 0) != after.get(t, 0)]
     lines += ["", f"{facts['fused']} of {facts['legal']} legal sites fused"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 
+from npu_fused_graph.demo import format_facts
 from npu_fused_graph.ir import schema
 from npu_fused_graph.ir.graph import Graph
 from npu_fused_graph.ir.modeldef import read_graph
@@ -101,6 +102,9 @@ def test_demo(tmp_path: Path) -> None:
     refused = [site for site in facts["sites"] if not site["fused"]]
     assert [site["reason"] for site in refused] == ["scaled_before_add"]
     assert refused[0]["cure"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = [line for line in format_facts(facts).splitlines() if line.startswith(("pool", "  cure"))]
+    assert len(said) == 3 and all(f"{line}\n" in readme for line in said)
     fused = [site for site in facts["sites"] if site["fused"]]
     assert len({site["ge_node"] for site in fused}) == 8
     assert all(site["layer"] and ":" in site["source"] and site["numerics"] == "same_rounding" for site in fused)
