@@ -177,7 +177,7 @@ FAULTS: dict[str, Fault] = {
         ("scaled_before_add", "no_residual_add"), site=composite, add=hooks.expression("{r} * {y}")
     ),
     "training_dropout": Fault(
-        ("scaled_before_add", "no_residual_add"), site=composite,
+        ("training_dropout",), site=composite,
         add=hooks.expression("{r} + F.dropout({y}, 0.5, training=True)")
     ),
     "mean_over_two_axes": Fault(
