@@ -14,9 +14,9 @@ def reduced(x):
     return y * 2
 
 
-def run(rank, port):
+def run(rank, init_method):
     torch.npu.set_device(rank)
-    dist.init_process_group("hccl", rank=rank, world_size=2, init_method=f"tcp://127.0.0.1:{port}")
+    dist.init_process_group("hccl", rank=rank, world_size=2, init_method=init_method)
     model = torch.compile(reduced, backend="npu", dynamic=False)
     model(torch.ones(2).npu())
     if rank == 1:
@@ -26,9 +26,10 @@ def run(rank, port):
 
 if __name__ == "__main__":
     if "RANK" in os.environ:
-        run(int(os.environ["RANK"]), sys.argv[1])
+        run(int(os.environ["RANK"]), "env://")
     else:
-        processes = [mp.get_context("spawn").Process(target=run, args=(rank, sys.argv[1])) for rank in range(2)]
+        place = f"tcp://127.0.0.1:{sys.argv[1]}"
+        processes = [mp.get_context("spawn").Process(target=run, args=(rank, place)) for rank in range(2)]
         for process in processes:
             process.start()
         for process in processes:
