@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections import deque
+from collections.abc import Iterator
 
 from torch.fx import Node
 
 from npu_fused_graph.passes import refusals
 from npu_fused_graph.passes.fx import arguments, is_call, op_name, operand, shown
-from npu_fused_graph.passes.products import Product, product
+from npu_fused_graph.passes.products import SPELLINGS, Product, product
 from npu_fused_graph.passes.reduces import WAITS
 from npu_fused_graph.passes.refusals import Refusal
 from npu_fused_graph.passes.tracing import break_in_front, input_of, named
@@ -28,7 +29,9 @@ _JOINS = {
     "aten::index_add", "aten::index_put", "aten::scatter_add", "aten::scatter_reduce.two", "aten::sum.dim_IntList",
     "npu::npu_moe_finalize_routing",
 }  # fmt: skip
-"""How rows of several experts come together."""
+"""How rows come together."""
+
+_KEEP = "Nothing to change here: the fused op has one matmul. Keep these and their one all-reduce."
 
 _NEAR = 100
 """Nodes that are looked at."""
@@ -45,10 +48,14 @@ def no_matmul(source: Node) -> Refusal:
         text = f"a dropout stands between the matmul and the collective: {named(producer)}"
         return refusals.TrainingDropout.at(producer, text)
     expert = routed(source)
-    if expert is not None or name in _JOINS:
-        text = f"what is reduced is put together from the rows of experts: {named(expert or producer)}"
-        cure = "Nothing to change here: the fused op has one matmul. Keep the experts and their one all-reduce."
-        return refusals.NoMatmul.at(source, text, cure)
+    if expert is not None:
+        text = f"what is reduced is put together from the rows of experts: {named(expert)}"
+        return refusals.NoMatmul.at(expert, text, _KEEP)
+    if not any(is_call(node, *SPELLINGS, *ROUTED) for node in _behind(source)):
+        text = f"what is reduced comes from {name}, with no matmul near: {named(source)}"
+        return refusals.NoMatmul.at(source, text, "Nothing to fuse here.")
+    if name in _JOINS:
+        return refusals.NoMatmul.at(source, f"what is reduced joins rows of matmuls: {named(source)}", _KEEP)
     summed = _summed(source)
     if len(summed) > 1:
         text = f"what is reduced is a sum of {len(summed)} matmuls: {', '.join(map(named, summed[:3]))}"
@@ -70,18 +77,22 @@ def _input(node: Node) -> Refusal:
 
 def routed(node: Node) -> Node | None:
     """The grouped matmul that ``node`` is computed from without another matmul in between, if it is near."""
+    found = next((x for x in _behind(node) if is_call(x, *ROUTED)), None)
+    is_constant = found is not None and isinstance(arguments(found).get("group_list"), (list, tuple))
+    return None if is_constant else found
+
+
+def _behind(node: Node) -> Iterator[Node]:
+    """``node`` and what it is computed from, nearest first, to the matmuls and collectives behind it."""
     pending, seen = deque([node]), {node}
     while pending and len(seen) < _NEAR:
         current = pending.popleft()
-        if is_call(current, *ROUTED):
-            is_constant = isinstance(arguments(current).get("group_list"), (list, tuple))
-            return None if is_constant else current
-        if current.op != "call_function" or is_call(current, *WAITS) or product(current) is not None:
+        yield current
+        if current.op != "call_function" or is_call(current, *WAITS, *ROUTED) or product(current) is not None:
             continue
         fresh = [x for x in current.all_input_nodes if x not in seen]
         seen.update(fresh)
         pending.extend(fresh)
-    return None
 
 
 def _summed(node: Node) -> list[Node]:

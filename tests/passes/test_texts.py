@@ -249,6 +249,36 @@ def test_the_cure_of_a_sum_of_matmuls_can_be_followed() -> None:
     assert the_site(joined).is_fused, "the cure"
 
 
+def test_what_is_no_matmul_has_the_cure_of_its_kind() -> None:
+    table = torch.zeros(9, 32).half()
+
+    def embedding(x: Tensor, residual: Tensor) -> Any:
+        y = F.embedding(torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]]), table)
+        y[:, 0] = 0
+        return llama_norm(residual + all_reduce(y), GAMMA, 1e-6)
+
+    def joined(x: Tensor, residual: Tensor) -> Any:
+        rows = F.linear(x, WEIGHT).view(8, 32)
+        y = torch.zeros(8, 32).half().index_add(0, torch.arange(8), rows)
+        return llama_norm(residual + all_reduce(y.view(2, 4, 32)), GAMMA, 1e-6)
+
+    def batched(x: Tensor, residual: Tensor) -> Any:
+        y = torch.bmm(x, torch.stack([WEIGHT.t(), OTHER.t()]))
+        return llama_norm(residual + all_reduce(y), GAMMA, 1e-6)
+
+    def activated(x: Tensor, residual: Tensor) -> Any:
+        y = F.silu(torch.addmm(GAMMA, x.view(8, 16), WEIGHT.t(), alpha=2))
+        return llama_norm(residual + all_reduce(y.view(2, 4, 32)), GAMMA, 1e-6)
+
+    assert text_of(batched)[1] == "Give the linear a contiguous activation and a 2-D weight."
+    assert "no matmul" not in text_of(activated)[0]
+    text, cure = text_of(embedding)
+    assert "with no matmul near: " in text and cure == "Nothing to fuse here."
+    text, cure = text_of(joined)
+    assert text == f"what is reduced joins rows of matmuls: index_add ({at(joined, 'index_add')})"
+    assert cure.startswith("Nothing to change here: ")
+
+
 def test_experts_whose_rows_a_router_sorts_have_nothing_to_cure() -> None:
     def experts(x: Tensor, residual: Tensor, weights: Tensor, ends: Tensor) -> Any:
         y = torch.ops.aten._grouped_mm(x.view(-1, 16), weights, ends) * weights[0, :8, :1]
