@@ -192,6 +192,7 @@ def test_a_dropout_is_named() -> None:
 # -- rows -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_symbolic_rows_are_called_that_and_marked_ones_are_fused() -> None:
     def site(**bounds: int) -> FusionSite:
         x, residual = torch.zeros(1, 2048, 16).half(), torch.zeros(1, 2048, 32).half()
