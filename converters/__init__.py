@@ -21,6 +21,7 @@ _MODULES = (
     "inplace_matmul_all_reduce_add_rms_norm",
     "grouped_mat_mul_all_reduce",
     "trans_quant_param_v2",
+    "collectives",
     "aten",
 )
 _LATE = ("matmul_all_reduce_add_rms_norm", "npu_corrected", "aten")

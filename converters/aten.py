@@ -1,4 +1,5 @@
-"""Converters of aten ops TorchAir has none for that work, and of a few whose own is wrong (gelu, aten_corrected).
+"""Converters of aten ops TorchAir has none for that work, of a few whose own is wrong (gelu, aten_corrected)
+or fails for some calls (aten_completed).
 
 One table per theme. A test fails when TorchAir gains a converter of its own, so that ours can go.
 """
@@ -8,14 +9,20 @@ from __future__ import annotations
 import torch
 from npu_fused_graph.converters import (
     aten_attention,
+    aten_completed,
     aten_corrected,
     aten_decomposed,
+    aten_fft,
+    aten_found,
     aten_index,
+    aten_linalg,
     aten_matmul,
     aten_pointwise,
+    aten_pool,
     aten_random,
     aten_reduce,
     aten_shape,
+    aten_special,
 )
 from npu_fused_graph.converters.aten_lowering import register_converters
 
@@ -28,6 +35,12 @@ CONVERTERS = {
     **aten_matmul.CONVERTERS,
     **aten_attention.CONVERTERS,
     **aten_random.CONVERTERS,
+    **aten_fft.CONVERTERS,
+    **aten_linalg.CONVERTERS,
+    **aten_found.CONVERTERS,
+    **aten_special.CONVERTERS,
+    **aten_pool.CONVERTERS,
+    **aten_completed.CONVERTERS,
     **aten_corrected.CONVERTERS,
 }
 

@@ -1,10 +1,12 @@
-"""aten ops whose converter in TorchAir works but means something else (docs/torchair_defects.md: T7, T8, T12)."""
+"""aten ops whose converter in TorchAir works but means something else (docs/torchair_defects.md: T7, T8, T12 on)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from npu_fused_graph.converters import aten_matmul, aten_pool
+from npu_fused_graph.converters.aten_lowering import by_torch, ge, ge_dtype, stock, to, torch_dtype, typed, unsupported
 
 aten = torch.ops.aten
 
@@ -68,7 +70,61 @@ def batch_norm_functional(
     return y if folded is x else ge.Reshape(y, ge.Const(list(shape))), mean, rstd, new_mean, new_var
 
 
+def safe_softmax(x: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Zeros where every element is -inf; TorchAir's converter emits an ordinary softmax, which gives nan."""
+    x = x if dtype is None else x.to(dtype)
+    x = x if x.is_floating_point() else x.to(torch.float32)
+    if x.dim() == 0:
+        return torch.where(x == -torch.inf, torch.zeros_like(x), torch.ones_like(x))
+    hidden = (x == -torch.inf).all(dim, keepdim=True)
+    return torch.where(hidden, torch.zeros_like(x), torch.softmax(x, dim))
+
+
+def avg_pool2d(
+    x: Any,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    meta_outputs: Any = None,
+) -> Any:
+    """TorchAir's converter never counts the padding of a float16 tensor; in float32 it does."""
+    dtype = torch_dtype(x)
+    if dtype is not torch.float16 or not count_include_pad or not any(padding):
+        wide = x
+    else:
+        wide = to(x, torch.float32)
+        wide.set_meta(x.meta.to(torch.float32))
+    result = stock(
+        aten.avg_pool2d.default,
+        wide, list(kernel_size), list(stride), list(padding), ceil_mode, count_include_pad, divisor_override,
+        meta_outputs=meta_outputs,
+    )  # fmt: skip
+    return result if wide is x else to(typed(result, torch.float32), dtype)
+
+
+def index(x: Any, indices: Any) -> Any:
+    """TorchAir's converter casts a mask to the indices 0 and 1."""
+    places: list[Any] = []
+    for item in indices:
+        if item is None or torch_dtype(item) not in (torch.bool, torch.uint8):
+            places.append(item)
+            continue
+        if item.rank == 0:
+            raise unsupported("index", "indices", "a mask with at least one dim", "a scalar", "Unsqueeze it.")
+        found = typed(ge.NonZero(to(item, torch.bool), transpose=True, dtype=ge_dtype(torch.int64)), torch.int64)
+        places += [typed(ge.Gather(found, axis), torch.int64) for axis in range(item.rank)]
+    return stock(aten.index.Tensor, x, places)
+
+
 CONVERTERS = {
+    aten.index.Tensor: index,
+    aten._safe_softmax.default: by_torch(safe_softmax),
+    aten.avg_pool2d.default: avg_pool2d,
+    aten.baddbmm.default: by_torch(aten_matmul.baddbmm),
+    aten.max_pool2d_with_indices.default: aten_pool.max_pool2d,
     aten._native_batch_norm_legit_functional.default: batch_norm_functional,
     aten._embedding_bag.default: embedding_bag,
     aten._embedding_bag_forward_only.default: embedding_bag,

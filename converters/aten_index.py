@@ -117,6 +117,8 @@ def index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
 
 
 def index_fill(x: Any, dim: int, index: Any, value: Any) -> Any:
+    if x.rank == 0:
+        return to(value, torch_dtype(x)) if is_tensor(value) else ge.Fill(ints([]), to(value, torch_dtype(x)))
     if index.rank == 0:
         index = _as_vector(index)
     scalar = value
@@ -179,6 +181,8 @@ def scatter_reduce(
 def index_reduce(
     x: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor, reduce: str, *, include_self: bool = True
 ) -> torch.Tensor:
+    if x.dim() == 0:
+        return scatter_reduce(x, 0, index, source, reduce, include_self=include_self)
     axis = dim % x.dim()
     places = index.reshape([-1 if d == axis else 1 for d in range(x.dim())]).expand(source.shape)
     return scatter_reduce(x, axis, places, source, reduce, include_self=include_self)

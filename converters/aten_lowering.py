@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +34,17 @@ def register_converters(table: Mapping[Any, Converter]) -> None:
     import torchair
 
     for op, convert in table.items():
+        _STOCK.setdefault(op, getattr(op, "_ge_converter", None))
         torchair.register_fx_node_ge_converter(op)(convert)
+
+
+_STOCK: dict[Any, Any] = {}
+
+
+def stock(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """What TorchAir's own converter of ``op``, which one of ours replaces, makes of the arguments."""
+    convert = inspect.unwrap(_STOCK[op])  # the wrapper translates the metadata, which ours have translated already
+    return convert(*args, **kwargs)
 
 
 def unsupported(op: str, parameter: str, expected: str, got: object, cure: str) -> UnsupportedOpError:

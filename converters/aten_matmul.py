@@ -41,8 +41,16 @@ def addbmm(
     return _plus(x, wide, beta, alpha)
 
 
+def baddbmm(
+    x: torch.Tensor, batch1: torch.Tensor, batch2: torch.Tensor, *, beta: Any = 1, alpha: Any = 1
+) -> torch.Tensor:
+    return _plus(x, torch.bmm(batch1, batch2), beta, alpha)
+
+
 def _plus(x: torch.Tensor, product: torch.Tensor, beta: Any, alpha: Any) -> torch.Tensor:
-    """beta * x + alpha * product; beta = 0 hides nan in x, as in torch."""
+    """beta * x + alpha * product; beta = 0 hides nan in x; factors of whole numbers are whole, as in torch."""
+    if not (x.is_floating_point() or x.is_complex()):
+        beta, alpha = int(beta), int(alpha)
     scaled = product if alpha == 1 else product * alpha
     if beta == 0:
         return scaled

@@ -156,6 +156,10 @@ def floor_divide_scalar(x: torch.Tensor, other: Any) -> torch.Tensor:
     return torch.floor_divide(x, _scalar(other))
 
 
+def true_divide(x: torch.Tensor, other: Any) -> torch.Tensor:
+    return torch.div(x, other)
+
+
 def _scalar(value: Any) -> torch.Tensor:
     """A number as a 0-d tensor, which promotes as the number does."""
     return torch.full((), value)
@@ -199,6 +203,7 @@ def xlog1py(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def entr(x: torch.Tensor) -> torch.Tensor:
+    x = x if x.is_floating_point() else x.to(torch.float32)
     body = torch.where(x == 0, torch.zeros_like(x), -x * torch.log(x))
     return torch.where(x < 0, torch.full_like(x, -math.inf), body)
 
@@ -284,6 +289,8 @@ CONVERTERS = {
     aten.fmod.Scalar: _binary("fmod", "Mod", _MOD),
     aten.sub.Scalar: by_torch(sub_scalar),
     aten.div.Scalar_mode: by_torch(div_scalar_mode),
+    aten.true_divide.Tensor: by_torch(true_divide),
+    aten.true_divide.Scalar: by_torch(true_divide),
     aten.floor_divide.Scalar: by_torch(floor_divide_scalar),
     aten.isnan.default: isnan,
     aten.isposinf.default: by_torch(isposinf),

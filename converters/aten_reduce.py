@@ -136,6 +136,10 @@ def std_mean(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool =
     return to(std, torch_dtype(x)), to(mean, torch_dtype(x))
 
 
+def std(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    return std_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
 def norm(x: torch.Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> torch.Tensor:
     return torch.linalg.vector_norm(x if dtype is None else x.to(dtype), 2 if p is None else p, dim or None, keepdim)
 
@@ -184,11 +188,15 @@ def logcumsumexp(x: Any, dim: int) -> Any:
 
 
 def cummax(x: Any, dim: int) -> Any:
+    if x.rank == 0:
+        return x, to(0, torch.int64)
     value, index = ge.Cummax(x, dim=dim % x.rank)
     return value, to(index, torch.int64)
 
 
 def cummin(x: Any, dim: int) -> Any:
+    if x.rank == 0:
+        return x, to(0, torch.int64)
     value, index = ge.Cummin(x, axis=dim % x.rank)
     return value, to(index, torch.int64)
 

@@ -16,7 +16,12 @@ from torch.fx import GraphModule
 
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError, argument_error, warn_once
 from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
-from npu_fused_graph.passes.guards import refuse_strides_of_what_is_not_dense, separate_assigned_values
+from npu_fused_graph.passes.guards import (
+    drop_assertions_about_sizes,
+    refuse_comparisons_of_unknown_numbers,
+    refuse_strides_of_what_is_not_dense,
+    separate_assigned_values,
+)
 from npu_fused_graph.passes.outside import calls_outside
 from npu_fused_graph.passes.records import FusionSite, Numerics
 from npu_fused_graph.passes.refusals import CATALOGUE, Refusal
@@ -163,7 +168,7 @@ class FusionHook:
 
 
 class GuardHook:
-    """The ``post_grad_custom_post_pass`` that guards against T9 and T10, after the pass the user had installed."""
+    """The ``post_grad_custom_post_pass`` with the guards of passes/guards.py, after the pass the user had installed."""
 
     def __init__(self, user_pass: Callable[..., Any] | None) -> None:
         self.user_pass = user_pass
@@ -174,6 +179,8 @@ class GuardHook:
             self.user_pass(gm, example_inputs, config)
         refuse_strides_of_what_is_not_dense(gm)
         separate_assigned_values(gm)
+        drop_assertions_about_sizes(gm)
+        refuse_comparisons_of_unknown_numbers(gm)
 
 
 def unavailable(mode: str = "max-autotune") -> dict[str, Refusal]:
@@ -192,12 +199,21 @@ class _Backend:
         self._decompositions = decompositions
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
         with warnings.catch_warnings():
             # TorchAir asks c10d for a group's default device in a deprecated way; nothing the user could change
             warnings.filterwarnings("ignore", module=r"torchair\.")
             if any(_is_dtensor(x) for x in (*example_inputs, *gm.parameters(), *gm.buffers())):
                 return self._compile_dtensor(gm, example_inputs)
-            compiled: Callable[..., Any] = self._stock(gm, example_inputs, **kwargs)
+            try:
+                compiled: Callable[..., Any] = self._stock(gm, example_inputs, **kwargs)
+            except GuardOnDataDependentSymNode as error:
+                # TorchAir raises it anew with its text in the place of the condition, so that it says nothing
+                text = str(error) or str(error.cond)
+                raise UnsupportedModeError(
+                    f"[backend] sizes: expected numbers known while compiling, got {text.strip()}"
+                ) from error
             return compiled
 
     def _compile_dtensor(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:

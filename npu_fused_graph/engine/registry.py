@@ -58,6 +58,7 @@ FAMILIES = (
     "grouped",
     "nn",
     "conv",
+    "linalg",
     "norm",
     "attention",
     "moe",

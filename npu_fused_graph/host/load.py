@@ -71,6 +71,7 @@ def _load_host() -> types.ModuleType:
     from npu_fused_graph.host.defects import guard_view_optimisation
     from npu_fused_graph.host.empty_collectives import KeptWhenEmpty
     from npu_fused_graph.host.random import rng_state_class
+    from npu_fused_graph.host.unknown_sizes import has_no_elements
     from npu_fused_graph.ops import specs
 
     if "torchair" in sys.modules:
@@ -108,6 +109,7 @@ def _load_host() -> types.ModuleType:
     lowering: Any = importlib.import_module("torchair._ge_concrete_graph.fx2ge_converter")
     lowering.codegen_refresh_cache_pgname = refresh_groups_code
     lowering._DONT_EMPTY_TENSOR_OPT_OPS = KeptWhenEmpty(lowering._DONT_EMPTY_TENSOR_OPT_OPS)
+    lowering.is_zero_element_tensor = has_no_elements
     guard_view_optimisation()
     core = importlib.import_module("torchair.core")
     for name, module in modules.items():

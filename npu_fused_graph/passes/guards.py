@@ -1,6 +1,11 @@
-"""Guards for what TorchAir makes of mutated inputs and of as_strided (T9 and T10 in docs/torchair_defects.md)."""
+"""Guards for what TorchAir makes of mutated inputs, of as_strided, and of what torch asserts of sizes.
+
+The first two are T9 and T10 in docs/torchair_defects.md.
+"""
 
 from __future__ import annotations
+
+import operator
 
 import torch
 from torch.fx import GraphModule, Node
@@ -9,6 +14,7 @@ from npu_fused_graph.errors import UnsupportedModeError
 from npu_fused_graph.passes.fx import aten, is_call, value_of
 from npu_fused_graph.passes.location import source_line
 
+_COMPARISONS = (operator.ge, operator.gt, operator.le, operator.lt, operator.eq, operator.ne)
 _SAME_TENSOR = ("aten::detach", "aten::alias")
 
 
@@ -65,3 +71,30 @@ def strides_of_what_is_not_dense(gm: GraphModule) -> list[Node]:
             if not value.is_contiguous() or (isinstance(offset, int) and offset != 0):
                 found.append(node)
     return found
+
+
+def drop_assertions_about_sizes(gm: GraphModule) -> None:
+    """Take out what torch asserts of numbers it cannot know, such as the size of nonzero's result, and its comparisons.
+
+    A graph on a device cannot raise, so these assertions have no lowering; and TorchAir evaluates a comparison of
+    symbolic numbers as Python, on objects that do not compare.
+    """
+    assertions = gm.graph.find_nodes(op="call_function", target=aten._assert_scalar.default)
+    for node in reversed(assertions):
+        gm.graph.erase_node(node)
+    if assertions:
+        for node in reversed(gm.graph.nodes):
+            if node.target in _COMPARISONS and not node.users:
+                gm.graph.erase_node(node)
+        gm.recompile()
+
+
+def refuse_comparisons_of_unknown_numbers(gm: GraphModule) -> None:
+    """Raise UnsupportedModeError for a comparison the graph computes with, such as of a number from ``item()``."""
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node.target in _COMPARISONS:
+            where = source_line(node)
+            raise UnsupportedModeError(
+                f"[backend] operator.{node.target.__name__}{f' at {where}' if where else ''}: expected numbers known "
+                "while compiling, got one that only the values say. Keep it out of the compiled region."
+            )

@@ -177,3 +177,18 @@ def test_a_cached_graph_is_reloaded_and_communicates(hcom: str, tmp_path: Path) 
     for first, second in values(run_ranks(_twice, 2, str(folder), hcom)):
         assert first == second == (True, WORLD)
     assert len(list(folder.rglob("compiled_module"))) == 2, "one per rank"
+
+
+@pytest.mark.parametrize("name", ["all_reduce", "reduce_scatter_tensor"])
+def test_averages_are_refused_while_compiling(name: str) -> None:
+    from torch.distributed import _functional_collectives as functional
+
+    def averaged(x: Tensor) -> Tensor:
+        if name == "all_reduce":
+            dist.all_reduce(x, op=dist.ReduceOp.AVG)
+            return x
+        return functional.reduce_scatter_tensor(x, "avg", 0, dist.group.WORLD)
+
+    text = rf"\[_c10d_functional.{name}.default\] reduce_op: expected sum, min, max, product, got 'avg'. Sum and divide"
+    with fake_group(2), torch.no_grad(), pytest.raises(Exception, match=text):
+        torch.compile(averaged, backend=nfg.get_npu_backend(), dynamic=False, fullgraph=True)(torch.ones(4))

@@ -133,6 +133,6 @@ def classed(error: Exception) -> Verdict:
 
 
 def first_line(text: str) -> str:
-    """The first line that says something, without addresses."""
+    """The first line that says something, without addresses and places of this machine."""
     line = next((line for line in text.splitlines() if line.strip()), "")
-    return re.sub(r"0x[0-9a-f]+", "0x..", line.strip())[:240]
+    return re.sub(r" at \S+\.py:\d+|0x[0-9a-f]+", "", line.strip())[:200]

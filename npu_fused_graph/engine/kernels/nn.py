@@ -144,6 +144,25 @@ def max_pool_with_argmax_v3(
     return y, argmax.to(_ARGMAX_DTYPES[dtype])
 
 
+@kernel(
+    "MaxPool3DWithArgmaxV2",
+    specialise=require("MaxPool3DWithArgmaxV2", dtype=tuple(_ARGMAX_DTYPES), data_format=("NCDHW",)),
+)
+def max_pool3d_with_argmax_v2(
+    x: Tensor,
+    *,
+    ksize: list[int],
+    strides: list[int],
+    pads: list[int],
+    dilation: list[int] = [1, 1, 1],  # noqa: B006
+    ceil_mode: bool = False,
+    data_format: str = "NCDHW",
+    dtype: int = 3,
+) -> tuple[Tensor, Tensor]:
+    y, argmax = torch.nn.functional.max_pool3d_with_indices(x, ksize, strides, pads, dilation, ceil_mode)
+    return y, argmax.to(_ARGMAX_DTYPES[dtype])
+
+
 def symmetric_pads(ge_type: str, pads: list[int]) -> list[int]:
     """Half of [begin, end, begin, end, ...]; refuses a begin that differs from its end."""
     if list(pads[0::2]) != list(pads[1::2]):
@@ -187,6 +206,55 @@ def avg_pool_v2(
 @kernel("AdaptiveAvgPool2d")
 def adaptive_avg_pool2d(x: Tensor, *, output_size: list[int]) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(x, output_size)  # type: ignore[arg-type]
+
+
+_INTERPOLATIONS = {"bilinear": 0, "nearest": 1, "bicubic": 2}
+_BORDERS = {"zeros": 0, "border": 1, "reflection": 2}
+
+
+def _sampled(x: Tensor, grid: Tensor, interpolation_mode: str, padding_mode: str, align_corners: bool) -> Tensor:
+    """Rounded once: the weights of half-precision neighbours are float32."""
+    wide, places = (x.float(), grid.float()) if x.dtype is torch.float16 else (x, grid)
+    mode, border = _INTERPOLATIONS[interpolation_mode], _BORDERS[padding_mode]
+    return torch.grid_sampler(wide, places, mode, border, align_corners).to(x.dtype)
+
+
+@kernel(
+    "GridSampler2D",
+    same_dtype=("x", "grid"),
+    specialise=require("GridSampler2D", interpolation_mode=tuple(_INTERPOLATIONS), padding_mode=tuple(_BORDERS)),
+)
+def grid_sampler_2d(
+    x: Tensor,
+    grid: Tensor,
+    *,
+    interpolation_mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> Tensor:
+    return _sampled(x, grid, interpolation_mode, padding_mode, align_corners)
+
+
+@kernel(
+    "GridSampler3D",
+    same_dtype=("x", "grid"),
+    specialise=require(
+        "GridSampler3D",
+        interpolation_mode=("bilinear", "nearest"),
+        padding_mode=tuple(_BORDERS),
+        data_format=("NCDHW",),
+    ),
+)
+def grid_sampler_3d(
+    x: Tensor,
+    grid: Tensor,
+    *,
+    interpolation_mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    data_format: str = "NCDHW",
+    align_corners: bool = False,
+) -> Tensor:
+    return _sampled(x, grid, interpolation_mode, padding_mode, align_corners)
 
 
 _NEAREST = aten_op("upsample_nearest2d")

@@ -356,3 +356,12 @@ def histogram(x: Tensor, *, bins: int = 100, min: float = 0.0, max: float = 0.0)
     if x.is_floating_point():
         return torch.histc(x if x.dtype is torch.float64 else x.float(), bins, min, max)
     return torch.histc(x.double(), bins, min, max).to(x.dtype)
+
+
+@kernel("Bincount")
+def bincount(array: Tensor, size: Int, weights: Tensor) -> Tensor:
+    """How often each of 0 .. size - 1 comes, or the sum of its weights; empty ``weights`` are ones of their dtype."""
+    numbers = array.flatten()
+    each = weights.flatten() if weights.numel() else torch.ones_like(numbers, dtype=weights.dtype)
+    inside = numbers < size
+    return torch.zeros(size, dtype=weights.dtype).index_add_(0, numbers[inside], each[inside])

@@ -1,0 +1,95 @@
+"""Pooling: where the largest element stands. GE's own argmax of a pooling is a bit mask of another meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from npu_fused_graph.converters.aten_lowering import lower, sizes, stock, to, unsupported
+
+aten = torch.ops.aten
+
+Windows = list[list[int]]
+"""The places of every window along one axis; all of one length, -1 for outside."""
+
+
+def max_pool2d(
+    x: Any,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = (0, 0),
+    dilation: Any = (1, 1),
+    ceil_mode: bool = False,
+    meta_outputs: Any = None,
+) -> Any:
+    """TorchAir's converter hands out the values as the indices too. A graph that does not read ours drops them."""
+    lists = [list(values) for values in (kernel_size, stride or kernel_size, padding, dilation)]
+    kernel, step, pad, spread = (values * 2 if len(values) == 1 else values for values in lists)
+    values, _ = stock(
+        aten.max_pool2d_with_indices.default,
+        x,
+        list(kernel),
+        list(step),
+        list(pad),
+        list(spread),
+        ceil_mode,
+        meta_outputs=meta_outputs,
+    )
+    windows = [
+        [[place if 0 <= place < size else -1 for place in range(i * s - p, i * s - p + k * d, d)] for i in range(count)]
+        for size, count, k, s, p, d in zip(
+            _known("max_pool2d_with_indices", x), meta_outputs[0].size[-2:], kernel, step, pad, spread, strict=True
+        )
+    ]
+    return values, lower(_largest, (x, *(_constant(axis, x) for axis in windows)), {})[1]
+
+
+def adaptive_max_pool2d(x: Any, output_size: Any) -> Any:
+    windows = [
+        _padded([list(range(i * size // n, -(-(i + 1) * size // n))) for i in range(n)])
+        for size, n in zip(_known("adaptive_max_pool2d", x), output_size, strict=True)
+    ]
+    return lower(_largest, (x, *(_constant(axis, x) for axis in windows)), {})
+
+
+def _known(op: str, x: Any) -> list[int]:
+    dims = sizes(x)[-2:]
+    if not all(isinstance(size, int) for size in dims):
+        raise unsupported(op, "self", "a known height and width", "symbols", "Compile with dynamic=False.")
+    return dims
+
+
+def _padded(windows: Windows) -> Windows:
+    length = max(map(len, windows))
+    return [window + [-1] * (length - len(window)) for window in windows]
+
+
+def _constant(windows: Windows, x: Any) -> Any:
+    result = to(windows, torch.int64)
+    with x.meta.fake_mode:
+        result.set_meta(torch.empty(len(windows), len(windows[0]), dtype=torch.int64))
+    return result
+
+
+def _largest(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest element of every window and its place in the plane: of several the first; nan wins."""
+    (oh, kh), (ow, kw) = rows.shape, columns.shape
+    found = x.index_select(-2, rows.clamp(min=0).reshape(-1)).index_select(-1, columns.clamp(min=0).reshape(-1))
+    found = found.reshape(*x.shape[:-2], oh, kh, ow, kw).movedim(-3, -2)
+    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
+    inside = (rows >= 0) & (columns >= 0)
+    places = rows * x.shape[-1] + columns
+    lowest = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+    known = torch.where(inside, found, torch.full((), lowest, dtype=x.dtype)).flatten(-2)
+    value = known.amax(-1)
+    hit = known == value.unsqueeze(-1)
+    if x.is_floating_point():
+        is_nan = torch.isnan(known)
+        value = torch.where(is_nan.any(-1), torch.full((), torch.nan, dtype=x.dtype), value)
+        hit = torch.where(is_nan.any(-1, keepdim=True), is_nan, hit)
+    hit = hit & inside.flatten(-2)
+    candidates = torch.where(hit, places.flatten(-2), torch.full((), x.shape[-1] * x.shape[-2], dtype=torch.int64))
+    return value, candidates.amin(-1)
+
+
+CONVERTERS = {aten.adaptive_max_pool2d.default: adaptive_max_pool2d}
