@@ -18,8 +18,8 @@ from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError, a
 from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
 from npu_fused_graph.passes.guards import (
     drop_assertions_about_sizes,
-    refuse_comparisons_of_unknown_numbers,
     refuse_strides_of_what_is_not_dense,
+    refuse_unknown_numbers,
     separate_assigned_values,
 )
 from npu_fused_graph.passes.outside import calls_outside
@@ -180,7 +180,7 @@ class GuardHook:
         refuse_strides_of_what_is_not_dense(gm)
         separate_assigned_values(gm)
         drop_assertions_about_sizes(gm)
-        refuse_comparisons_of_unknown_numbers(gm)
+        refuse_unknown_numbers(gm)
 
 
 def unavailable(mode: str = "max-autotune") -> dict[str, Refusal]:

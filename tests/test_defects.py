@@ -6,6 +6,7 @@ The tests named ``*_stock_*`` fail when upstream repairs a defect: the guard, an
 from __future__ import annotations
 
 import importlib
+import inspect
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -500,6 +501,98 @@ def test_backend_takes_a_config_that_was_enabled_before() -> None:
     backend = nfg.get_npu_backend(compiler_config=config, on_sites=lambda sites: order.append("ours"))
     torch.compile(lambda x: x + 1, backend=backend, dynamic=False, fullgraph=True)(torch.ones(2))
     assert order == ["user's", "ours"]
+
+
+# -- T13 to T18: converters that mean something else -----------------------------------------------------------
+
+WHOLE = torch.arange(12).reshape(1, 3, 4)
+HIDDEN = torch.tensor([[-torch.inf, -torch.inf], [0.0, 0.0]])
+
+
+def pooled_places(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2, return_indices=True)[1]
+
+
+def padded_average(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2, padding=1)
+
+
+def scaled_product(x: Tensor) -> Tensor:
+    return torch.baddbmm(x[:, :, :3], x, x.mT, beta=1.5, alpha=0)
+
+
+def safe(x: Tensor) -> Tensor:
+    return torch.ops.aten._safe_softmax.default(x, -1)
+
+
+def inverse(x: Tensor) -> Tensor:
+    return torch.view_as_real(torch.fft.ifft(torch.complex(x, x)))
+
+
+def test_t13_stock_torchair_takes_values_for_indices() -> None:
+    x = torch.arange(16.0).flip(0).reshape(1, 1, 4, 4)
+    op = torch.ops.aten.max_pool2d_with_indices.default
+    assert stock_with(op, "max_pool2d_with_indices", pooled_places, x).flatten().tolist() == [15, 13, 7, 5]
+
+
+def test_t13_our_converter_gives_the_places() -> None:
+    x = torch.arange(16.0).flip(0).reshape(1, 1, 4, 4)
+    assert ours(pooled_places, x).flatten().tolist() == [0, 2, 8, 10]
+
+
+def test_t14_stock_torchair_does_not_count_the_padding() -> None:
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float16)
+    result = stock_with(torch.ops.aten.avg_pool2d.default, "avg_pool2d", padded_average, x)
+    assert torch.equal(result, torch.ones(1, 1, 2, 2, dtype=torch.float16))
+
+
+def test_t14_our_converter_counts_the_padding() -> None:
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float16)
+    assert torch.equal(ours(padded_average, x), torch.full((1, 1, 2, 2), 0.25, dtype=torch.float16))
+
+
+def test_t15_stock_torchair_picks_rows_0_and_1() -> None:
+    from torchair._ge_concrete_graph.ge_converter.aten import index
+
+    source = inspect.getsource(index)
+    assert "dtype_promote(i, target_dtype=DataType.DT_INT64) for i in indices" in source
+
+
+def test_t15_our_converter_picks_where_the_mask_is_set() -> None:
+    x, mask = random(3, 4), torch.tensor([False, True, True])
+    assert torch.equal(ours(lambda x, mask: x[mask], x, mask), x[1:])
+
+
+def test_t16_stock_torchair_gives_nan_for_hidden_rows() -> None:
+    result = stock_with(torch.ops.aten._safe_softmax.default, "_softmax", safe, HIDDEN)
+    assert result[0].isnan().all()
+
+
+def test_t16_our_converter_gives_zeros() -> None:
+    assert torch.equal(ours(safe, HIDDEN), torch.tensor([[0.0, 0.0], [0.5, 0.5]]))
+
+
+def test_t17_stock_torchair_does_not_look_at_the_direction() -> None:
+    from torchair._ge_concrete_graph.ge_converter.aten import _fft_c2c
+
+    body = inspect.getsource(_fft_c2c).split('-> Tensor"""')[1].split("@register")[0]
+    assert "normalization" in body
+    assert "forward" not in body
+
+
+def test_t17_our_converter_inverts() -> None:
+    x = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    backward = torch.view_as_real(torch.fft.ifft(torch.complex(x, x).to(torch.complex128)))
+    assert_close(ours(inverse, x), backward)
+
+
+def test_t18_stock_torchair_keeps_the_fraction() -> None:
+    result = stock_with(torch.ops.aten.baddbmm.default, "baddbmm", scaled_product, WHOLE)
+    assert not torch.equal(result, WHOLE[:, :, :3])
+
+
+def test_t18_our_converter_cuts_factors_off() -> None:
+    assert torch.equal(ours(scaled_product, WHOLE), WHOLE[:, :, :3])
 
 
 # -- T12: batch norm in training ---------------------------------------------------------------------------------

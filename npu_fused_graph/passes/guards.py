@@ -9,6 +9,7 @@ import operator
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from npu_fused_graph.errors import UnsupportedModeError
 from npu_fused_graph.passes.fx import aten, is_call, value_of
@@ -89,12 +90,14 @@ def drop_assertions_about_sizes(gm: GraphModule) -> None:
         gm.recompile()
 
 
-def refuse_comparisons_of_unknown_numbers(gm: GraphModule) -> None:
-    """Raise UnsupportedModeError for a comparison the graph computes with, such as of a number from ``item()``."""
+def refuse_unknown_numbers(gm: GraphModule) -> None:
+    """Raise UnsupportedModeError for comparisons and strides the graph computes of a number only the values say."""
     for node in gm.graph.nodes:
-        if node.op == "call_function" and node.target in _COMPARISONS:
+        is_stride = node.target in (aten.sym_storage_offset.default, aten.sym_stride.int)
+        if node.target in _COMPARISONS or (is_stride and free_unbacked_symbols(value_of(node))):
             where = source_line(node)
+            name = f"operator.{node.target.__name__}" if node.target in _COMPARISONS else str(node.target)
             raise UnsupportedModeError(
-                f"[backend] operator.{node.target.__name__}{f' at {where}' if where else ''}: expected numbers known "
+                f"[backend] {name}{f' at {where}' if where else ''}: expected numbers known "
                 "while compiling, got one that only the values say. Keep it out of the compiled region."
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.opinfo.running import Case, run_units
 from tests.opinfo.samples import DTYPES, units
-from tests.opinfo.table import TABLE, counts, rows, written
+from tests.opinfo.table import REMAINDER, TABLE, counts, remainder, rows, written
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,5 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     cases = run_units(wanted, options.jobs, progress)
     if output is not None:
         output.write_text(written(rows(cases)), encoding="utf-8")
+    if is_whole and options.output is None:
+        REMAINDER.write_text(remainder(cases), encoding="utf-8")
     print(counts(cases))
     return int(any(case.verdict.result in ("wrong", "crash") for case in cases))

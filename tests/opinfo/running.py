@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from tests.opinfo.cases import Verdict, run_case
-from tests.opinfo.samples import Unit, operators, samples
+from tests.opinfo.samples import SAMPLES, Unit, operators, samples
 
 LIMIT = 60.0
 """Seconds a sample may take."""
@@ -72,7 +72,7 @@ class _Worker:
 
     def run(self, unit: Unit) -> list[Case]:
         cases: list[Case] = []
-        while (case := self._next(unit, len(cases))) is not None:
+        while len(cases) < SAMPLES and (case := self._next(unit, len(cases))) is not None:
             cases.append(case)
         return [case for case in cases if case.verdict.result]
 

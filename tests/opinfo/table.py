@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import groupby
@@ -15,6 +16,7 @@ from tests.opinfo.running import Case
 from tests.opinfo.samples import Unit
 
 TABLE = Path(__file__).parent / "table.csv"
+REMAINDER = Path(__file__).parents[2] / "docs" / "opinfo.md"
 
 
 class Row(NamedTuple):
@@ -74,3 +76,40 @@ def counts(cases: Iterable[Case]) -> str:
         f"| all | {samples.total()} | {per_unit.total()} | {per_op.total()} |",
     ]
     return "\n".join(lines)
+
+
+def remainder(cases: Iterable[Case]) -> str:
+    """The page of what does not run: counts, then causes, the one of most samples first."""
+    cases = list(cases)
+    count: Counter[tuple[str, str]] = Counter()
+    names: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for case in cases:
+        if case.verdict.result != CLASSES[0]:
+            cause = case.verdict.result, _general(case.verdict.cause)
+            count[cause] += 1
+            names[cause].add(case.unit.op)
+    lines = [
+        "# What of torch's operator database runs",
+        "",
+        "Written by `make opinfo`: the first samples of every operator in float32, float16, bfloat16 and int64, a graph",
+        "each, against eager and float64. `tests/opinfo/table.csv` has a row per operator and dtype.",
+        "",
+        counts(cases),
+        "",
+        'Losses and what only training needs have no kernels yet; "untraced" is torch\'s own refusal.',
+        "",
+        "| samples | class | cause | operators |",
+        "|---|---|---|---|",
+    ]
+    for (result, cause), number in sorted(count.items(), key=lambda item: (-item[1], item[0])):
+        operators = sorted(names[result, cause])
+        text = ", ".join(operators[:8]) + (f" and {len(operators) - 8} more" if len(operators) > 8 else "")
+        lines.append(f"| {number} | {result} | {cause.replace('|', '/')} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _general(cause: str) -> str:
+    """The cause without the sizes of the one sample."""
+    return re.sub(
+        r" Inputs?: .*|\. Nearest .*|, got .*|\(\(.*|FakeTensor.*", "", re.sub(r"\bu\d+\b", "u", cause)
+    ).strip()
