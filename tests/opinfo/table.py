@@ -91,7 +91,7 @@ def remainder(cases: Iterable[Case]) -> str:
     lines = [
         "# What of torch's operator database runs",
         "",
-        "Written by `make opinfo`: the first samples of every operator in float32, float16, bfloat16 and int64, a graph",
+        "Written by `make opinfo`: the first samples of every operator in float32, float16, bfloat16, int64, a graph",
         "each, against eager and float64. `tests/opinfo/table.csv` has a row per operator and dtype.",
         "",
         counts(cases),
