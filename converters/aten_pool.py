@@ -26,22 +26,25 @@ def max_pool2d(
     lists = [list(values) for values in (kernel_size, stride or kernel_size, padding, dilation)]
     kernel, step, pad, spread = (values * 2 if len(values) == 1 else values for values in lists)
     values, _ = stock(
-        aten.max_pool2d_with_indices.default,
-        x,
-        list(kernel),
-        list(step),
-        list(pad),
-        list(spread),
-        ceil_mode,
+        aten.max_pool2d_with_indices.default, x, list(kernel), list(step), list(pad), list(spread), ceil_mode,
         meta_outputs=meta_outputs,
-    )
-    windows = [
-        [[place if 0 <= place < size else -1 for place in range(i * s - p, i * s - p + k * d, d)] for i in range(count)]
-        for size, count, k, s, p, d in zip(
-            _known("max_pool2d_with_indices", x), meta_outputs[0].size[-2:], kernel, step, pad, spread, strict=True
-        )
-    ]
-    return values, lower(_largest, (x, *(_constant(axis, x) for axis in windows)), {})[1]
+    )  # fmt: skip
+    return values, lower(_places, (x, kernel, step, pad, spread, ceil_mode), {})
+
+
+def _places(x: torch.Tensor, *lists: Any) -> torch.Tensor:
+    *settings, ceil_mode = lists
+    windows = [_windows(size, *setting, ceil_mode) for size, *setting in zip(x.shape[-2:], *settings, strict=True)]
+    return _largest(x, *windows)[1]
+
+
+def _windows(size: Any, kernel: int, step: int, pad: int, spread: int, ceil_mode: bool) -> torch.Tensor:
+    """The places of every window along an axis of ``size``, -1 for outside."""
+    count = (size + 2 * pad - spread * (kernel - 1) - 1 + (step - 1 if ceil_mode else 0)) // step + 1
+    if ceil_mode and (count - 1) * step >= size + pad:
+        count = count - 1
+    places = (torch.arange(count) * step - pad).unsqueeze(-1) + torch.arange(kernel) * spread
+    return torch.where((places >= 0) & (places < size), places, torch.full((), -1))
 
 
 def adaptive_max_pool2d(x: Any, output_size: Any) -> Any:

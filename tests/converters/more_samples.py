@@ -73,6 +73,15 @@ COMPLETED = [
 ]
 
 CORRECTED = [
+    Sample(aten.max_pool2d_with_indices.default, xa(2, 3, 9, 8, args=([3, 2], [2, 2], [1, 0])), exact=True),
+    Sample(
+        aten.max_pool2d_with_indices.default,
+        xa(2, 3, 9, 8, args=([3, 2], [2, 1], [1, 1], [2, 1], True)),
+        exact=True,
+        name="ceil",
+    ),
+    Sample(aten.avg_pool2d.default, xa(2, 3, 9, 8, args=([3, 2], [2, 2], [1, 0])), scale=2),
+    Sample(aten._safe_softmax.default, lambda m: Call(torch.where(mask(m, 6, 2), -torch.inf, m(6, 2)), -1), scale=2),
     Sample(aten.baddbmm.default, lambda m: Call(m(2, 3, 5), m(2, 3, 4), m(2, 4, 5), beta=0.5, alpha=2), scale=16),
     Sample(
         aten.baddbmm.default,

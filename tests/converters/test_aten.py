@@ -147,6 +147,7 @@ OF_STOCK = {
     ("Conv2DTranspose", "float32"),
     ("InplaceIndexAdd", "float32"),
     ("MatMul", "int64"),
+    ("MaxPoolWithArgmaxV1", "float32"),
 }
 """The same for other dtypes."""
 
