@@ -144,9 +144,11 @@ BF16_OF_STOCK = {"Identity", "Maximum", "Minimum", "Muls", "ReverseV2", "Round",
 
 OF_STOCK = {
     ("BatchMatMul", "int64"),
+    ("Conv2DTranspose", "bfloat16"),
     ("Conv2DTranspose", "float32"),
     ("InplaceIndexAdd", "float32"),
     ("MatMul", "int64"),
+    ("MaxPoolWithArgmaxV1", "bfloat16"),
     ("MaxPoolWithArgmaxV1", "float32"),
 }
 """The same for other dtypes."""
