@@ -204,8 +204,10 @@ STABLE = [
 
 
 def test_names_of_modules() -> None:
-    names = {path: module_name(NPU_FUSED_GRAPH, path) for path in ("converters/hcom.py", "npu_fused_graph/comm.py")}
-    assert list(names.values()) == ["npu_fused_graph.converters.hcom", "npu_fused_graph.comm"]
+    names = {
+        path: module_name(NPU_FUSED_GRAPH, path) for path in ("converters/hcom.py", "npu_fused_graph/comm/links.py")
+    }
+    assert list(names.values()) == ["npu_fused_graph.converters.hcom", "npu_fused_graph.comm.links"]
     assert module_name(NPU_FUSED_GRAPH, "npu_fused_graph/ops/__init__.py") == "npu_fused_graph.ops"
     assert module_name(NPU_FUSED_GRAPH, "tests/conftest.py") == ""
 

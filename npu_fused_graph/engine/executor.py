@@ -11,6 +11,7 @@ from torch import Tensor
 
 from npu_fused_graph import comm
 from npu_fused_graph.engine.codegen import Compiled, generate, used_slots
+from npu_fused_graph.engine.handshake import handshake
 from npu_fused_graph.engine.program import (
     Arg,
     InputSpec,
@@ -68,7 +69,7 @@ class Executable:
             try:
                 values = self._check_inputs(inputs)
                 if groups:
-                    comm.handshake(self.program.graph, groups, values, self._seen_shapes)
+                    handshake(self.program.graph, groups, values, self._seen_shapes)
                 if self._compiled is None or not self._may_overwrite(values, assigned):
                     results = self._first_run(values, assigned)
                 else:

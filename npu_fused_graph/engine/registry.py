@@ -96,6 +96,7 @@ class Kernel:
 
     same_dtype: inputs that GE requires to share one dtype. mutates: inputs written in place (the output of the
     same name is that buffer). pure: same inputs, same outputs, no effect; such nodes are folded when constant.
+    is_collective: all ranks of its group run it together, and compare its attributes before the graph runs.
     dense: every tensor must lie in memory in the order of its axes, as all of GE's do; a kernel without it gets views.
     outputs: IR names of the results and whether each is a list, in IR order.
     specialise: called at load with the constant inputs and attributes; may return a faster function of the
@@ -112,6 +113,7 @@ class Kernel:
     mutates: tuple[str, ...]
     pure: bool
     dense: bool
+    is_collective: bool
     specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None
     outputs: tuple[tuple[str, OutputKind], ...]
 
@@ -137,6 +139,7 @@ def kernel(
     mutates: Iterable[str] = (),
     pure: bool = True,
     dense: bool = False,
+    is_collective: bool = False,
     specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None = None,
 ) -> Callable[[F], F]:
     """Register the decorated function for ``ge_types``. See the module's text and :class:`Kernel`."""
@@ -148,7 +151,15 @@ def kernel(
                     f"[engine] {ge_type}: expected one kernel per type, got a second one, {fn.__name__}."
                 )
             _KERNELS[ge_type] = _describe(
-                ge_type, fn, frozenset(ignored), tuple(same_dtype), tuple(mutates), pure, dense, specialise
+                ge_type,
+                fn,
+                frozenset(ignored),
+                tuple(same_dtype),
+                tuple(mutates),
+                pure,
+                dense,
+                specialise,
+                is_collective=is_collective,
             )
         return fn
 
@@ -163,6 +174,7 @@ def register_kernel(
     mutates: Iterable[str] = (),
     outputs: Iterable[str] = (),
     pure: bool = False,
+    is_collective: bool = False,
     replace: bool = False,
 ) -> None:
     """Give the engine a kernel for a GE op type of your own, and TorchAir the IR of that type.
@@ -173,7 +185,8 @@ def register_kernel(
     converters work; an attribute needs an annotation or a default that tells its type there.
     ignored: attributes that change nothing on a CPU. mutates: inputs it writes in place. outputs: IR names of the
     results; default the mutated inputs, then y, or y1, y2, ... as the return annotation has them. pure: allow
-    constant folding. replace: needed to take the place of an existing kernel.
+    constant folding. is_collective: all ranks of its attribute ``group`` run it together, and compare its attributes
+    before the graph runs. replace: needed to take the place of an existing kernel, which stays collective if it was.
 
     Raises UnsupportedOpError for a type that has a kernel, InvalidArgumentError for what is no name or no function,
     for mutated names that are no inputs, and for outputs that the return annotation contradicts.
@@ -187,11 +200,15 @@ def register_kernel(
                 f"[engine] {parameter}: expected {expected}, got {value!r}. See register_kernel."
             )
     _load_families()
-    if ge_type in _KERNELS and not replace:
+    known = _KERNELS.get(ge_type)
+    if known is not None and not replace:
         raise UnsupportedOpError(
             f"[engine] {ge_type}: expected a type without a kernel, got one that has one. Pass replace=True."
         )
-    found = _describe(ge_type, fn, frozenset(ignored), (), tuple(mutates), pure, True, None, tuple(outputs))
+    found = _describe(
+        ge_type, fn, frozenset(ignored), (), tuple(mutates), pure, True, None, tuple(outputs),
+        is_collective=is_collective or (known is not None and known.is_collective),
+    )  # fmt: skip
     unknown = sorted(set(found.mutates) - {p.name for p in found.inputs})
     if unknown:
         raise InvalidArgumentError(
@@ -245,6 +262,8 @@ def _describe(
     dense: bool,
     specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None,
     outputs: tuple[str, ...] = (),
+    *,
+    is_collective: bool = False,
 ) -> Kernel:
     hints = get_type_hints(fn)
     inputs: list[InputParam] = []
@@ -285,8 +304,8 @@ def _describe(
                 "Inputs are positional parameters, attributes keyword-only ones."
             )
     return Kernel(
-        ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, dense, specialise,
-        _outputs(ge_type, hints.get("return"), mutates, outputs),
+        ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, dense,
+        is_collective, specialise, _outputs(ge_type, hints.get("return"), mutates, outputs),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npu_fused_graph import comm, ops
-from npu_fused_graph.comm_local import LocalGroup, LocalRank
+from npu_fused_graph.comm.threads import LocalGroup, LocalRank
 from npu_fused_graph.errors import HostError
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.record import RecordedCall

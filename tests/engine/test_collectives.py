@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from npu_fused_graph import comm
-from npu_fused_graph.comm_mesh import Board
+from npu_fused_graph.comm.pinboard import Pinboard
 from npu_fused_graph.engine import compile_graph
 from npu_fused_graph.errors import CommunicationError, ExecutionError
 from npu_fused_graph.ir.graph import DTypeValue
@@ -366,10 +366,10 @@ def test_new_process_group_gets_new_connections() -> None:
 def test_new_process_group_does_not_read_what_an_old_one_left() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        old = Board(dist.group.WORLD)
+        old = Pinboard(dist.group.WORLD)
         old.leave("the disk is on fire")
         assert old.store.check(["end/0"])
-        assert not Board(dist.group.WORLD).store.check(["end/0"])
+        assert not Pinboard(dist.group.WORLD).store.check(["end/0"])
     finally:
         dist.destroy_process_group()
 
@@ -378,7 +378,7 @@ def test_a_rank_that_fails_while_others_give_up_is_heard(monkeypatch: pytest.Mon
     """Whoever timed out looks for the last words of the others a little longer than once."""
     dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
     try:
-        board = Board(dist.group.WORLD)
+        board = Pinboard(dist.group.WORLD)
         ask, looks = board._ask, []
 
         def late(method: str, *args: Any) -> Any:

@@ -41,7 +41,7 @@ NPU_FUSED_GRAPH = Project(
         "npu_fused_graph/engine/program.py",
         "npu_fused_graph/engine/codegen.py",
         "npu_fused_graph/ops/*.py",
-        "npu_fused_graph/comm*.py",
+        "npu_fused_graph/comm/*.py",
         "converters/{stem}.py",
         "converters/hcom.py",
     ),

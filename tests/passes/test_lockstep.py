@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import symbolic_trace
 
 from npu_fused_graph import ops
-from npu_fused_graph.comm_local import LocalGroup
+from npu_fused_graph.comm.threads import LocalGroup
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.testing import assert_close
 from tests.passes.capture import capture_with_arguments, fake_group

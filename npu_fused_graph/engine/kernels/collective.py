@@ -18,29 +18,29 @@ from npu_fused_graph.errors import GraphError
 _FUSION = ("fusion", "fusion_id")  # how HCCL batches gradients
 
 
-@kernel("HcomAllReduce", ignored=_FUSION, pure=False)
+@kernel("HcomAllReduce", ignored=_FUSION, pure=False, is_collective=True)
 def hcom_all_reduce(x: Tensor, *, reduction: str, group: str) -> Tensor:
     return communicator(group).all_reduce(x, reduction)
 
 
-@kernel("HcomAllGather", ignored=_FUSION, pure=False)
+@kernel("HcomAllGather", ignored=_FUSION, pure=False, is_collective=True)
 def hcom_all_gather(x: Tensor, *, rank_size: int, group: str) -> Tensor:
     peer = _sized(group, rank_size)
     _check("x", "at least one dim", x.dim() > 0, list(x.shape))
     return peer.all_gather_rows(x)
 
 
-@kernel("HcomReduceScatter", ignored=_FUSION, pure=False)
+@kernel("HcomReduceScatter", ignored=_FUSION, pure=False, is_collective=True)
 def hcom_reduce_scatter(x: Tensor, *, reduction: str, group: str, rank_size: int) -> Tensor:
     return _sized(group, rank_size).reduce_scatter(x, reduction)
 
 
-@kernel("HcomBroadcast", ignored=_FUSION, pure=False)
+@kernel("HcomBroadcast", ignored=_FUSION, pure=False, is_collective=True)
 def hcom_broadcast(x: list[Tensor], *, root_rank: int, group: str) -> tuple[list[Tensor]]:
     return (communicator(group).broadcast(x, root_rank),)
 
 
-@kernel("HcomAllToAll", pure=False)
+@kernel("HcomAllToAll", pure=False, is_collective=True)
 def hcom_all_to_all(x: Tensor, *, group: str) -> Tensor:
     peer = communicator(group)
     _check("x", f"a number of elements divisible by {peer.size} ranks", x.numel() % peer.size == 0, list(x.shape))
@@ -48,7 +48,7 @@ def hcom_all_to_all(x: Tensor, *, group: str) -> Tensor:
     return torch.cat(peer.all_to_all(parts, [p.shape for p in parts])).view(x.shape)
 
 
-@kernel("HcomAllToAllV", pure=False)
+@kernel("HcomAllToAllV", pure=False, is_collective=True)
 def hcom_all_to_all_v(
     send_data: Tensor,
     send_counts: Ints,
@@ -75,7 +75,7 @@ def hcom_all_to_all_v(
     return out.view(-1, *send_data.shape[1:]) if width and out.numel() % width == 0 else out
 
 
-@kernel("HcomAllGatherV", pure=False)
+@kernel("HcomAllGatherV", pure=False, is_collective=True)
 def hcom_all_gather_v(
     x: Tensor, send_count: Int, recv_counts: Ints, recv_displacements: Ints | None = None, *, group: str
 ) -> Tensor:
@@ -90,7 +90,7 @@ def hcom_all_gather_v(
     return _place(list(torch.split(gathered, list(recv_counts))), recv_displacements)
 
 
-@kernel("HcomReduceScatterV", pure=False)
+@kernel("HcomReduceScatterV", pure=False, is_collective=True)
 def hcom_reduce_scatter_v(
     x: Tensor, recv_count: Int, send_counts: Ints, send_displacements: Ints | None = None, *, reduction: str, group: str
 ) -> Tensor:

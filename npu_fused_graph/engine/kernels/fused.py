@@ -24,7 +24,7 @@ from npu_fused_graph.ops._register import facts_of
 antiquantised = mm_ar_norm.antiquantised
 
 
-@kernel("MatmulAllReduceAddRmsNorm", ignored=("comm_turn",), pure=False, dense=True)
+@kernel("MatmulAllReduceAddRmsNorm", ignored=("comm_turn",), pure=False, dense=True, is_collective=True)
 def matmul_all_reduce_add_rms_norm(
     x1: Tensor,
     x2: Tensor,
@@ -78,12 +78,17 @@ def matmul_all_reduce_add_rms_norm(
     return result
 
 
-kernel("InplaceMatmulAllReduceAddRmsNorm", ignored=("comm_turn",), mutates=("residual",), pure=False, dense=True)(
-    matmul_all_reduce_add_rms_norm
-)
+kernel(
+    "InplaceMatmulAllReduceAddRmsNorm",
+    ignored=("comm_turn",),
+    mutates=("residual",),
+    pure=False,
+    dense=True,
+    is_collective=True,
+)(matmul_all_reduce_add_rms_norm)
 
 
-@kernel("GroupedMatMulAllReduce", ignored=("commTurn",), pure=False, dense=True)
+@kernel("GroupedMatMulAllReduce", ignored=("commTurn",), pure=False, dense=True, is_collective=True)
 def grouped_mat_mul_all_reduce(
     x: list[Tensor],
     weight: list[Tensor],

@@ -22,6 +22,7 @@ _UNDEFINED = 28
     "MatmulAllReduce",
     ignored=("comm_turn",),
     pure=False,
+    is_collective=True,
     specialise=require("MatmulAllReduce", comm_quant_mode=(0,), comm_mode=("ai_cpu",), group_size=(0,)),
 )
 def matmul_all_reduce(
@@ -70,7 +71,7 @@ def matmul_all_reduce(
     return communicator(group).all_reduce(product, reduce_op)
 
 
-@kernel("MatmulReduceScatter", ignored=("comm_turn",), same_dtype=("x1", "x2"), pure=False)
+@kernel("MatmulReduceScatter", ignored=("comm_turn",), same_dtype=("x1", "x2"), pure=False, is_collective=True)
 def matmul_reduce_scatter(
     x1: Tensor,
     x2: Tensor,
@@ -93,6 +94,7 @@ def matmul_reduce_scatter(
     ignored=("comm_turn",),
     same_dtype=("x1", "x2"),
     pure=False,
+    is_collective=True,
     specialise=require("AllGatherMatmul", gather_index=(0,)),
 )
 def all_gather_matmul(

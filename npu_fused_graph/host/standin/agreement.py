@@ -19,8 +19,8 @@ from typing import Any
 import numpy
 from torch.distributed import distributed_c10d as c10d
 
+from npu_fused_graph.comm import windows
 from npu_fused_graph.errors import CommunicationError, lost_peer
-from npu_fused_graph.host.standin import windows
 
 SLOTS = 256
 """Words of a ring: more than twice as many as a rank may be ahead of what it has compared itself.

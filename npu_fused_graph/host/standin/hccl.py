@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from npu_fused_graph.comm import timeout
+from npu_fused_graph.comm import timeout, windows
 from npu_fused_graph.errors import CommunicationError
-from npu_fused_graph.host.standin import agreement, collectives, process, windows
+from npu_fused_graph.host.standin import agreement, collectives, process
 
 DEFAULT_TIMEOUT = timedelta(seconds=120)
 """Of groups for which the script names none, unless ``NFG_TIMEOUT`` is set: HCCL's own; torch's is half an hour."""

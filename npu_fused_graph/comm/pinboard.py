@@ -1,10 +1,4 @@
-"""What :mod:`npu_fused_graph.comm` stands on: connections that fail with a reason instead of hanging.
-
-Data travels over a private gloo group. What cannot travel there (who is here, why somebody gave up) is pinned to the
-process group's store. Every failure becomes one CommunicationError that names the rank at fault as far as it can be
-told: from what that rank pinned, from its beacon (a socket that is open as long as its process lives), or from never
-having joined.
-"""
+"""What the ranks of a group tell each other beside their data: who is here, and why somebody gave up."""
 
 from __future__ import annotations
 
@@ -12,50 +6,24 @@ import os
 import socket
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
-from npu_fused_graph.errors import CommunicationError, InvalidArgumentError, lost_peer
+from npu_fused_graph.comm.this_process import rank_text, timeout
+from npu_fused_graph.errors import lost_peer
 
-REDUCE_OPS = {
-    "sum": dist.ReduceOp.SUM,
-    "prod": dist.ReduceOp.PRODUCT,
-    "max": dist.ReduceOp.MAX,
-    "min": dist.ReduceOp.MIN,
-}
 _PROBE = 0.2  # seconds without an answer after which a process counts as running
 _POLL = 0.005
 _ALIKE = 2.0  # seconds a rank that failed gives the others to fail alike
 
 
-def timeout() -> timedelta:
-    """How long a collective may take: ``NFG_TIMEOUT`` seconds, 60 by default."""
-    text = os.environ.get("NFG_TIMEOUT", "60")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e9:
-        raise InvalidArgumentError(
-            f"[comm] NFG_TIMEOUT: expected a positive number of seconds, got {text!r}. Unset it or fix it."
-        )
-    return timedelta(seconds=seconds)
-
-
-def rank_text() -> str:
-    """`` on rank 1 of 4`` when a default process group exists, else nothing."""
-    return f" on rank {dist.get_rank()} of {dist.get_world_size()}" if dist.is_initialized() else ""
-
-
-class Board:
+class Pinboard:
     """Where the ranks of a process group pin who they are and why they gave up: a part of the group's store.
 
     ``at/<rank>``: it has joined, and its beacon's address. ``end/<rank>``: its last word, one of ``failed <reason>``
@@ -247,123 +215,6 @@ class Board:
     def _is_running(self, rank: int) -> bool:
         """False if the rank's process, on this host, has ended for certain."""
         return _answers(self._addresses.get(rank, ""))
-
-
-class Mesh:
-    """Gloo connections among ``members`` (ranks of the group), made on first use by all of them.
-
-    Every failure ends the whole board for good and becomes a CommunicationError that names the rank at fault.
-    """
-
-    def __init__(self, board: Board, place: str, members: Sequence[int]) -> None:
-        self._board = board
-        self._place = place
-        self._members = members
-        self._me = members.index(board.rank)
-        self._gloo: Any = None
-
-    def exchange(self, what: str, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> None:
-        """Send contiguous tensors to members and fill those expected from them. Empty ones do not travel."""
-        works: list[tuple[int, Any]] = []
-        gloo: Any
-        work: Any
-        try:
-            gloo = self._connect()
-            works += [(r, gloo.send([x], self._members.index(r), 0)) for r, x in sends.items() if x.numel()]
-            works += [(r, gloo.recv([x], self._members.index(r), 0)) for r, x in receives.items() if x.numel()]
-            for _, work in works:
-                work.wait()
-        except RuntimeError as error:
-            raise self._failure(what, error, sorted({r for r, work in works if not _is_done(work)})) from None
-        finally:
-            works.clear()
-            gloo = work = None  # a traceback must not keep the connections open
-
-    def all_reduce(self, what: str, x: Tensor, op: str) -> None:
-        """Reduce ``x`` in place over the members."""
-        options: Any = dist.AllreduceOptions()
-        options.reduceOp = REDUCE_OPS[op]
-        try:
-            self._connect().allreduce([x], options).wait()
-        except RuntimeError as error:
-            raise self._failure(what, error) from None
-
-    def gather(self, what: str, row: Tensor) -> Tensor:
-        """Every member's ``row``, stacked in member order."""
-        rows = row.new_empty((len(self._members), *row.shape))
-        rows[self._me] = row
-        others = [r for r in self._members if r != self._board.rank]
-        self.exchange(what, dict.fromkeys(others, row), {r: rows[self._members.index(r)] for r in others})
-        return rows
-
-    def agree(self, lines: Sequence[str], digest: int, *notes: int) -> list[list[int]]:
-        """Every member's two ``notes``. CommunicationError unless all digests (of ``lines``) are the same.
-
-        Always the same few bytes, whatever the members are about to do: two ranks that meet here by mistake notice.
-        """
-        first, second = notes or (0, 0)
-        rows: list[list[int]] = self.gather("agreement", torch.tensor([digest, first, second])).tolist()
-        if any(row[0] != digest for row in rows):
-            self._disagree(lines)
-        return [row[1:] for row in rows]
-
-    def refuse(self, text: str) -> CommunicationError:
-        """The error of a disagreement that every member has noticed: nobody needs to be told."""
-        self._board.broken = text
-        self._board.leave(text)
-        return CommunicationError(f"[comm] {self._board.name}{rank_text()}: {text}.")
-
-    def close(self) -> None:
-        """Break the connections: members that wait for this rank stop at once."""
-        self._gloo = None  # gloo's abort() does nothing: who lets go of the last reference closes
-
-    def _connect(self) -> Any:
-        if self._gloo is None:
-            self._board.join(self._place, self._members)
-            store = c10d.PrefixStore(f"{self._place}/gloo", self._board.store)
-            self._gloo = dist.ProcessGroupGloo(store, self._me, len(self._members), timeout())
-        return self._gloo
-
-    def _disagree(self, lines: Sequence[str]) -> None:
-        try:
-            texts = self._board.exchange_texts(f"{self._place}/differ", "\n".join(lines), self._members)
-        except RuntimeError as error:
-            raise self._failure("comparison", error) from None
-        columns = {self._board.ranks[r]: text.split("\n") for r, text in texts.items()}
-        longest = max(map(len, columns.values()))
-        rows = [{r: c[i] if i < len(c) else "nothing more" for r, c in columns.items()} for i in range(longest)]
-        # a node's name, in front, may differ from rank to rank; it is there for the reader
-        differ = [len({text.partition(" = ")[2] or text for text in row.values()}) > 1 for row in rows]
-        i = differ.index(True)
-        place = f" at collective {i + 1} of {longest}" if longest > 1 else ""
-        told = " | ".join(f"rank {r}: {text}" for r, text in rows[i].items())
-        raise self.refuse(f"expected all ranks to run the same, got{place}: {told}")
-
-    def _failure(self, what: str, error: RuntimeError, late: Sequence[int] = ()) -> CommunicationError:
-        """late: members known to be behind, where that can be told."""
-        board, text = self._board, first_line(error)
-        timed_out = "timed out" in text.lower() or "timeout" in text.lower()
-        if timed_out:
-            text = f"not all ranks arrived within {timeout().total_seconds():g} s"
-            board.speak(f"waited {what}, {text}")
-        suspects = late if timed_out and late else self._members
-        causes = board.causes(self._place, suspects, timed_out=timed_out)
-        board.broken = "; ".join(([text] if timed_out else []) + causes) or f"a connection broke ({text})"
-        board.leave(board.broken)
-        self.close()
-        return lost_peer(f"[comm] {what} in {board.name}{rank_text()}: {board.broken}.")
-
-
-def _is_done(work: Any) -> bool:
-    try:
-        work.wait(timedelta(milliseconds=1))
-    except RuntimeError:
-        return False
-    return True
-
-
-def pair_place(a: int, b: int) -> str:
-    return f"pair/{min(a, b)}-{max(a, b)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from npu_fused_graph.comm_mesh import timeout
+from npu_fused_graph.comm.this_process import timeout
 from npu_fused_graph.errors import CommunicationError
 
 T = TypeVar("T")

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from npu_fused_graph.comm_mesh import Board, beacon
+from npu_fused_graph.comm.pinboard import Pinboard, beacon
 from tests.ranks import run_ranks, values
 
 
 @contextmanager
-def board_of_rank_0(store: Any) -> Iterator[Board]:
+def board_of_rank_0(store: Any) -> Iterator[Pinboard]:
     """Rank 0's board in a group of two; the other one never comes."""
     dist.init_process_group("fake", store=store, rank=0, world_size=2)
     try:
-        yield Board(dist.group.WORLD)
+        yield Pinboard(dist.group.WORLD)
     finally:
         dist.destroy_process_group()
 
