@@ -2,6 +2,7 @@
 
 from npu_fused_graph.comm.communicator import Communicator
 from npu_fused_graph.comm.groups import abort, communicator, fail, provide, resolve
+from npu_fused_graph.comm.protocol import Rank
 from npu_fused_graph.comm.this_process import rank_text, timeout
 
-__all__ = ["Communicator", "abort", "communicator", "fail", "provide", "rank_text", "resolve", "timeout"]
+__all__ = ["Communicator", "Rank", "abort", "communicator", "fail", "provide", "rank_text", "resolve", "timeout"]

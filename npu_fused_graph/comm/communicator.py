@@ -19,7 +19,9 @@ from torch.distributed import distributed_c10d as c10d
 
 from npu_fused_graph.comm.links import REDUCE_OPS, Links, pair_place
 from npu_fused_graph.comm.pinboard import Pinboard
-from npu_fused_graph.comm.this_process import rank_text
+from npu_fused_graph.comm.protocol import Rank
+from npu_fused_graph.comm.this_process import rank_text, timeout
+from npu_fused_graph.comm.windows import exchange
 from npu_fused_graph.errors import CommunicationError
 
 # gloo cannot reduce these; the wider type gives the same result after the cast back (wrap-around included)
@@ -29,7 +31,7 @@ _REDUCIBLE = {
 }  # fmt: skip
 
 
-class Communicator:
+class Communicator(Rank):
     """Collectives over the ranks of one process group, on CPU tensors. Results are new tensors.
 
     Roots, sources and destinations are ranks of the group, as in TorchAir's graphs. A group of the ``fake`` backend
@@ -81,12 +83,7 @@ class Communicator:
                 links.all_reduce(f"all_reduce {op}", out, op)
         return out.to(x.dtype)
 
-    def all_gather(self, x: Tensor) -> list[Tensor]:
-        """Every rank's ``x`` in rank order."""
-        return [x for (x,) in self.all_gather_lists([x])]
-
-    def all_gather_lists(self, xs: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Every rank's ``xs``, tensors of one dtype, in rank order and in one exchange."""
+    def gather(self, xs: Sequence[Tensor]) -> list[list[Tensor]]:
         flat = torch.cat([x.flatten() for x in xs]) if len(xs) > 1 else xs[0].contiguous().view(-1)
         if self._alone:
             rows = flat.expand(self.size, -1).clone()
@@ -96,10 +93,15 @@ class Communicator:
         sizes = [x.numel() for x in xs]
         return [[part.view(x.shape) for part, x in zip(row.split(sizes), xs, strict=True)] for row in rows]
 
+    def windows(self, size: int) -> list[Tensor]:
+        if self._alone:
+            return [torch.zeros(size, dtype=torch.int8) for _ in range(self.size)]
+        return exchange(self._get_pinboard().store, self.rank, self.size, size, timeout())
+
     def all_gather_rows(self, x: Tensor, rows: list[int] | None = None) -> Tensor:
         """The ranks' ``x`` one after the other along dim 0; rank r has ``rows[r]`` rows (default: all the same)."""
         if rows is None:
-            return torch.cat(self.all_gather(x))
+            return torch.cat([part for (part,) in self.gather([x])])
         rest = x.shape[1:]
         return torch.cat(self.all_to_all([x] * self.size, [torch.Size([n, *rest]) for n in rows]))
 

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
+from npu_fused_graph.comm.protocol import Rank
 from npu_fused_graph.comm.this_process import timeout
 from npu_fused_graph.errors import CommunicationError
 
@@ -58,8 +60,8 @@ class LocalGroup:
         return values
 
 
-class LocalRank:
-    """One rank of a :class:`LocalGroup`, with the part of ``comm.Communicator`` that fused operators use."""
+class LocalRank(Rank):
+    """One rank of a :class:`LocalGroup`, with what else the engine asks of a communicator."""
 
     group = None
 
@@ -68,12 +70,10 @@ class LocalRank:
         self.rank = rank
         self.size = group.size
 
-    def all_gather(self, x: Tensor) -> list[Tensor]:
-        """Every rank's ``x`` in rank order."""
-        return self._group.exchange(self.rank, x)
+    def windows(self, size: int) -> list[Tensor]:
+        return self._group.exchange(self.rank, torch.zeros(size, dtype=torch.int8))
 
-    def all_gather_lists(self, xs: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Every rank's ``xs`` in rank order."""
+    def gather(self, xs: Sequence[Tensor]) -> list[list[Tensor]]:
         return self._group.exchange(self.rank, list(xs))
 
     def all_reduce(self, x: Tensor) -> Tensor:

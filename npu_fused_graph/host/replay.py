@@ -182,7 +182,7 @@ def _each_rank(
 
 def _wanted(function: Callable[..., Any], arguments: Mapping[str, Any], rank: LocalRank) -> dict[str, Any]:
     offered = {
-        **arguments, "gather": rank.all_gather, "gather_lists": rank.all_gather_lists, "all_reduce": rank.all_reduce
+        **arguments, "rank": rank, "all_reduce": rank.all_reduce
     }  # fmt: skip
     return {name: value for name, value in offered.items() if name in inspect.signature(function).parameters}
 

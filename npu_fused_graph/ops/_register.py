@@ -148,8 +148,7 @@ class _Overload:
             name = arguments[self.spec.communicator]
             group = comm.resolve(name)
             _ascend.check_group(self.spec, group)
-            peer = comm.communicator(name)
-            arguments |= {"gather": peer.all_gather, "gather_lists": peer.all_gather_lists}
+            arguments["rank"] = comm.communicator(name)
         with torch._C._DisableAutocast():  # the roundings are the kernel's, whatever surrounds the call
             results = observed(
                 lambda: self._description(given, group), lambda: self._call(self.module.reference, arguments)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_fused_graph.comm.protocol import Rank, ReduceMode
 from npu_fused_graph.ops._arguments import check_types
-from npu_fused_graph.ops._reduction import GatherLists, ReduceMode, is_full, row_chunks, sum_ranks
+from npu_fused_graph.ops._chunks import is_full, row_chunks
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce_constraints import CONSTRAINTS
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce_samples import samples as samples
 from npu_fused_graph.spec import AttrSpec, DTypeRow, OpSpec, TensorSpec
@@ -138,7 +139,7 @@ def _rows(group_list: Sequence[int] | None) -> list[int]:
 def reference(
     x: Sequence[Tensor],
     weight: Sequence[Tensor],
-    gather_lists: GatherLists,
+    rank: Rank,
     *,
     bias: Sequence[Tensor] | None = None,
     group_list: Sequence[int] | None = None,
@@ -147,7 +148,7 @@ def reference(
 ) -> list[Tensor]:
     """The operator on CPU with the roundings of the kernel (specification 2.2): p = RN(product + bias), RN(sum p).
 
-    gather_lists: all ranks' partial results in rank order. What the ranks exchange at a time is bounded, and names the
+    rank: this rank in its group. What the ranks exchange at a time is bounded, and names the
     rows of every group, so that ranks with different groups notice.
     """
     y = fake(x, weight, group_list=group_list, split_item=split_item)
@@ -159,9 +160,9 @@ def reference(
         for target, partial in _partials(t, w, bias[i] if bias else None, out):
             pending.append((target, partial))
             if is_full([p for _, p in pending]):
-                _reduce(pending, gather_lists, mode)
+                _reduce(pending, rank, mode)
     if pending:
-        _reduce(pending, gather_lists, mode)
+        _reduce(pending, rank, mode)
     return y
 
 
@@ -179,10 +180,10 @@ def _partials(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> It
         yield rows[first:last], accumulator.to(out.dtype)
 
 
-def _reduce(pending: list[tuple[Tensor, Tensor]], gather_lists: GatherLists, mode: ReduceMode) -> None:
-    gathered = gather_lists([partial for _, partial in pending])
-    for (target, _), partials in zip(pending, zip(*gathered, strict=True), strict=True):
-        target.copy_(sum_ranks(partials, mode))
+def _reduce(pending: list[tuple[Tensor, Tensor]], rank: Rank, mode: ReduceMode) -> None:
+    totals = rank.sums([partial for _, partial in pending], mode)
+    for (target, _), total in zip(pending, totals, strict=True):
+        target.copy_(total)
     pending.clear()
 
 

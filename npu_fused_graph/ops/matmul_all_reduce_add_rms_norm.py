@@ -11,10 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from npu_fused_graph.comm.protocol import Rank, ReduceMode
 from npu_fused_graph.errors import warn_once
 from npu_fused_graph.ops._arguments import check_types
+from npu_fused_graph.ops._chunks import row_chunks
 from npu_fused_graph.ops._int4 import packed_axis, unpacked_int4
-from npu_fused_graph.ops._reduction import Gather, ReduceMode, row_chunks, sum_ranks
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_constraints import CONSTRAINTS
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_exact import exact as exact
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_samples import samples as samples
@@ -173,7 +174,7 @@ def reference(
     x2: Tensor,
     residual: Tensor,
     gamma: Tensor,
-    gather: Gather,
+    rank: Rank,
     *,
     epsilon: float = 1e-06,
     bias: Tensor | None = None,
@@ -186,8 +187,8 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """The operator on CPU with the roundings of the kernel (specification 1.2), in chunks of rows.
 
-    gather: all ranks' partial results in rank order. mode: "once" sums them in float32 and rounds once, "seq"
-    rounds after each addition; HCCL's own order lies in between. y: where the sum goes; may be residual itself.
+    rank: this rank in its group. mode: "once" sums partial results in float32 and rounds once, "seq" rounds after each
+    addition; HCCL's own order lies in between. y: where the sum goes; may be residual itself.
     RN = rounding to T: p = RN(this rank's product); y = RN(RN(sum p) + residual); norm_out = RN(RN(y * rstd) * gamma).
     For bfloat16 and n above 2000 the kernel may take y before its rounding here, tile by tile.
     """
@@ -195,7 +196,7 @@ def reference(
     y = torch.empty(residual.shape, dtype=residual.dtype) if y is None else y
     norm_out = torch.empty(residual.shape, dtype=residual.dtype)
     if rows == 0 or n == 0:
-        gather(residual.new_empty(rows, n))  # nothing travels, but ranks that have rows are told
+        rank.sums([residual.new_empty(rows, n)])  # nothing travels, but ranks that have rows are told
         return y, norm_out
     if dequant_scale is not None:
         product = _full_product(x2, bias, dequant_scale, residual.dtype)
@@ -209,7 +210,7 @@ def reference(
     flat = [t.view(rows, t.size(-1)) for t in (x1, residual, y, norm_out)]
     for first, last in row_chunks(rows, n):
         x, r, out_y, out_norm = (t[first:last] for t in flat)
-        reduced = sum_ranks(gather(product(x)), mode)
+        (reduced,) = rank.sums([product(x)], mode)
         torch.add(reduced, r, out=out_y)  # in float32, rounded once
         out_norm.copy_(_rms_norm(out_y, gamma, epsilon))
     return y, norm_out

@@ -26,6 +26,7 @@ modules = {k: v for k, v in sys.modules.items() if k.partition(".")[0] in ("torc
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 import npu_fused_graph as nfg
 from npu_fused_graph import converters
+from npu_fused_graph.comm.threads import LocalGroup
 from npu_fused_graph.host import mode, native
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 
@@ -135,7 +136,7 @@ said["fusion"] = {
     "sites": [s.as_dict() for s in nfg.explain(block, x, r, min_rows=0).sites],
 }
 
-wanted = op.reference(x, w, r, g, lambda t: [t])
+wanted = op.reference(x, w, r, g, LocalGroup(1).ranks[0])
 residual = r.clone()
 norm_out = on_npu(in_place, x, w, residual, g, "0")
 said["eager"] = {

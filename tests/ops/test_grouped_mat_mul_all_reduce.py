@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import npu_fused_graph as nfg
+from npu_fused_graph.comm.protocol import ReduceMode
 from npu_fused_graph.errors import InvalidArgumentError
-from npu_fused_graph.ops import _reduction
+from npu_fused_graph.ops import _chunks
 from npu_fused_graph.ops import grouped_mat_mul_all_reduce as op
 from npu_fused_graph.testing import assert_close
+from tests.ops.gathering import Gathering
 from tests.ops.grouped_exact import exact, partials
 from tests.passes.capture import fake_group
 
@@ -36,11 +38,6 @@ def group_size() -> int:
 def _group(group_size: int) -> Iterator[None]:
     with fake_group(group_size):
         yield
-
-
-def alone(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """What a rank without others gathers."""
-    return [list(tensors)]
 
 
 def equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
@@ -143,7 +140,7 @@ def test_reference_and_decompose_of_one_rank(index: int) -> None:
     """One rounding in the reference; a half-precision product on the CPU may round where it adds the bias, too."""
     sample = SAMPLES[index]
     wanted = exact([sample])
-    for got, want in zip(op.reference(**sample, gather_lists=alone), wanted, strict=True):
+    for got, want in zip(op.reference(**sample, rank=Gathering()), wanted, strict=True):
         assert_close(got, want, scale=2)
     for got, want in zip(op.decompose(**sample, all_reduce=lambda x: x), wanted, strict=True):
         assert got.dtype is sample["x"][0].dtype
@@ -204,7 +201,7 @@ def test_no_bias_is_none_or_an_empty_list(split_item: int, dtype: torch.dtype) -
     assert equal(wanted, OP(**call | {"bias": []}, hcomm="0"))
     del call["bias"]
     assert equal(wanted, OP(**call, hcomm="0"))
-    assert equal(wanted, op.reference(**call, bias=[], gather_lists=lambda xs: [list(xs)] * 2))
+    assert equal(wanted, op.reference(**call, bias=[], rank=Gathering(lambda xs: [list(xs)] * 2)))
 
 
 def test_bias_by_dtype_of_x() -> None:
@@ -291,33 +288,33 @@ def test_ranks_without_any_row_meet_too() -> None:
     """A rank that has none while another has some must not go on as if nothing were wrong."""
     gathered: list[list[int]] = []
 
-    def gather_lists(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    def gather(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         gathered.append([x.numel() for x in tensors])
         return [list(tensors)] * 2
 
     empty = [sample for sample in SAMPLES if not any(y.numel() for y in exact([sample]))]
     assert empty
     for sample in empty:
-        op.reference(**sample, gather_lists=gather_lists)
+        op.reference(**sample, rank=Gathering(gather))
     assert gathered == [[0, 0]] * len(empty)
 
 
 def test_nothing_to_multiply_gives_the_bias() -> None:
     """k = 0 breaks no documented constraint."""
     none, bias = torch.zeros(3, 0).half(), torch.arange(4.0).half()
-    (y,) = op.reference([none], [torch.zeros(0, 4).half()], lambda xs: [list(xs)] * 2, bias=[bias])
+    (y,) = op.reference([none], [torch.zeros(0, 4).half()], Gathering(lambda xs: [list(xs)] * 2), bias=[bias])
     assert torch.equal(y, (2 * bias).expand(3, 4))
 
 
 # -- the sum over ranks ---------------------------------------------------------------------------------------
 
 
-def ranks_of(parts: Sequence[float]) -> Callable[[Sequence[Tensor]], list[list[Tensor]]]:
-    return lambda tensors: [[torch.full_like(x, value) for x in tensors] for value in parts]
+def ranks_of(parts: Sequence[float]) -> Gathering:
+    return Gathering(lambda tensors: [[torch.full_like(x, value) for x in tensors] for value in parts])
 
 
 @pytest.mark.parametrize(("mode", "wanted"), [("once", 2052.0), ("seq", 2048.0)])
-def test_modes_of_the_sum(mode: op.ReduceMode, wanted: float) -> None:
+def test_modes_of_the_sum(mode: ReduceMode, wanted: float) -> None:
     """float16 has steps of 2 from 2048 on: 2048 + 1 rounds to 2048 each time, 2051 once to 2052."""
     x, weight = [torch.ones(2, 3).half()], [torch.ones(3, 2).half()]
     (y,) = op.reference(x, weight, ranks_of([2048.0, 1.0, 1.0, 1.0]), mode=mode)
@@ -327,20 +324,20 @@ def test_modes_of_the_sum(mode: op.ReduceMode, wanted: float) -> None:
 @DTYPES
 @pytest.mark.parametrize("mode", ["once", "seq"])
 @pytest.mark.parametrize("ranks", [2, 4, 8])
-def test_reference_over_ranks(ranks: int, mode: op.ReduceMode, dtype: torch.dtype) -> None:
+def test_reference_over_ranks(ranks: int, mode: ReduceMode, dtype: torch.dtype) -> None:
     calls = [call_of(1, dtype, bias=True) for _ in range(ranks)]
     for rank, call in enumerate(calls):
         call["x"] = [call["x"][0].roll(rank, 1)]
         call["bias"] = [b + rank for b in call["bias"]]
     parts = [[torch.from_numpy(p).to(dtype) for p in partials(call)] for call in calls]
 
-    def gather_lists(own: Sequence[Tensor]) -> list[list[Tensor]]:
+    def gather(own: Sequence[Tensor]) -> list[list[Tensor]]:
         for mine, expected in zip(own, parts[0], strict=True):
             assert_close(mine, expected.double(), scale=2)
         return parts
 
     # values up to about 8 * ranks: one rounding per rank of that size, in "seq" one more per addition
-    for got, want in zip(op.reference(**calls[0], gather_lists=gather_lists, mode=mode), exact(calls), strict=True):
+    for got, want in zip(op.reference(**calls[0], rank=Gathering(gather), mode=mode), exact(calls), strict=True):
         assert_close(got, want, scale=ranks * 2)
 
 
@@ -348,18 +345,18 @@ def test_reference_over_ranks(ranks: int, mode: op.ReduceMode, dtype: torch.dtyp
 @pytest.mark.parametrize("split_item", range(4))
 def test_chunks_change_nothing(split_item: int, chunk_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     call = call_of(split_item, torch.float16, bias=True)
-    whole = op.reference(**call, gather_lists=lambda xs: [list(xs)] * 2)
+    whole = op.reference(**call, rank=Gathering(lambda xs: [list(xs)] * 2))
     size = 4 * 5 * chunk_rows  # of an accumulator of that many rows of 5 columns
-    monkeypatch.setattr(_reduction, "CHUNK_BYTES", size)
+    monkeypatch.setattr(_chunks, "CHUNK_BYTES", size)
     gathered: list[list[int]] = []
 
-    def gather_lists(own: Sequence[Tensor]) -> list[list[Tensor]]:
+    def gather(own: Sequence[Tensor]) -> list[list[Tensor]]:
         assert all(x.dim() == 2 and x.size(1) == 5 for x in own), "ranks compare the rows of each group"
         assert 2 * sum(x.numel() for x in own) <= size, "what is held back and one chunk, in half precision"
         gathered.append([x.size(0) for x in own])
         return [list(own)] * 2
 
-    assert equal(op.reference(**call, gather_lists=gather_lists), whole)
+    assert equal(op.reference(**call, rank=Gathering(gather)), whole)
     wanted = {
         1: [[1]] * 3 + [[0, 1]] + [[1]] * 6,
         2: [[2], [1, 0, 2], [2], [2], [1]],
@@ -370,15 +367,15 @@ def test_chunks_change_nothing(split_item: int, chunk_rows: int, monkeypatch: py
 
 
 def test_rows_wider_than_a_chunk_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_reduction, "CHUNK_BYTES", 8)
+    monkeypatch.setattr(_chunks, "CHUNK_BYTES", 8)
     rows: list[int] = []
 
-    def gather_lists(own: Sequence[Tensor]) -> list[list[Tensor]]:
+    def gather(own: Sequence[Tensor]) -> list[list[Tensor]]:
         rows.extend(x.size(0) for x in own)
         return [list(own)]
 
     call = call_of(3, torch.bfloat16)
-    for got, want in zip(op.reference(**call, gather_lists=gather_lists), exact([call]), strict=True):
+    for got, want in zip(op.reference(**call, rank=Gathering(gather)), exact([call]), strict=True):
         assert_close(got, want, scale=2)
     assert rows == [1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1]
 
@@ -405,21 +402,21 @@ def test_float16_overflows_to_infinity_as_it_does_unfused() -> None:
 
 
 def test_infinities_of_ranks_cancel_to_nan() -> None:
-    (y,) = op.reference(**ones(1.0, 2), gather_lists=ranks_of([torch.inf, -torch.inf]))
+    (y,) = op.reference(**ones(1.0, 2), rank=ranks_of([torch.inf, -torch.inf]))
     assert y.isnan().all()
 
 
 def test_bias_joins_before_the_product_is_rounded() -> None:
     """Specification 2.2: the accumulator holds 80000 - 60000, which alone would be infinite."""
     bias = [torch.full((3,), -60000.0).half()]
-    (y,) = op.reference(**ones(20000.0, 4), bias=bias, gather_lists=alone)
+    (y,) = op.reference(**ones(20000.0, 4), bias=bias, rank=Gathering())
     assert torch.equal(y, torch.full((2, 3), 20000.0).half())
 
 
 def test_float32_bias_is_not_rounded_first() -> None:
     """bfloat16 has steps of 2 from 256 on and none between 1 and 1 + 2**-7: 257 would be a tie and go to 256."""
     call = ones(256.0, 1, torch.bfloat16) | {"bias": [torch.full((3,), 1.0 + 2**-10)]}
-    for (y,) in (op.reference(**call, gather_lists=alone), op.decompose(**call, all_reduce=lambda x: x)):
+    for (y,) in (op.reference(**call, rank=Gathering()), op.decompose(**call, all_reduce=lambda x: x)):
         assert torch.equal(y, torch.full((2, 3), 258.0).bfloat16())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import npu_fused_graph as nfg
+from npu_fused_graph.comm.protocol import ReduceMode
 from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
-from npu_fused_graph.ops import _reduction
+from npu_fused_graph.ops import _chunks
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.testing import assert_close
 from tests.ops.exact import exact, partial
+from tests.ops.gathering import Gathering
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -110,7 +113,7 @@ def test_two_roundings_around_gamma() -> None:
 
 @pytest.mark.parametrize("mode", ["once", "seq"])
 @pytest.mark.parametrize("ranks", [2, 4, 8])
-def test_reference_over_ranks(mode: op.ReduceMode, ranks: int) -> None:
+def test_reference_over_ranks(mode: ReduceMode, ranks: int) -> None:
     generator = torch.Generator().manual_seed(ranks)
     shards = [
         {
@@ -126,7 +129,12 @@ def test_reference_over_ranks(mode: op.ReduceMode, ranks: int) -> None:
     )
     partials = [torch.from_numpy(partial(shard)).bfloat16() for shard in shards]
     y, norm_out = op.reference(
-        **shards[0], residual=residual, gamma=gamma, gather=lambda _: partials, epsilon=1e-5, mode=mode
+        **shards[0],
+        residual=residual,
+        gamma=gamma,
+        rank=Gathering(lambda _: [[p] for p in partials]),
+        epsilon=1e-5,
+        mode=mode,
     )
     want_y, want_norm = exact(shards, residual, gamma, 1e-5)
     # values up to about sqrt(32 * ranks) * 3: one rounding per rank of that size, in "seq" one more per addition
@@ -140,14 +148,14 @@ def test_reference_over_ranks(mode: op.ReduceMode, ranks: int) -> None:
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = SAMPLES[2]
     whole = OP(**sample, hcom="0")
-    monkeypatch.setattr(_reduction, "CHUNK_BYTES", 4 * sample["residual"].size(-1) * 3)
+    monkeypatch.setattr(_chunks, "CHUNK_BYTES", 4 * sample["residual"].size(-1) * 3)
     rows: list[int] = []
 
-    def gather(partial: Tensor) -> list[Tensor]:
-        rows.append(partial.size(0))
-        return [partial]
+    def gather(partials: Sequence[Tensor]) -> list[list[Tensor]]:
+        rows.extend(partial.size(0) for partial in partials)
+        return [list(partials)]
 
-    chunked = op.reference(**sample, gather=gather)
+    chunked = op.reference(**sample, rank=Gathering(gather))
     assert rows == [3, 3, 2]
     assert all(torch.equal(a, b) for a, b in zip(whole, chunked, strict=True))
 

@@ -162,7 +162,7 @@ def test_fused_formula_against_the_reference(form: str, dtype: torch.dtype, size
 
     traced = symbolic_trace(_with_parameters(forms, len(tensors)))
     got = run(traced, [[arguments[name] for name in tensors] for arguments in ranks])
-    wanted = LocalGroup(size).run(lambda rank: op.reference(**ranks[rank.rank], gather=rank.all_gather))
+    wanted = LocalGroup(size).run(lambda rank: op.reference(**ranks[rank.rank], rank=rank))
     for results, (y, norm_out) in zip(got, wanted, strict=True):
         for i, result in enumerate(results):
             expected = (y, norm_out)[i % 2]

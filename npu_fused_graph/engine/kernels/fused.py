@@ -73,7 +73,7 @@ def matmul_all_reduce_add_rms_norm(
             op.SPEC, arguments, {"hcom": group, "reduce_op": reduce_op, **attributes, "comm_turn": 0}, peer.group,
             node.name,
         ),
-        lambda: op.reference(**arguments, **attributes, gather=peer.all_gather),
+        lambda: op.reference(**arguments, **attributes, rank=peer),
     )  # fmt: skip
     return result
 
@@ -115,9 +115,7 @@ def grouped_mat_mul_all_reduce(
     grouped.SPEC.check_group(group, peer.size)
     results: list[Tensor] = observed(
         lambda: OpCall(grouped.SPEC, tensors, attributes, peer.group, node.name),
-        lambda: grouped.reference(
-            **tensors, group_list=group_list, split_item=splitItem, gather_lists=peer.all_gather_lists
-        ),
+        lambda: grouped.reference(**tensors, group_list=group_list, split_item=splitItem, rank=peer),
     )
     return (results,)
 

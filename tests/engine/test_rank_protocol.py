@@ -1,0 +1,51 @@
+"""What every kind of rank gives an operator: processes and threads alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from npu_fused_graph.comm import Rank, communicator
+from npu_fused_graph.comm.threads import LocalGroup
+from tests.ranks import run_ranks, values
+
+
+def _used(me: Rank) -> list[Any]:
+    """Sums with either rounding, a gather of two, and a byte written into every other window."""
+    x = torch.tensor([2048.0 if me.rank == 0 else 1.0]).half()
+    found: list[Any] = [total.item() for mode in ("once", "seq") for total in me.sums([x], mode)]  # type: ignore[arg-type]
+    found.append(
+        [[x.tolist() for x in xs] for xs in me.gather([torch.full((2,), me.rank), torch.tensor([7 + me.rank])])]
+    )
+    windows = me.windows(4 + me.rank)
+    found.append([window.numel() for window in windows])
+    me.barrier()
+    for peer, window in enumerate(windows):
+        if peer != me.rank:
+            window[me.rank] = 10 * me.rank + peer
+    me.barrier()
+    found.append(windows[me.rank].tolist())
+    return found
+
+
+def _wanted(size: int, rank: int) -> list[Any]:
+    once = {2: 2048.0, 4: 2052.0}[size]  # float16 has even numbers only: 2049 and 2051, each a tie
+    rows = [[[r, r], [7 + r]] for r in range(size)]
+    own = [10 * r + rank if r != rank and r < size else 0 for r in range(4 + rank)]
+    return [once, 2048.0, rows, [4 + r for r in range(size)], own]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_threads(size: int) -> None:
+    assert LocalGroup(size).run(_used) == [_wanted(size, rank) for rank in range(size)]
+
+
+def _as_process(rank: int) -> list[Any]:
+    return _used(communicator("0"))
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes(size: int) -> None:
+    assert values(run_ranks(_as_process, size)) == [_wanted(size, rank) for rank in range(size)]

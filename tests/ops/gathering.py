@@ -1,0 +1,26 @@
+"""A rank for references of operators: what it gathers is said by a function of its own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from npu_fused_graph.comm import Rank
+
+Lists = list[list[Tensor]]
+
+
+class Gathering(Rank):
+    """gather: from this rank's tensors to those of all ranks; default: it is alone."""
+
+    rank = 0
+
+    def __init__(self, gather: Callable[[Sequence[Tensor]], Lists] = lambda xs: [list(xs)]) -> None:
+        self._gather = gather
+
+    def gather(self, xs: Sequence[Tensor]) -> Lists:
+        return self._gather(xs)
+
+    def windows(self, size: int) -> list[Tensor]:
+        raise NotImplementedError
