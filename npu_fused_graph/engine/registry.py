@@ -30,6 +30,7 @@ from types import UnionType
 from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError
 from npu_fused_graph.ir.reg_op import IrAttr, IrDef, IrParam
@@ -242,7 +243,8 @@ def _load_families() -> None:
     global _loaded
     if _loaded:
         return
-    with _lock:  # threads may load their first graphs together
+    # threads may load their first graphs together; TorchAir asks for types while tensors are fake
+    with _lock, _disable_current_modes():
         for family in FAMILIES:
             import_module(f"npu_fused_graph.engine.kernels.{family}")
         _loaded = True

@@ -93,8 +93,10 @@ class IrRegistry:
             return self._own[op_type]
         if self._defs is None:
             self._defs = read_ir_defs(self._folder)
+        if op_type in self._defs:
+            return self._defs[op_type]
         kernel = registered_types().get(op_type)
-        return self._defs.get(op_type) or (kernel.ir_def() if kernel else None)
+        return kernel.ir_def() if kernel else None
 
     def get_registered_ir_def(self, op_type: str) -> tuple[str, list[Any], list[Any], list[Any]]:
         found = self.find(op_type)

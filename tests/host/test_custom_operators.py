@@ -13,6 +13,7 @@ import npu_fused_graph as nfg
 from npu_fused_graph import load_torchair, register_kernel
 from npu_fused_graph.engine import registered_types, registry
 from npu_fused_graph.errors import InvalidArgumentError
+from tests.processes import run_code
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +140,17 @@ def test_a_typo_is_told_by_torchair(library: torch.library.Library) -> None:
 
     with pytest.raises(Exception, match="No AscendIR OwnScalled was found to be registered"):
         compiled(torch.ops.own_types.misspelt, torch.ones(2))
+
+
+@pytest.mark.slow
+def test_kernels_may_be_loaded_while_tensors_are_fake() -> None:
+    """TorchAir asks for a type in the middle of a compilation."""
+    assert run_code(
+        "from torch._subclasses.fake_tensor import FakeTensorMode\n"
+        "from npu_fused_graph.engine import registered_types\n"
+        "with FakeTensorMode():\n"
+        "    print('MatMul' in registered_types())"
+    ).split() == ["True"]
 
 
 @pytest.mark.parametrize(
