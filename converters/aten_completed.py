@@ -27,6 +27,8 @@ aten = torch.ops.aten
 def nan_to_num(x: Any, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Any:
     """NanToNum wants all three numbers, in single precision, and knows no float64."""
     dtype = torch_dtype(x)
+    if dtype.is_complex:
+        raise unsupported("nan_to_num", "self", "real numbers", dtype, "Apply it to torch.view_as_real(x).")
     if not dtype.is_floating_point:
         return x
     limits = torch.finfo(dtype)

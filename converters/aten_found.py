@@ -56,7 +56,8 @@ def bincount(x: Any, weights: Any = None, minlength: Any = 0, meta_outputs: Any 
     if 0 in [size for size in x.symsize if isinstance(size, int)]:
         return ge.Fill(ints([minlength]), to(0, wanted))
     each = ge.Fill(ints([0]), to(0, wanted)) if weights is None else to(weights, wanted)
-    top = ge.ReduceMax(to(x, torch.int64), ints([0]), keep_dims=False)
+    counted = ge.ConcatV2([to(x, torch.int64), ints([-1])], 0, N=2)  # there may be none
+    top = ge.ReduceMax(typed(counted, torch.int64), ints([0]), keep_dims=False)
     size = ge.Maximum(
         typed(ge.Add(typed(top, torch.int64), to(1, torch.int64)), torch.int64), to(minlength, torch.int64)
     )

@@ -118,6 +118,8 @@ def index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
 
 def index_fill(x: Any, dim: int, index: Any, value: Any) -> Any:
     if x.rank == 0:
+        if 0 in [size for size in sizes(index) if isinstance(size, int)]:
+            return x
         return to(value, torch_dtype(x)) if is_tensor(value) else ge.Fill(ints([]), to(value, torch_dtype(x)))
     if index.rank == 0:
         index = _as_vector(index)

@@ -203,6 +203,7 @@ def by_decomposition(op: Any) -> Converter:
 def lower(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Trace ``fn`` on the fake tensors behind ``args`` and add the GE ops of the trace to the graph."""
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     inputs = [leaf for leaf in leaves if is_tensor(leaf)]
@@ -213,6 +214,12 @@ def lower(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
         args, kwargs = pytree.tree_unflatten(filled, spec)
         return fn(*args, **kwargs)
 
+    for x in inputs:
+        if isinstance(x.meta, torch.Tensor) and free_unbacked_symbols(x.meta):
+            cure = "Keep it out of the compiled region."
+            raise unsupported(
+                getattr(fn, "__name__", "by_torch"), "self", "sizes known while compiling", list(x.meta.shape), cure
+            )
     with _fake_mode(inputs), torch.no_grad():
         metas = [m.contiguous() if isinstance(m, torch.Tensor) else m for m in (x.meta for x in inputs)]
         graph = make_fx(closed)(*metas).graph

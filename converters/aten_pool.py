@@ -75,7 +75,7 @@ def _constant(windows: Windows, x: Any) -> Any:
 
 
 def _largest(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest element of every window and its place in the plane: of several the first; nan wins."""
+    """The largest element of every window and its place in the plane: of several the first; nan wins, the last."""
     (oh, kh), (ow, kw) = rows.shape, columns.shape
     found = x.index_select(-2, rows.clamp(min=0).reshape(-1)).index_select(-1, columns.clamp(min=0).reshape(-1))
     found = found.reshape(*x.shape[:-2], oh, kh, ow, kw).movedim(-3, -2)
@@ -85,14 +85,15 @@ def _largest(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> tupl
     lowest = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     known = torch.where(inside, found, torch.full((), lowest, dtype=x.dtype)).flatten(-2)
     value = known.amax(-1)
-    hit = known == value.unsqueeze(-1)
-    if x.is_floating_point():
-        is_nan = torch.isnan(known)
-        value = torch.where(is_nan.any(-1), torch.full((), torch.nan, dtype=x.dtype), value)
-        hit = torch.where(is_nan.any(-1, keepdim=True), is_nan, hit)
-    hit = hit & inside.flatten(-2)
-    candidates = torch.where(hit, places.flatten(-2), torch.full((), x.shape[-1] * x.shape[-2], dtype=torch.int64))
-    return value, candidates.amin(-1)
+    places, inside = places.flatten(-2), inside.flatten(-2)
+    behind = torch.full((), x.shape[-1] * x.shape[-2], dtype=torch.int64)
+    place = torch.where((known == value.unsqueeze(-1)) & inside, places, behind).amin(-1)
+    if not x.is_floating_point():
+        return value, place
+    is_nan = torch.isnan(known) & inside
+    last = torch.where(is_nan, places, torch.full((), -1, dtype=torch.int64)).amax(-1)
+    has_nan = is_nan.any(-1)
+    return torch.where(has_nan, torch.full((), torch.nan, dtype=x.dtype), value), torch.where(has_nan, last, place)
 
 
 CONVERTERS = {aten.adaptive_max_pool2d.default: adaptive_max_pool2d}

@@ -10,7 +10,7 @@ from npu_fused_graph.converters.aten_lowering import by_torch
 aten = torch.ops.aten
 
 _SHIFT = 7
-"""From here on Stirling's series is exact in double precision."""
+"""From here on Stirling's series is good to a few units in the last place of double precision."""
 
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
 """B(2k) / (2k (2k - 1)), the factors of the odd powers of 1 / x."""
@@ -35,7 +35,7 @@ def lgamma(x: torch.Tensor) -> torch.Tensor:
     right = (far - 0.5) * torch.log(far) - far + 0.5 * math.log(2 * math.pi) + series * inverse
     right = right - torch.where(to_shift, torch.log(product), torch.zeros_like(right))
     right = torch.where(y == math.inf, y, right)
-    turn = torch.abs(torch.sin(math.pi * (x - torch.floor(x))))
+    turn = torch.abs(torch.sin(math.pi * (x - torch.round(x))))  # so that nothing of a small x is lost
     left = math.log(math.pi) - torch.log(turn) - right  # inf at the whole numbers
     result = torch.where(is_left, left, right)
     return torch.where(torch.abs(x) == math.inf, torch.full_like(x, math.inf), result).to(result_dtype)

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError, argument_error, warn_once
 from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
 from npu_fused_graph.passes.guards import (
-    drop_assertions_about_sizes,
+    drop_assertions,
     refuse_strides_of_what_is_not_dense,
     refuse_unknown_numbers,
     separate_assigned_values,
@@ -179,7 +179,7 @@ class GuardHook:
             self.user_pass(gm, example_inputs, config)
         refuse_strides_of_what_is_not_dense(gm)
         separate_assigned_values(gm)
-        drop_assertions_about_sizes(gm)
+        drop_assertions(gm)
         refuse_unknown_numbers(gm)
 
 
@@ -210,9 +210,10 @@ class _Backend:
                 compiled: Callable[..., Any] = self._stock(gm, example_inputs, **kwargs)
             except GuardOnDataDependentSymNode as error:
                 # TorchAir raises it anew with its text in the place of the condition, so that it says nothing
-                text = str(error) or str(error.cond)
+                text = (str(error).strip() or str(error.cond)).partition("\n")[0].rstrip(". ")
                 raise UnsupportedModeError(
-                    f"[backend] sizes: expected numbers known while compiling, got {text.strip()}"
+                    f"[backend] sizes: expected numbers known while compiling, got: {text}. "
+                    "Keep what depends on values out of the compiled region."
                 ) from error
             return compiled
 

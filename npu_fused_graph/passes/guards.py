@@ -6,16 +6,18 @@ The first two are T9 and T10 in docs/torchair_defects.md.
 from __future__ import annotations
 
 import operator
+import re
 
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from npu_fused_graph.errors import UnsupportedModeError
+from npu_fused_graph.errors import UnsupportedModeError, warn_once
 from npu_fused_graph.passes.fx import aten, is_call, value_of
 from npu_fused_graph.passes.location import source_line
 
 _COMPARISONS = (operator.ge, operator.gt, operator.le, operator.lt, operator.eq, operator.ne)
+_GENERATED = re.compile(r"Runtime assertion failed for expression (.*) on node '\w+'")
 _SAME_TENSOR = ("aten::detach", "aten::alias")
 
 
@@ -74,13 +76,25 @@ def strides_of_what_is_not_dense(gm: GraphModule) -> list[Node]:
     return found
 
 
-def drop_assertions_about_sizes(gm: GraphModule) -> None:
-    """Take out what torch asserts of numbers it cannot know, such as the size of nonzero's result, and its comparisons.
+def drop_assertions(gm: GraphModule) -> None:
+    """Take out assertions about numbers only the values say, and their comparisons; the user's with a warning.
 
-    A graph on a device cannot raise, so these assertions have no lowering; and TorchAir evaluates a comparison of
-    symbolic numbers as Python, on objects that do not compare.
+    A graph on a device cannot raise, so they have no lowering; and TorchAir evaluates a comparison of symbolic numbers
+    as Python, on objects that do not compare. torch itself asserts that the results of nonzero have a size.
     """
     assertions = gm.graph.find_nodes(op="call_function", target=aten._assert_scalar.default)
+    reads_values = bool(gm.graph.find_nodes(op="call_function", target=aten._local_scalar_dense.default))
+    unchecked: dict[str, str] = {}
+    for node in assertions:
+        if not _is_torchs(node, reads_values):
+            unchecked.setdefault(source_line(node), _GENERATED.sub(r"\1", str(node.args[1])))
+    for where, text in unchecked.items():
+        place = f"assertion at {where}" if where else "assertion"
+        warn_once(
+            f"[backend] {place}: expected one about numbers known while compiling, got {text!r}. A graph on a device "
+            "cannot raise: it is not checked. Check it outside of the compiled region.",
+            stacklevel=2,
+        )
     for node in reversed(assertions):
         gm.graph.erase_node(node)
     if assertions:
@@ -90,14 +104,28 @@ def drop_assertions_about_sizes(gm: GraphModule) -> None:
         gm.recompile()
 
 
+def _is_torchs(assertion: Node, reads_values: bool) -> bool:
+    """Whether torch asserts it of a size itself. Its limits of results' sizes look like an ``assert`` with >= or <=."""
+    condition = assertion.args[0]
+    if not isinstance(condition, Node):
+        return bool(condition)  # known, and it holds
+    if condition.target not in (operator.ge, operator.le):
+        return False
+    if condition.target is operator.ge and condition.args[1] == 0:
+        return True
+    return not reads_values and "source_fn_stack" not in assertion.meta
+
+
 def refuse_unknown_numbers(gm: GraphModule) -> None:
-    """Raise UnsupportedModeError for comparisons and strides the graph computes of a number only the values say."""
+    """Raise UnsupportedModeError for comparisons of sizes the graph computes, and for strides only the values say."""
     for node in gm.graph.nodes:
         is_stride = node.target in (aten.sym_storage_offset.default, aten.sym_stride.int)
         if node.target in _COMPARISONS or (is_stride and free_unbacked_symbols(value_of(node))):
             where = source_line(node)
             name = f"operator.{node.target.__name__}" if node.target in _COMPARISONS else str(node.target)
-            raise UnsupportedModeError(
-                f"[backend] {name}{f' at {where}' if where else ''}: expected numbers known "
-                "while compiling, got one that only the values say. Keep it out of the compiled region."
-            )
+            values = [value for value in map(value_of, (node, *node.all_input_nodes)) if value is not None]
+            is_of_values = bool(free_unbacked_symbols(values))
+            got = "one that only the values say" if is_of_values else "a comparison of sizes that are symbols"
+            cure = "Keep it out of the compiled region" + ("." if is_of_values else ", or compile with dynamic=False.")
+            place = f"{name} at {where}" if where else name
+            raise UnsupportedModeError(f"[backend] {place}: expected numbers known while compiling, got {got}. {cure}")

@@ -356,7 +356,7 @@ def test_numbers_only_the_values_say_are_refused(backend: Any) -> None:
     with pytest.raises(Exception, match=text):
         compiled(lambda x, start: torch.narrow(x, 0, start, 2), backend)(X, torch.tensor(1))
     with pytest.raises(
-        Exception, match=r"\[backend\] sizes: expected numbers known while compiling, got Could not guard"
+        Exception, match=r"\[backend\] sizes: expected numbers known while compiling, got: Could not guard"
     ):
         compiled(lambda x: x[x > 0].sum(0), backend)(X)
 
