@@ -223,10 +223,12 @@ FAULTS: dict[str, Fault] = {
     "with_beta": Fault((), site=lambda s: {"norm": "ascend_with_beta"}),
     "quantised_norm": Fault((), site=lambda s: {"norm": "npu_add_rms_norm_quant"}),
     "layer_norm": Fault((), site=lambda s: {"norm": "layer_norm"}),
-    "wide_residual": Fault(("mixed_dtypes", "dtype"), site=llama, add=hooks.expression("{r}.float() + {y}"), **FLOAT32),
+    "wide_residual": Fault(
+        ("mixed_dtypes", "dtype"), site=llama, add=hooks.expression("{r}.float() * 3 + {y}"), **FLOAT32
+    ),
     "wide_stream": Fault(
         ("mixed_dtypes", "dtype", "no_residual_add", "norm_before_add"), site=llama,
-        add=hooks.expression("{r}.float() + {y}.float()"), **FLOAT32,
+        add=hooks.expression("{r}.float() * 3 + {y}.float()"), **FLOAT32,
     ),
     "cast_before_norm": Fault(("no_rms_norm", "mixed_dtypes"), site=llama, norm=hooks.cast_before_norm),
     "transposed_x": Fault(("not_contiguous",), has_product, plain_linear, linear=hooks.transposed_x),

@@ -97,7 +97,8 @@ def draw(seed: int) -> ProgramPlan:
     uses_vllm = rng.random() < 0.08
     count = rng.choices((1, 2, 3, 4), (4, 4, 2, 1))[0]
     sites = tuple(_draw_site(rng, plan, i, uses_vllm) for i in range(count))
-    if any(site.fault == "fused_between" for site in sites):  # which takes part in choosing the group
+    # what takes part in choosing the group wherever it stands
+    if any(site.fault == "fused_between" or site.reduce == "base" for site in sites):
         sites = tuple(replace(site, fault="") if site.fault == "second_group" else site for site in sites)
     schedules = tuple(_draw_schedule(rng, sites[i], sites[i + 1]) for i in range(count - 1))
     schedules = tuple(s if i == 0 or schedules[i - 1] == "apart" else "apart" for i, s in enumerate(schedules))
