@@ -305,6 +305,55 @@ def root_in_the_models_dtype(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.gamma * (total * rstd.to(total.dtype)), total
 
 
+@case()
+def times_the_root(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    wide = total.float()
+    return p.gamma * (wide * torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(total.dtype), total
+
+
+@case()
+def divided_by_the_inverse_root(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    wide = total.float()
+    return p.gamma * (wide / torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(total.dtype), total
+
+
+@case()
+def root_divided_by_x(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    wide = total.float()
+    return p.gamma * (torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) / wide).to(total.dtype), total
+
+
+@case()
+def sum_over_one_less(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    return _scaled_by(p, total, total.float().pow(2).sum(-1, keepdim=True) / (total.shape[-1] - 1))
+
+
+@case()
+def n_over_the_sum(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    return _scaled_by(p, total, total.shape[-1] * (1 / total.float().pow(2).sum(-1, keepdim=True)))
+
+
+@case()
+def statistics_of_other_rows(p: Parts, x: Tensor, r: Tensor) -> Any:
+    total = r + p.reduced(x)
+    wide = total.float()
+    rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return p.gamma * (wide * rstd[:, :1]).to(total.dtype), total
+
+
+@case(x=(32, 64), residual=(32, 32))
+def statistics_along_columns(p: Parts, x: Tensor, r: Tensor) -> Any:
+    """As many rows as columns: without keepdim the factors of rows meet the columns."""
+    total = r + p.reduced(x)
+    wide = total.float()
+    return p.gamma * (wide * torch.rsqrt(wide.pow(2).mean(-1) + 1e-6)).to(total.dtype), total
+
+
 def _after_a_float32_sum(p: Parts, wide: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(p.gamma.dtype) * p.gamma
 
