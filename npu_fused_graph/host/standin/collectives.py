@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -197,8 +197,8 @@ _OPERATORS: dict[str, tuple[str, tuple[str, ...], Any]] = {
 }  # fmt: skip
 """For each operator the method of gloo's, the arguments it is given, and the class of its options."""
 _OPTIONS = {"root_rank": "rootRank", "root_tensor": "rootTensor", "device_ids": "device_ids", "async_op": "asyncOp"}
-_MAY_DIFFER = {"gather_": ("output_tensors",), "scatter_": ("input_tensors",), "barrier": ("tensor", "device_ids")}
-"""Arguments that ranks do not have alike: the root's alone, and what is no data."""
+_MAY_DIFFER = {"gather_": ("output_tensors",), "scatter_": ("input_tensors",)}
+"""Arguments that ranks do not have alike: the root's alone."""
 _SENT = {"alltoall_": ("input_tensors", "output_tensors"), "alltoall_base_": ("input", "output")}
 """What a rank sends to and gets from each of the others: as much as these expect, and not the same on all ranks."""
 
@@ -217,15 +217,17 @@ def _checked(name: str) -> Callable[..., Any]:
     operator = getattr(torch.ops.c10d, name).default
     schema = operator._schema
     has_results = len(schema.returns) > 1
+    names = [a.name for a in schema.arguments]
+    tensor_names = [a.name for a in schema.arguments if "Tensor" in str(a.type)]
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
 
     def kernel(keys: Any, *args: Any) -> Any:
-        found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        found.update(zip((a.name for a in schema.arguments), args, strict=False))
+        found = {**defaults, **dict(zip(names, args, strict=False))}
         group = dist.ProcessGroup.unbox(found["process_group"])
         backend = group._get_backend(_CPU) if _CPU in group._device_types else None
         if not isinstance(backend, dist.ProcessGroupGloo):
             return operator.redispatch(keys & _KEYS_BELOW, *args)
-        text, tensors = _described(name, found)
+        text, tensors = _described(name, tensor_names, found)
         own = getattr(backend, "collectives", None)
         if own is None:  # a gloo group beside the hccl ones
             work = _start(name, backend, found)
@@ -261,31 +263,37 @@ def _start(name: str, backend: Any, found: dict[str, Any]) -> Any:
     return last
 
 
-def _described(name: str, found: dict[str, Any]) -> tuple[str, list[Tensor]]:
+def _described(name: str, tensor_names: Sequence[str], found: dict[str, Any]) -> tuple[str, list[Tensor]]:
     """What has to be equal on all ranks, in words, and all tensors."""
+    if name == "barrier":
+        return name, []
     tensors: list[Tensor] = []
     words = [name.strip("_")]
-    for argument, value in found.items():
-        given = [value] if isinstance(value, Tensor) else _flat(value)
-        is_same = argument not in _MAY_DIFFER.get(name, ())
-        tensors += given if name != "barrier" else []
-        if argument == "reduce_op":
-            words.append(str(dist.ReduceOp.RedOpType(value.op()).name).lower())
-        elif argument == "root_rank":
-            words.append(f"root {value}")
-        elif given and is_same:
+    differ = _MAY_DIFFER.get(name, ())
+    for argument in tensor_names:
+        given = _flat(found[argument])
+        tensors += given
+        if argument not in differ:
             words += sorted({_dtype(x) for x in given}) if name in _SENT else [_facts(x) for x in given]
+    if "reduce_op" in found:
+        words.append(_REDUCTIONS[int(found["reduce_op"].op())])
+    if "root_rank" in found:
+        words.append(f"root {found['root_rank']}")
     return " ".join(words), tensors
 
 
+_REDUCTIONS = {int(op): name.lower() for name, op in dist.ReduceOp.RedOpType.__members__.items()}
+
+
 def _flat(value: Any) -> list[Tensor]:
-    if not isinstance(value, (list, tuple)):
-        return []
-    return [x for item in value for x in ([item] if isinstance(item, Tensor) else _flat(item))]
+    """The tensors of an argument: one, a list, lists of lists, or None."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [x for item in value or () for x in _flat(item)]
 
 
 def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
+    return str(x.dtype)[len("torch.") :]
 
 
 def _facts(x: Tensor) -> str:
