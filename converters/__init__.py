@@ -9,6 +9,9 @@ from functools import lru_cache
 from importlib import import_module
 from threading import RLock
 
+from npu_fused_graph import ops
+from npu_fused_graph.errors import HostError
+
 if __name__ != "npu_fused_graph.converters":
     raise ImportError(
         f"converters: expected to be imported as npu_fused_graph.converters, got {__name__!r}. "
@@ -34,7 +37,8 @@ def register_all() -> None:
     Covered: our operators; the aten ops TorchAir has no working converter for; aten.gelu, whose own converter
     loses ``approximate``. From the first call after another package defined them: MindSpeed's
     npu_mm_all_reduce_add_rms_norm, transformers' grouped_mm_fallback, torch_npu's npu_rotary_mul (T11).
-    Loads TorchAir (host or device mode) if nobody did. Raises HostError without a TorchAir.
+    TorchAir is imported already or importable: on a laptop after ``npu_fused_graph.load_torchair()``. Raises HostError
+    otherwise.
     """
     with _lock:
         _register_modules()
@@ -54,10 +58,13 @@ def gaps(mode: str = "max-autotune") -> dict[str, tuple[str, str, str]]:
 
 @lru_cache(maxsize=1)
 def _register_modules() -> None:
-    from npu_fused_graph import ops
-    from npu_fused_graph.host import load_torchair
-
+    try:
+        import_module("torchair")
+    except ImportError as error:
+        raise HostError(
+            f"[converters] torchair: expected a TorchAir that imports, got: {error}. "
+            "Call npu_fused_graph.load_torchair() first."
+        ) from error
     ops.register()
-    load_torchair()
     for name in _MODULES:
         import_module(f"{__name__}.{name}").register()

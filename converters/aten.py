@@ -7,6 +7,7 @@ One table per theme. A test fails when TorchAir gains a converter of its own, so
 from __future__ import annotations
 
 import torch
+
 from npu_fused_graph.converters import (
     aten_attention,
     aten_completed,

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+
 from npu_fused_graph.converters.aten_lowering import (
     ge,
     ints,

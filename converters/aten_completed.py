@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
 from npu_fused_graph.converters import aten_reduce
 from npu_fused_graph.converters.aten_lowering import (
     by_decomposition,

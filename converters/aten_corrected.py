@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from npu_fused_graph.converters import aten_matmul, aten_pool
 from npu_fused_graph.converters.aten_lowering import by_torch, ge, ge_dtype, stock, to, torch_dtype, typed, unsupported
 

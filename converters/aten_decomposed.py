@@ -7,6 +7,7 @@ and bicubic upsampling, hardshrink, softshrink.
 from __future__ import annotations
 
 import torch
+
 from npu_fused_graph.converters.aten_lowering import by_decomposition
 
 aten = torch.ops.aten

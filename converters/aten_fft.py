@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
 from npu_fused_graph.converters.aten_lowering import by_torch, ge, lower
 
 aten = torch.ops.aten

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from npu_fused_graph.converters.aten_lowering import ge, lower, torch_dtype, typed
 
 aten = torch.ops.aten

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from npu_fused_graph.converters.aten_lowering import (
     HALF_AND_FLOAT,
     axes_of,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from npu_fused_graph.converters.aten_lowering import by_torch
 
 aten = torch.ops.aten

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from npu_fused_graph.converters.aten_lowering import Converter, register_converters, stock
 
+from npu_fused_graph.converters.aten_lowering import Converter, register_converters, stock
 from npu_fused_graph.errors import UnsupportedOpError
 
 _KNOWN = ("sum", "min", "max", "product")

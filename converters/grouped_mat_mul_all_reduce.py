@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
 from npu_fused_graph.converters.capability import require_ge_type
 from npu_fused_graph.converters.hcom import ge_group
-
 from npu_fused_graph.ops._register import facts_of
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce import SPEC
 

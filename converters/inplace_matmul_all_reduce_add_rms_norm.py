@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from npu_fused_graph.converters.matmul_all_reduce_add_rms_norm import converter
 
+from npu_fused_graph.converters.matmul_all_reduce_add_rms_norm import converter
 from npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm import SPEC
 
 

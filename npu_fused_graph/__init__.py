@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from npu_fused_graph.version import __version__ as __version__
 
 __all__ = [
     "FusionReport",
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "FusionReport": "npu_fused_graph.fusion_report",
+    "FusionReport": "npu_fused_graph.compile.explain",
     "FusionSite": "npu_fused_graph.passes.records",
-    "enable_fusion": "npu_fused_graph.backend",
-    "explain": "npu_fused_graph.fusion_report",
-    "get_npu_backend": "npu_fused_graph.backend",
+    "enable_fusion": "npu_fused_graph.compile.fusion",
+    "explain": "npu_fused_graph.compile.explain",
+    "get_npu_backend": "npu_fused_graph.compile.backend",
     "load_torchair": "npu_fused_graph.host",
     "npu_grouped_mat_mul_all_reduce": "npu_fused_graph.ops.grouped_mat_mul_all_reduce",
     "npu_mm_all_reduce_add_rms_norm": "npu_fused_graph.ops.matmul_all_reduce_add_rms_norm",
@@ -42,11 +42,11 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from npu_fused_graph.backend import enable_fusion as enable_fusion
-    from npu_fused_graph.backend import get_npu_backend as get_npu_backend
+    from npu_fused_graph.compile.backend import get_npu_backend as get_npu_backend
+    from npu_fused_graph.compile.explain import FusionReport as FusionReport
+    from npu_fused_graph.compile.explain import explain as explain
+    from npu_fused_graph.compile.fusion import enable_fusion as enable_fusion
     from npu_fused_graph.engine import register_kernel as register_kernel
-    from npu_fused_graph.fusion_report import FusionReport as FusionReport
-    from npu_fused_graph.fusion_report import explain as explain
     from npu_fused_graph.host import load_torchair as load_torchair
     from npu_fused_graph.ops._int4 import pack_int4 as pack_int4
     from npu_fused_graph.ops.grouped_mat_mul_all_reduce import (

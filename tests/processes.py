@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
-from npu_fused_graph.cli import main
+from npu_fused_graph.commands.cli import main
 
 TIMEOUT = 120
 

@@ -30,6 +30,7 @@ def registered() -> Iterator[None]:
     """Our converters, and two operators of a user: one keeps strides, one is a GroupedMatmul with nothing optional."""
     from npu_fused_graph import converters
 
+    nfg.load_torchair()
     converters.register_all()
     import torchair
     from torchair._ge_concrete_graph import ge_apis as ge

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 
-from npu_fused_graph.demo import format_facts
+from npu_fused_graph.commands.demo import format_facts
 from npu_fused_graph.ir import schema
 from npu_fused_graph.ir.graph import Graph
 from npu_fused_graph.ir.modeldef import read_graph
@@ -20,6 +20,7 @@ from npu_fused_graph.ir.text import to_text
 from npu_fused_graph.testing import assert_same_graph
 
 ROOT = Path(__file__).parent.parent
+CLI = ("-m", "npu_fused_graph.commands.cli")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
@@ -88,15 +89,15 @@ def test_04_quantised() -> None:
 
 @pytest.mark.slow
 def test_05_npu_script(tmp_path: Path) -> None:
-    out = run("-m", "npu_fused_graph.cli", "run", "--record", str(tmp_path / "calls"), "examples/05_npu_script.py")
+    out = run(*CLI, "run", "--record", str(tmp_path / "calls"), "examples/05_npu_script.py")
     assert sorted(out.splitlines()) == [f"rank {r} on npu:{r}: graph equals eager: True" for r in (0, 1)]
-    replayed = run("-m", "npu_fused_graph.cli", "replay", str(tmp_path / "calls"))
+    replayed = run(*CLI, "replay", str(tmp_path / "calls"))
     assert replayed.splitlines()[-1] == "2 of 2 calls agree"
 
 
 @pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
-    facts = json.loads(run("-m", "npu_fused_graph.cli", "demo", "--json", "--output", str(tmp_path)))
+    facts = json.loads(run(*CLI, "demo", "--json", "--output", str(tmp_path)))
     assert (facts["fused"], facts["legal"], facts["ranks"]) == (8, 8, 2)
     assert Path(facts["dump"]).is_file()
     refused = [site for site in facts["sites"] if not site["fused"]]
@@ -116,7 +117,7 @@ def test_demo(tmp_path: Path) -> None:
 
 
 def test_demo_model_is_plain_torch() -> None:
-    source = (ROOT / "npu_fused_graph" / "demo_model.py").read_text()
+    source = (ROOT / "npu_fused_graph" / "commands" / "demo_model.py").read_text()
     assert len(source.splitlines()) < 80
     imports = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
     assert all("npu_fused_graph" not in line and "torch" in line for line in imports)

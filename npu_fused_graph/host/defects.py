@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from npu_fused_graph.passes.guards import separate_assigned_values, strides_of_what_is_not_dense
+from npu_fused_graph.aot.guards import separate_assigned_values, strides_of_what_is_not_dense
 
 Tell = Callable[[str, str], None]
 """Called with a defect and the name of the graph that contains what it spoils."""

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from npu_fused_graph import converters
+from npu_fused_graph.aot.autograd import compile_with_aot
+from npu_fused_graph.host.load import load_torchair
+
 _here = threading.local()
 
 
@@ -65,10 +69,6 @@ class OneOperator(torch.nn.Module):
 
 
 def _compile(module: OneOperator, tensors: list[Tensor]) -> Callable[..., Any]:
-    from npu_fused_graph import converters
-    from npu_fused_graph.backend import compile_with_aot
-    from npu_fused_graph.host import load_torchair
-
     torchair = load_torchair()
     converters.register_all()
     config = torchair.CompilerConfig()

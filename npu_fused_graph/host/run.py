@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from npu_fused_graph import __version__
 from npu_fused_graph.errors import HostError, InvalidArgumentError
 from npu_fused_graph.host import descendants
 from npu_fused_graph.host.paths import SITE, wheel_file
 from npu_fused_graph.host.standin.causes import Kind
 from npu_fused_graph.host.standin.state import LAUNCHER, RUN_VARIABLE, RunOptions
+from npu_fused_graph.version import __version__
 
 _PATIENCE = 5.0
 """Seconds a process gets to end by itself, after the script has ended or a signal was passed on."""

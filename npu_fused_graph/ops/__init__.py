@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib import import_module
+from types import ModuleType
 
 from npu_fused_graph.spec import OpSpec
 
@@ -16,14 +17,18 @@ STEMS = (
 """Every operator; adding one here is what makes it exist everywhere."""
 
 
+def _modules() -> tuple[ModuleType, ...]:
+    return tuple(import_module(f"{__name__}.{stem}") for stem in STEMS)
+
+
 @lru_cache(maxsize=1)
 def specs() -> tuple[OpSpec, ...]:
     """The SPEC of every operator."""
-    return tuple(import_module(f"{__name__}.{stem}").SPEC for stem in STEMS)
+    return tuple(module.SPEC for module in _modules())
 
 
 def register() -> None:
     """Define the operators under ``torch.ops.npu_fused_graph``; calling it again does nothing."""
     from npu_fused_graph.ops._register import register_all
 
-    register_all()
+    register_all(_modules())

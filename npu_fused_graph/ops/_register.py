@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from importlib import import_module
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -19,7 +18,7 @@ from torch.autograd import forward_ad
 
 from npu_fused_graph import comm
 from npu_fused_graph.errors import CommunicationError, UnsupportedDeviceError, argument_error
-from npu_fused_graph.ops import STEMS, _ascend
+from npu_fused_graph.ops import _ascend
 from npu_fused_graph.ops._calls import OpCall, observed
 from npu_fused_graph.ops._int4 import packed_axis
 from npu_fused_graph.spec import Call, OpSpec, TensorFacts
@@ -30,17 +29,17 @@ NAMESPACE = "npu_fused_graph"
 _lock = Lock()
 
 
-def register_all() -> tuple[torch.library.Library, ...]:
+def register_all(operators: tuple[ModuleType, ...]) -> tuple[torch.library.Library, ...]:
     """Define and implement every op once, also when threads race for it; the libraries live as long as the process."""
     with _lock:
-        return _register_all()
+        return _register_all(operators)
 
 
 @lru_cache(maxsize=1)
-def _register_all() -> tuple[torch.library.Library, ...]:
+def _register_all(operators: tuple[ModuleType, ...]) -> tuple[torch.library.Library, ...]:
     library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
-    for stem in STEMS:
-        _register(library, import_module(f"npu_fused_graph.ops.{stem}"))
+    for operator in operators:
+        _register(library, operator)
     return (library,)
 
 

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _LIBRARIES = ("torch", "torchair", "torch_npu")
-_HOST, _EXPLAIN = (str(Path(__file__).parents[1] / name) for name in ("host", "fusion_report.py"))
+_HOST, _EXPLAIN = (str(Path(__file__).parents[1] / name) for name in ("host", "compile/explain.py"))
 _PART = re.compile(r"\w+")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -88,3 +89,7 @@ class FusionSite:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+site_listeners: list[Callable[[Sequence[FusionSite]], None]] = []
+"""Called with the verdicts on every graph that is compiled with fusion, besides its own ``on_sites``."""

@@ -136,7 +136,7 @@ def _compile_seconds(layers: int, which: str) -> float:
         "import sys, time, torch, torch.distributed as dist\n"
         "from torch.testing._internal.distributed.fake_pg import FakeStore\n"
         "from npu_fused_graph import get_npu_backend\n"
-        "from npu_fused_graph.demo_model import Decoder\n"
+        "from npu_fused_graph.commands.demo_model import Decoder\n"
         "from npu_fused_graph.passes import DEFAULT_PASSES\n"
         "dist.init_process_group('fake', store=FakeStore(), rank=0, world_size=2)\n"
         "tokens = torch.zeros(2, 16, dtype=torch.int64)\n"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from npu_fused_graph.demo_model import Layer, RMSNorm
+from npu_fused_graph.commands.demo_model import Layer, RMSNorm
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from tests.passes.capture import capture, fake_group
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from npu_fused_graph.converters import aten_completed, aten_corrected
-from npu_fused_graph.converters.aten import CONVERTERS
 from torch.utils import _pytree as pytree
 
 import npu_fused_graph as nfg
+from npu_fused_graph.converters import aten_completed, aten_corrected
+from npu_fused_graph.converters.aten import CONVERTERS
 from npu_fused_graph.ir.reg_op import IrDef, read_ir_defs
 from npu_fused_graph.testing import TOLERANCE, assert_close
 from tests.converters.aten_samples import POINTWISE, TAKEN_APART, Call, Sample

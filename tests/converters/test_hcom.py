@@ -13,10 +13,10 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from npu_fused_graph.converters.hcom import ge_group
 from torch import Tensor, nn
 
 import npu_fused_graph as nfg
+from npu_fused_graph.converters.hcom import ge_group
 from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
 from npu_fused_graph.host import native
 from npu_fused_graph.ops import _ascend
@@ -148,9 +148,8 @@ class Layer(nn.Module):
 
 def _twice(rank: int, folder: str, hcom: str) -> list[Any]:
     torchair = nfg.load_torchair()
-    from npu_fused_graph.converters import matmul_all_reduce_add_rms_norm as converter
-
     from npu_fused_graph import converters
+    from npu_fused_graph.converters import matmul_all_reduce_add_rms_norm as converter
 
     converters.register_all()
     graphs: list[Any] = []

@@ -204,8 +204,9 @@ def test_scales_that_are_stored_transposed_need_no_transpose() -> None:
 
 def test_every_overload_that_a_graph_may_hold_has_a_converter() -> None:
     """All but those that write: a graph has the functional one in their place."""
-    from npu_fused_graph import converters  # loads TorchAir
+    from npu_fused_graph import converters
 
+    nfg.load_torchair()
     converters.register_all()
     packets = [getattr(torch.ops.npu_fused_graph, spec.operator_name) for spec in (op.SPEC, in_place_op.SPEC)]
     overloads = [getattr(packet, name) for packet in packets for name in packet.overloads()]

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(folder: Path) -> list[Found]:
     """For each rank: what the strided, the different and the right calls gave."""
     command = ("torchrun", "--nproc-per-node=2", f"--master-port={free_port()}", script("collectives.py"), str(folder))
-    result = run_python("-m", "npu_fused_graph.cli", "run", *command, env={"NFG_TIMEOUT": "20"})
+    result = run_python("-m", "npu_fused_graph.commands.cli", "run", *command, env={"NFG_TIMEOUT": "20"})
     assert result.returncode == 0, result.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

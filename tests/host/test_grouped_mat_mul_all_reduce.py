@@ -18,7 +18,7 @@ from tests.scripts import script
 # both documents bind port 5001 of 127.0.0.1
 pytestmark = pytest.mark.xdist_group("requirement_port")
 
-CLI = ("-m", "npu_fused_graph.cli")
+CLI = ("-m", "npu_fused_graph.commands.cli")
 OP = "grouped_mat_mul_all_reduce"
 GE_TYPE = "GroupedMatMulAllReduce"
 EVERY_METHOD = ["reference", "decompose", "float64", "engine"]

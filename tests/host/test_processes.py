@@ -65,8 +65,8 @@ except ModuleNotFoundError as error:
 
 from transformers import LlamaForCausalLM
 print(LlamaForCausalLM.__name__)
-import npu_fused_graph.doctor
-print("cures:", [p["cure"] for p in npu_fused_graph.doctor.diagnose()["problems"]])
+import npu_fused_graph.commands.doctor
+print("cures:", [p["cure"] for p in npu_fused_graph.commands.doctor.diagnose()["problems"]])
 torch.library.define("processes::unknown", "(Tensor x) -> Tensor")
 torch.library.impl("processes::unknown", "CPU", lambda x: x + 1)
 torch.library.register_fake("processes::unknown", lambda x: torch.empty_like(x))
@@ -149,11 +149,16 @@ FOREIGN_TORCHAIR = """
 import sys, types
 sys.modules["torchair"] = types.ModuleType("torchair")
 import npu_fused_graph as nfg
+import npu_fused_graph.converters
 try:
     nfg.load_torchair()
 except nfg.errors.HostError as error:
     print(error)
 del sys.modules["torchair"]
+try:
+    nfg.converters.register_all()
+except nfg.errors.HostError as error:
+    print(error)
 import os
 os.environ["NFG_CACHE"] = "nowhere"
 before = list(sys.meta_path)
@@ -167,6 +172,7 @@ from threading import Thread
 thread = Thread(target=lambda: print(nfg.load_torchair().__name__))
 thread.start()
 thread.join()
+nfg.converters.register_all()
 """
 
 
@@ -174,6 +180,8 @@ def test_load_says_what_is_wrong_and_can_be_tried_again() -> None:
     assert run_code(FOREIGN_TORCHAIR).splitlines() == [
         "[host] torchair: expected to be the first to import it, got one imported already. "
         "Call npu_fused_graph.load_torchair() before `import torchair`.",
+        "[converters] torchair: expected a TorchAir that imports, got: No module named 'torchair'. "
+        "Call npu_fused_graph.load_torchair() first.",
         " Run: npu-fused-graph host install",
         "torchair",
     ]

@@ -19,7 +19,7 @@ from tests.scripts import script
 
 pytestmark = pytest.mark.xdist_group("record")
 
-CLI = ("-m", "npu_fused_graph.cli")
+CLI = ("-m", "npu_fused_graph.commands.cli")
 OP = "matmul_all_reduce_add_rms_norm"
 
 

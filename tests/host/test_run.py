@@ -19,7 +19,7 @@ from tests.host.wheels import put_broken_torch_npu
 from tests.processes import TIMEOUT, free_port, run_python
 from tests.scripts import script
 
-RUN = ("-m", "npu_fused_graph.cli", "run")
+RUN = ("-m", "npu_fused_graph.commands.cli", "run")
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> tuple[subprocess.CompletedProcess[str], Any]:

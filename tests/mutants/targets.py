@@ -37,6 +37,7 @@ class Project:
 NPU_FUSED_GRAPH = Project(
     targets=(
         "npu_fused_graph/passes/**/*.py",
+        "npu_fused_graph/aot/*.py",
         "npu_fused_graph/engine/executor.py",
         "npu_fused_graph/engine/program.py",
         "npu_fused_graph/engine/codegen.py",

@@ -81,6 +81,7 @@ def mindspeed() -> Iterator[Any]:
         return torch.empty_like(residual), torch.empty_like(residual)
 
     library.impl(op.SPEC.torch_name, meta, "Meta")
+    nfg.load_torchair()
     converters.register_all()
     yield torch.ops.mindspeed.npu_mm_all_reduce_add_rms_norm
     library._destroy()

@@ -345,11 +345,11 @@ def test_packed_weights_are_named_where_a_size_comes_from_them() -> None:
 REGISTER_IN_THREADS = """
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from npu_fused_graph.ops._register import register_all
+from npu_fused_graph.ops import register
 
 barrier = Barrier(8)
 with ThreadPoolExecutor(8) as pool:
-    list(pool.map(lambda _: (barrier.wait(), register_all()), range(8)))
+    list(pool.map(lambda _: (barrier.wait(), register()), range(8)))
 """
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.fx import GraphModule
 
-from npu_fused_graph.backend import compile_with_aot
+from npu_fused_graph.aot.autograd import compile_with_aot
 
 
 @contextmanager

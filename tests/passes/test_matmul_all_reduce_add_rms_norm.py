@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.fx import GraphModule, Node
 
-from npu_fused_graph.backend import compile_with_aot
+from npu_fused_graph.aot.autograd import compile_with_aot
 from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from npu_fused_graph.passes.location import module_path, source_line

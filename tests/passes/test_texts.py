@@ -17,7 +17,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch.fx import GraphModule
 
 from npu_fused_graph import explain
-from npu_fused_graph.backend import compile_with_aot
+from npu_fused_graph.aot.autograd import compile_with_aot
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from npu_fused_graph.passes.records import FusionSite
 from tests.passes.blocks import Block, llama_norm

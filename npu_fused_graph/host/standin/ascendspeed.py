@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_fused_graph import npu_grouped_mat_mul_all_reduce
 from npu_fused_graph.errors import warn_once
+from npu_fused_graph.ops.grouped_mat_mul_all_reduce import npu_grouped_mat_mul_all_reduce
 
 
 def ascend_grouped_mat_mul_all_reduce(

@@ -15,9 +15,10 @@ from typing import Any
 from torch._guards import detect_fake_mode
 from torch.fx import Graph, GraphModule
 
-from npu_fused_graph import backend
 from npu_fused_graph.host import one_operator
+from npu_fused_graph.host.unavailable import unavailable
 from npu_fused_graph.passes import FusionOptions, FusionSite, fuse_all
+from npu_fused_graph.passes.records import site_listeners
 from npu_fused_graph.passes.reduces import candidates
 
 Tell = Callable[[Sequence[FusionSite], bool], None]
@@ -64,7 +65,7 @@ def watch(tell: Tell, tell_failure: Callable[[Exception], None]) -> None:
         finally:
             del observer.apply_gm_pass
 
-    backend.site_listeners.append(told)
+    site_listeners.append(told)
     compiler._optimize_fx = optimize_fx
 
 
@@ -77,4 +78,4 @@ def would_fuse(gm: GraphModule, mode: str = "max-autotune") -> list[FusionSite]:
     fake: Any = detect_fake_mode(values)
     shapes = getattr(fake, "shape_env", None)
     with nullcontext() if shapes is None else shapes.suppress_guards():
-        return fuse_all(copy, FusionOptions(unavailable=backend.unavailable(mode)))
+        return fuse_all(copy, FusionOptions(unavailable=unavailable(mode)))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from npu_fused_graph.host import load
+from npu_fused_graph.host.config import check_host_mode
 from npu_fused_graph.host.standin.device import mark
 
 
@@ -45,7 +46,6 @@ def _watch_backend() -> None:
     from torch._dynamo.exc import exceptions_allowed_to_be_fallback
     from torchair import npu_fx_compiler
 
-    from npu_fused_graph.backend import check_host_mode
     from npu_fused_graph.host.standin import causes, process
 
     original = npu_fx_compiler._npu_backend

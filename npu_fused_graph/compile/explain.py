@@ -14,8 +14,11 @@ import torch
 import torch.distributed as dist
 from torch.fx import Graph, GraphModule
 
-from npu_fused_graph.backend import compile_with_aot, unavailable
+from npu_fused_graph.aot.autograd import compile_with_aot
 from npu_fused_graph.errors import argument_error
+from npu_fused_graph.host import load_torchair
+from npu_fused_graph.host.decompositions import decompositions
+from npu_fused_graph.host.unavailable import unavailable
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from npu_fused_graph.passes.outside import Eager
 from npu_fused_graph.passes.records import FusionSite, Numerics
@@ -83,14 +86,11 @@ def explain(
     get_npu_backend. Nothing is lowered or kept.
     Raises InvalidArgumentError for a bad option, or if ``world_size`` contradicts an initialised group.
     """
-    from npu_fused_graph.host import load_torchair
-
     options = FusionOptions(numerics, min_rows, in_place, grouped)
     if not callable(model):
         raise argument_error("explain", "model", "a module or function", repr(model), "Pass the model first.")
-    load_torchair()
+    config = load_torchair().CompilerConfig()
     options = replace(options, unavailable=unavailable())
-    from torchair.npu_fx_compiler import CompilerConfig, _get_merged_decompositions
 
     found: list[FusionSite] = []
     graphs = 0
@@ -104,11 +104,11 @@ def explain(
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         with warnings.catch_warnings():
-            return compile_with_aot(gm, example_inputs, compile_graph, decompositions)
+            return compile_with_aot(gm, example_inputs, compile_graph, taken_apart)
 
     with _process_group(world_size), torch.no_grad(), warnings.catch_warnings(), breaks() as left, Eager(left) as eager:
         conditions = _conditions()
-        decompositions = _get_merged_decompositions(CompilerConfig(), {})
+        taken_apart = decompositions(config, {})
         # isolated: what is compiled here, the model's own functions too, must not count against their recompile limit
         compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
         compiled(model, inputs, kwargs)

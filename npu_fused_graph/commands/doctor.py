@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from npu_fused_graph import __version__
 from npu_fused_graph.errors import HostError
 from npu_fused_graph.host.paths import TORCH_NPU_VERSION, find_torchair, installed_wheel, is_cann_present, wheel_file
+from npu_fused_graph.version import __version__
 
 INSTALL = "npu-fused-graph host install"
 TESTED = {"python": "3.11", "torch": "2.13", "torch_npu": TORCH_NPU_VERSION}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from npu_fused_graph import __version__, cli
-from npu_fused_graph.cli import main
+from npu_fused_graph import __version__
+from npu_fused_graph.commands import cli
+from npu_fused_graph.commands.cli import main
 from npu_fused_graph.errors import NpuFusedGraphError
 from tests.host.wheels import write_wheel
 
@@ -175,7 +176,7 @@ def test_reader_that_left(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        command = [sys.executable, "-m", "npu_fused_graph.cli", *arguments]
+        command = [sys.executable, "-m", "npu_fused_graph.commands.cli", *arguments]
         result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
     finally:
         os.close(writer)
@@ -184,7 +185,7 @@ def test_reader_that_left(arguments: list[str]) -> None:
 
 def test_more_text_than_a_pipe_holds(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     code = (
-        "import npu_fused_graph.cli as cli, sys\n"
+        "import npu_fused_graph.commands.cli as cli, sys\n"
         "cli._doctor = lambda arguments: print('line\\n' * 1_000_000)\n"
         "sys.exit(cli.main(['doctor']))"
     )

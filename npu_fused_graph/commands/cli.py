@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from npu_fused_graph import __version__
 from npu_fused_graph.errors import NpuFusedGraphError
+from npu_fused_graph.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def _progress(text: str) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from npu_fused_graph.demo import format_facts, run_demo
+    from npu_fused_graph.commands.demo import format_facts, run_demo
 
     if not arguments.json:
         print("two compilations on each rank, about 10 s ...", file=sys.stderr, flush=True)
@@ -133,7 +133,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from npu_fused_graph.doctor import diagnose, format_diagnosis
+    from npu_fused_graph.commands.doctor import diagnose, format_diagnosis
 
     diagnosis = diagnose()
     _print(arguments, diagnosis, format_diagnosis(diagnosis))

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from npu_fused_graph.demo_model import Decoder
+from npu_fused_graph.commands.demo_model import Decoder
+from npu_fused_graph.compile.backend import get_npu_backend
 from npu_fused_graph.errors import ExecutionError
 from npu_fused_graph.host import load_torchair, mode, native
 from npu_fused_graph.ir.graph import Graph
@@ -67,8 +68,6 @@ def _rank(rank: int, ranks: int, layers: int, folder: str, store: str, results: 
 
 @torch.no_grad()
 def _measure(rank: int, ranks: int, layers: int, folder: Path) -> dict[str, Any]:
-    from npu_fused_graph import get_npu_backend
-
     torchair = load_torchair()
     graphs: list[Graph] = []
     native.graph_listeners.append(lambda executable: graphs.append(executable.graph))

@@ -1,0 +1,131 @@
+"""enable_fusion(): our passes and guards as hooks of a ``torchair.CompilerConfig``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch.fx import GraphModule
+
+from npu_fused_graph import converters
+from npu_fused_graph.aot.guards import (
+    drop_assertions,
+    refuse_strides_of_what_is_not_dense,
+    refuse_unknown_numbers,
+    separate_assigned_values,
+)
+from npu_fused_graph.errors import InvalidArgumentError, argument_error, warn_once
+from npu_fused_graph.host import load_torchair
+from npu_fused_graph.host.config import check_host_mode
+from npu_fused_graph.host.unavailable import unavailable
+from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
+from npu_fused_graph.passes.outside import calls_outside
+from npu_fused_graph.passes.records import FusionSite, Numerics, site_listeners
+from npu_fused_graph.passes.tracing import Break, is_for_autograd, listen
+
+log = logging.getLogger("npu_fused_graph")
+
+
+def enable_fusion(
+    config: Any,
+    *,
+    numerics: Numerics = "same_rounding",
+    min_rows: int | None = None,
+    in_place: bool = False,
+    grouped: bool = False,
+    compare_ranks: bool = False,
+    passes: Sequence[Pass] = DEFAULT_PASSES,
+    on_sites: Callable[[list[FusionSite]], None] | None = None,
+) -> Any:
+    """Add our passes to a ``torchair.CompilerConfig`` you already use; returns it.
+
+    The pass runs after your own ``post_grad_custom_pre_pass`` and before TorchAir's pattern passes. Our converters
+    are registered, ``experimental_config.enable_view_optimize`` is switched off (it miscompiles), and guards run after
+    your own ``post_grad_custom_post_pass`` (docs/torchair_defects.md: T1, T9, T10). Options are those of
+    get_npu_backend. Calling it twice on one config changes only the options. Raises InvalidArgumentError for a bad
+    option, UnsupportedModeError like get_npu_backend.
+    """
+    options = FusionOptions(numerics, min_rows, in_place, grouped, compare_ranks, passes)
+    if on_sites is not None and not callable(on_sites):
+        raise argument_error("fusion", "on_sites", "a function of a list of sites", repr(on_sites), "Pass a callable.")
+    check_config(config)
+    converters.register_all()
+    check_host_mode(config)
+    current = config.post_grad_custom_pre_pass.value
+    user_pass = current.user_pass if isinstance(current, FusionHook) else current
+    config.post_grad_custom_pre_pass = FusionHook(options, user_pass, on_sites)
+    current = config.post_grad_custom_post_pass.value
+    config.post_grad_custom_post_pass = current if isinstance(current, GuardHook) else GuardHook(current)
+    config.experimental_config.enable_view_optimize = False
+    listen(_log_break)
+    return config
+
+
+def _log_break(one: Break) -> None:
+    for record in (one, *calls_outside(one)):
+        log.info("%s", record)
+
+
+_WITH_AUTOGRAD = (
+    "[backend] model: expected a call without autograd, got one compiled with autograd: what its backward needs is a "
+    "result of the graph, which can keep sites from being fused. Call the model under torch.no_grad() or "
+    "torch.inference_mode()."
+)
+
+
+class FusionHook:
+    """The ``post_grad_custom_pre_pass`` that fuses, after the pass the user had installed."""
+
+    def __init__(
+        self,
+        options: FusionOptions,
+        user_pass: Callable[..., Any] | None,
+        on_sites: Callable[[list[FusionSite]], None] | None,
+    ) -> None:
+        self.options = options
+        self.user_pass = user_pass
+        self.on_sites = on_sites
+        self.__name__ = "npu_fused_graph"
+
+    def __call__(self, gm: GraphModule, example_inputs: Any = None, config: Any = None) -> None:
+        converters.register_all()  # a model's package may have defined operators since the backend was made
+        if self.user_pass is not None:
+            self.user_pass(gm, example_inputs, config)
+        mode = "max-autotune" if config is None else config.mode.value
+        sites = fuse_all(gm, replace(self.options, unavailable=unavailable(mode)))
+        for site in sites:
+            log.info("%s", site)
+        if is_for_autograd() and not all(site.is_fused for site in sites):
+            # not in TorchAir's name: what it warns about is hidden while it compiles
+            warn_once(_WITH_AUTOGRAD, stacklevel=2)
+        for listener in site_listeners:
+            listener(sites)
+        if self.on_sites is not None:
+            self.on_sites(sites)
+
+
+class GuardHook:
+    """The ``post_grad_custom_post_pass`` with the guards of aot/guards.py, after the pass the user had installed."""
+
+    def __init__(self, user_pass: Callable[..., Any] | None) -> None:
+        self.user_pass = user_pass
+        self.__name__ = "npu_fused_graph_guard"
+
+    def __call__(self, gm: GraphModule, example_inputs: Any = None, config: Any = None) -> None:
+        if self.user_pass is not None:
+            self.user_pass(gm, example_inputs, config)
+        refuse_strides_of_what_is_not_dense(gm)
+        separate_assigned_values(gm)
+        drop_assertions(gm)
+        refuse_unknown_numbers(gm)
+
+
+def check_config(config: Any) -> None:
+    """Raise InvalidArgumentError for what is no ``torchair.CompilerConfig``."""
+    if not isinstance(config, load_torchair().CompilerConfig):
+        raise InvalidArgumentError(
+            f"[backend] compiler_config: expected a torchair.CompilerConfig, got {type(config).__name__}. "
+            "Make one with torchair.CompilerConfig()."
+        )
