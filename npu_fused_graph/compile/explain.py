@@ -27,20 +27,23 @@ from npu_fused_graph.passes.tracing import breaks
 
 @dataclass(frozen=True, slots=True)
 class FusionReport:
-    """fused, refused: one FusionSite per candidate, in graph order; last the collectives that ran outside every graph.
+    """sites: one FusionSite per candidate, in graph order; last the collectives that ran outside every graph.
 
     graphs: how many graphs Dynamo made. breaks: where it left one, and why. conditions: what the verdicts hold under.
     """
 
-    fused: tuple[FusionSite, ...]
-    refused: tuple[FusionSite, ...]
+    sites: tuple[FusionSite, ...]
     graphs: int
     breaks: tuple[str, ...] = ()
     conditions: str = ""
 
     @property
-    def sites(self) -> tuple[FusionSite, ...]:
-        return (*self.fused, *self.refused)
+    def fused(self) -> tuple[FusionSite, ...]:
+        return tuple(site for site in self.sites if site.is_fused)
+
+    @property
+    def refused(self) -> tuple[FusionSite, ...]:
+        return tuple(site for site in self.sites if not site.is_fused)
 
     def to_json(self) -> str:
         """Machine-readable form of all records."""
@@ -112,10 +115,7 @@ def explain(
         # isolated: what is compiled here, the model's own functions too, must not count against their recompile limit
         compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
         compiled(model, inputs, kwargs)
-    found += eager.sites
-    fused = tuple(site for site in found if site.is_fused)
-    refused = tuple(site for site in found if not site.is_fused)
-    return FusionReport(fused, refused, graphs, tuple(map(str, left)), conditions)
+    return FusionReport((*found, *eager.sites), graphs, tuple(map(str, left)), conditions)
 
 
 def _conditions() -> str:

@@ -21,6 +21,7 @@ from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.config import check_host_mode
 from npu_fused_graph.host.unavailable import unavailable
 from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
+from npu_fused_graph.passes.driver import check_passes
 from npu_fused_graph.passes.outside import calls_outside
 from npu_fused_graph.passes.records import FusionSite, Numerics, site_listeners
 from npu_fused_graph.passes.tracing import Break, is_for_autograd, listen
@@ -47,7 +48,8 @@ def enable_fusion(
     get_npu_backend. Calling it twice on one config changes only the options. Raises InvalidArgumentError for a bad
     option, UnsupportedModeError like get_npu_backend.
     """
-    options = FusionOptions(numerics, min_rows, in_place, grouped, compare_ranks, passes)
+    options = FusionOptions(numerics, min_rows, in_place, grouped, compare_ranks)
+    check_passes(passes)
     if on_sites is not None and not callable(on_sites):
         raise argument_error("fusion", "on_sites", "a function of a list of sites", repr(on_sites), "Pass a callable.")
     check_config(config)
@@ -55,7 +57,7 @@ def enable_fusion(
     check_host_mode(config)
     current = config.post_grad_custom_pre_pass.value
     user_pass = current.user_pass if isinstance(current, FusionHook) else current
-    config.post_grad_custom_pre_pass = FusionHook(options, user_pass, on_sites)
+    config.post_grad_custom_pre_pass = FusionHook(options, passes, user_pass, on_sites)
     current = config.post_grad_custom_post_pass.value
     config.post_grad_custom_post_pass = current if isinstance(current, GuardHook) else GuardHook(current)
     config.experimental_config.enable_view_optimize = False
@@ -81,10 +83,12 @@ class FusionHook:
     def __init__(
         self,
         options: FusionOptions,
+        passes: Sequence[Pass],
         user_pass: Callable[..., Any] | None,
         on_sites: Callable[[list[FusionSite]], None] | None,
     ) -> None:
         self.options = options
+        self.passes = passes
         self.user_pass = user_pass
         self.on_sites = on_sites
         self.__name__ = "npu_fused_graph"
@@ -94,7 +98,7 @@ class FusionHook:
         if self.user_pass is not None:
             self.user_pass(gm, example_inputs, config)
         mode = "max-autotune" if config is None else config.mode.value
-        sites = fuse_all(gm, replace(self.options, unavailable=unavailable(mode)))
+        sites = fuse_all(gm, replace(self.options, unavailable=unavailable(mode)), self.passes)
         for site in sites:
             log.info("%s", site)
         if is_for_autograd() and not all(site.is_fused for site in sites):

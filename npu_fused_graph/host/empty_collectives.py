@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch._ops import OpOverload
 
-from npu_fused_graph.passes.order import is_collective
+from npu_fused_graph.passes.positions import is_collective
 
 
 class KeptWhenEmpty(frozenset[str]):

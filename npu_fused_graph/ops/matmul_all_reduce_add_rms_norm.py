@@ -263,10 +263,8 @@ def antiquantised(x2: Tensor, scale: Tensor, offset: Tensor | None, group_size: 
             parameter = parameter.repeat_interleave(group_size, 0)[: x2.size(0)]
         return parameter.to(dtype)
 
-    wide = x2.to(dtype)
-    if offset is not None:
-        wide = wide + per_row(offset)
-    return (wide * per_row(scale)).to(scale.dtype)
+    weight = x2 if offset is None else x2 + per_row(offset)
+    return (weight * per_row(scale)).to(scale.dtype)
 
 
 def _rms_norm(y: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
@@ -321,7 +319,7 @@ def _dequantised_matmul(x1: Tensor, x2: Tensor, bias: Tensor | None, dequant_sca
         # the words' low halves, as floats with the 13 low bits cleared
         halves = dequant_scale.contiguous().view(torch.int32)[..., ::2]
         dequant_scale = (halves >> 13 << 13).view(torch.float32)
-    return total.to(torch.float32) * dequant_scale.to(torch.float32)
+    return total.to(torch.float32) * dequant_scale
 
 
 def _nibbles(x2: Tensor, axis: int) -> Tensor:
@@ -336,6 +334,6 @@ def _float_weight(x2: Tensor, scale: Tensor, offset: Tensor | None, group_size: 
         per_group = [p if p is None or not group_size else p[i] for p in (scale, offset)]
         wide = rows.to(torch.float32)
         if per_group[1] is not None:
-            wide = wide + per_group[1].to(torch.float32)
-        groups.append(wide * per_group[0].to(torch.float32))  # type: ignore[union-attr]
+            wide = wide + per_group[1]
+        groups.append(wide * per_group[0])
     return torch.cat(groups).to(scale.dtype)

@@ -1,4 +1,4 @@
-"""What passes say about FX nodes: the operator a node calls, its tensor, and what it shows of another node."""
+"""What passes say about FX nodes: the operator a node calls, its tensor, and whose elements and memory it has."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def dtype_name(node: Any) -> str:
     return str(dtype_of(node)).removeprefix("torch.")
 
 
-# -- what a node shows of another -----------------------------------------------------------------------------
+# -- whose elements and memory a node has ------------------------------------------------------------------------
 
 
-def shown(node: Any) -> Node | None:
+def identity_of(node: Any) -> Node | None:
     """The node whose elements, in the same order and of the same dtype, are those of ``node``; None if it is new."""
     name = op_name(node)
     if not name:
@@ -117,14 +117,14 @@ def shown(node: Any) -> Node | None:
     return None
 
 
-def through(node: Node) -> Node:
+def skip_identities(node: Node) -> Node:
     """Where the elements of ``node`` come from."""
-    while (source := shown(node)) is not None:
+    while (source := identity_of(node)) is not None:
         node = source
     return node
 
 
-def base(node: Node) -> Node:
+def storage_owner(node: Node) -> Node:
     """The node whose memory ``node`` uses: through slices, parts and other aliases, and the waits of collectives."""
     while (lender := _lender(node)) is not None:
         node = lender
@@ -173,7 +173,7 @@ def path_to(node: Node, source: Node) -> Iterator[Node]:
     """``node`` and what it shows, down to ``source`` without it."""
     while node is not source:
         yield node
-        shows = shown(node)
+        shows = identity_of(node)
         assert shows is not None
         node = shows
 

@@ -49,7 +49,7 @@ class FusionSite:
     @property
     def is_legal(self) -> bool:
         """Whether the site could be fused with min_rows=0 and grouped=True."""
-        return self.refusal is None or self.refusal.reason in ("min_rows", "symbolic_rows", "deprecated")
+        return self.refusal is None or self.refusal.is_legal
 
     @property
     def reason(self) -> str:

@@ -18,8 +18,9 @@ CATALOGUE: dict[str, type[Refusal]] = {}
 class Refusal:
     """Why a site is not fused.
 
-    reason: stable key, the class's name in snake case. text: what was found. cure: what to change. node: the FX node
-    it was found at. source: its "file:line" in the user's model, "" if unknown.
+    reason: stable key, the class's name in snake case. is_legal: only a setting keeps the site from being fused. text:
+    what was found. cure: what to change. node: the FX node it was found at. source: its "file:line" in the user's
+    model, "" if unknown.
     """
 
     text: str
@@ -27,6 +28,7 @@ class Refusal:
     node: str = ""
     source: str = ""
     reason: ClassVar[str] = ""
+    is_legal: ClassVar[bool] = False
     usual_cure: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
@@ -221,6 +223,7 @@ class SumOfReduces(Refusal):
 class Deprecated(Refusal):
     """CANN marks GroupedMatMulAllReduce as deprecated, so matmuls are grouped only where it is asked for."""
 
+    is_legal = True
     usual_cure = "Pass grouped=True."
 
 
@@ -407,12 +410,14 @@ class Numerics(Refusal):
 class MinRows(Refusal):
     """Too few rows to gain anything: the kernel cannot overlap computing and sending."""
 
+    is_legal = True
     usual_cure = "Pass min_rows=0 to fuse whatever is legal."
 
 
 class SymbolicRows(Refusal):
     """The number of rows is symbolic and may be too small to gain anything: one graph serves all sizes."""
 
+    is_legal = True
     usual_cure = "Compile prefill with dynamic=False, or pass min_rows=0 to fuse whatever is legal."
 
 

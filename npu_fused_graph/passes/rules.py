@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch.fx import Node
 
@@ -15,14 +15,12 @@ from npu_fused_graph import comm
 from npu_fused_graph.errors import CommunicationError
 from npu_fused_graph.passes import refusals
 from npu_fused_graph.passes.fx import is_call, readers
-from npu_fused_graph.passes.order import Order
-from npu_fused_graph.passes.reduces import WAITS, AllReduce
+from npu_fused_graph.passes.options import FusionOptions
+from npu_fused_graph.passes.positions import Positions
 from npu_fused_graph.passes.refusals import Refusal, Refused
+from npu_fused_graph.passes.spellings.reduces import WAITS, AllReduce
 from npu_fused_graph.passes.tracing import named
 from npu_fused_graph.spec import OpSpec
-
-if TYPE_CHECKING:
-    from npu_fused_graph.passes import FusionOptions
 
 
 class AnySite(Protocol):
@@ -39,11 +37,14 @@ S = TypeVar("S", bound=AnySite)
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """spec: of the op. order: positions in the graph. domain: group of the sites fused before, None for the first."""
+class Context:
+    """What rules ask beside the site.
+
+    spec: of the op. positions: in the graph. domain: group of the sites fused before, None for the first.
+    """
 
     spec: OpSpec
-    order: Order
+    positions: Positions
     options: FusionOptions
     domain: str | None
 
@@ -53,13 +54,13 @@ class Rule(Generic[S]):
     """item: of the specification's section 4.4 (L1 to L19), or another section."""
 
     item: str
-    check: Callable[[S, Surroundings], Refusal | None]
+    check: Callable[[S, Context], Refusal | None]
 
 
-def check(site: S, around: Surroundings, rules: Sequence[Rule[S]]) -> None:
+def check(site: S, context: Context, rules: Sequence[Rule[S]]) -> None:
     """Raise Refused for the first of ``rules`` the site breaks."""
     for rule in rules:
-        refusal = rule.check(site, around)
+        refusal = rule.check(site, context)
         if refusal is not None:
             raise Refused(refusal)
 
@@ -67,17 +68,17 @@ def check(site: S, around: Surroundings, rules: Sequence[Rule[S]]) -> None:
 # -- shared rules ---------------------------------------------------------------------------------------------
 
 
-def machine_has_the_op(site: AnySite, around: Surroundings) -> Refusal | None:
-    refusal = around.options.unavailable.get(around.spec.stem)
+def machine_has_the_op(site: AnySite, context: Context) -> Refusal | None:
+    refusal = context.options.unavailable.get(context.spec.stem)
     return None if refusal is None else replace(refusal, node=site.reduce.node.name)
 
 
-def only_adds(site: AnySite, around: Surroundings) -> Refusal | None:
+def only_adds(site: AnySite, context: Context) -> Refusal | None:
     what = site.reduce.reduce_op
     return None if what == "sum" else refusals.ReduceOp.at(site.reduce.node, f"the collective computes {what!r}")
 
 
-def partial_sum_is_private(site: AnySite, around: Surroundings) -> Refusal | None:
+def partial_sum_is_private(site: AnySite, context: Context) -> Refusal | None:
     known = {*site.before, *site.reduce.inner}
     for node in site.before:
         others = [user for user in readers(node) if user not in known]
@@ -87,7 +88,7 @@ def partial_sum_is_private(site: AnySite, around: Surroundings) -> Refusal | Non
     return None
 
 
-def group_is_known(site: AnySite, around: Surroundings) -> Refusal | None:
+def group_is_known(site: AnySite, context: Context) -> Refusal | None:
     group = site.reduce.group
     try:
         comm.resolve(group)
@@ -96,19 +97,19 @@ def group_is_known(site: AnySite, around: Surroundings) -> Refusal | None:
     return None
 
 
-def group_has_a_size_of_the_op(site: AnySite, around: Surroundings) -> Refusal | None:
-    size, sizes = comm.resolve(site.reduce.group).size(), around.spec.group_sizes
+def group_has_a_size_of_the_op(site: AnySite, context: Context) -> Refusal | None:
+    size, sizes = comm.resolve(site.reduce.group).size(), context.spec.group_sizes
     if size in sizes:
         return None
     cure = f"Use a tensor-parallel size of {', '.join(map(str, sizes[:-1]))} or {sizes[-1]}."
     return refusals.GroupSize.at(site.reduce.node, f"the group has {size} ranks", cure)
 
 
-def one_domain(site: AnySite, around: Surroundings) -> Refusal | None:
+def one_domain(site: AnySite, context: Context) -> Refusal | None:
     group = site.reduce.group
-    if around.domain in (None, group) or _is_same_group(group, str(around.domain)):
+    if context.domain in (None, group) or _is_same_group(group, str(context.domain)):
         return None
-    text = f"the site is on group {group!r}, fused operators before it are on {around.domain!r}"
+    text = f"the site is on group {group!r}, fused operators before it are on {context.domain!r}"
     return refusals.SecondGroup.at(site.reduce.node, text)
 
 
@@ -120,9 +121,9 @@ def _is_same_group(a: str, b: str) -> bool:
         return False
 
 
-def not_overlapped(site: AnySite, around: Surroundings) -> Refusal | None:
-    order, node = around.order, site.reduce.node
-    waits = [order.of(x) for x in site.reduce.inner if is_call(x, *WAITS)]
-    if not waits or not order.heavy_between(order.of(node), max(waits)):
+def not_overlapped(site: AnySite, context: Context) -> Refusal | None:
+    positions, node = context.positions, site.reduce.node
+    waits = [positions.of(x) for x in site.reduce.inner if is_call(x, *WAITS)]
+    if not waits or not positions.heavy_between(positions.of(node), max(waits)):
         return None
     return refusals.Overlapped.at(node, "other matmuls run between the collective and its wait")

@@ -9,19 +9,19 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from npu_fused_graph.passes.fx import is_assert, value_of
-from npu_fused_graph.passes.order import Order
+from npu_fused_graph.passes.positions import Positions
 
 
-class Caller:
+class CallBuilder:
     """Makes calls with fake tensors, at the graph's insertion point and with the position of ``place``."""
 
-    def __init__(self, graph: Graph, order: Order, place: Node) -> None:
-        self._graph, self._order, self._place = graph, order, place
+    def __init__(self, graph: Graph, positions: Positions, place: Node) -> None:
+        self._graph, self._positions, self._place = graph, positions, place
 
     def __call__(self, target: Any, *args: Any, value: Any = None, **kwargs: Any) -> Node:
         """value: what the call gives, if it is known."""
         node = self._graph.call_function(target, args, kwargs)
-        self._order.replace(node, self._place)
+        self._positions.replace(node, self._place)
         if value is None:
             value = target(*map_arg(args, value_of), **map_arg(kwargs, value_of))
         node.meta["val"] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from npu_fused_graph.passes.costs import Cost, cost, least_rows
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.costs import Cost, cost, least_rows
 
 
 @pytest.mark.parametrize(

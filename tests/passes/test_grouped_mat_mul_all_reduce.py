@@ -17,8 +17,8 @@ from torch.fx import GraphModule
 
 import npu_fused_graph as nfg
 from npu_fused_graph.host import load_torchair
-from npu_fused_graph.passes import CATALOGUE, FusionOptions, FusionSite, fuse_all, grouped_legality
-from npu_fused_graph.passes import grouped_mat_mul_all_reduce as grouping
+from npu_fused_graph.passes import CATALOGUE, FusionOptions, FusionSite, fuse_all
+from npu_fused_graph.passes.grouped_mat_mul_all_reduce import fusion, match, rules
 from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.testing import assert_close
 from tests.passes import lockstep
@@ -204,17 +204,17 @@ BREAKS = {
 
 
 def test_every_rule_has_a_case() -> None:
-    rules = (*grouped_legality.PART_RULES, *grouped_legality.SITE_RULES)
-    assert {*BREAKS, "_is_asked_for"} == {rule.check.__name__ for rule in rules}
+    asked = (*rules.PART_RULES, *rules.SITE_RULES)
+    assert {*BREAKS, "_is_asked_for"} == {rule.check.__name__ for rule in asked}
 
 
 @pytest.mark.parametrize("rule", BREAKS)
 def test_without_the_rule_its_case_is_no_longer_refused_for_it(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with capture_of_refused(BREAKS[rule]) as (gm, missing):
         before = [site.reason for site in grouped_sites(gm, grouped=True, unavailable=missing)]
-        for name in ("PART_RULES", "SITE_RULES"):
-            others = tuple(r for r in getattr(grouping, name) if r.check.__name__ != rule)
-            monkeypatch.setattr(grouping, name, others)
+        for module, name in ((match, "PART_RULES"), (fusion, "SITE_RULES")):
+            others = tuple(r for r in getattr(module, name) if r.check.__name__ != rule)
+            monkeypatch.setattr(module, name, others)
         try:
             after = [site.reason for site in grouped_sites(gm, grouped=True, unavailable=missing)]
         except Exception as error:  # what the rule keeps out may not be expressible at all

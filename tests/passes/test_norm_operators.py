@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch.fx import Graph, GraphModule, Node
 
 from npu_fused_graph.passes import FusionOptions, fuse_all
-from npu_fused_graph.passes.norms import SPELLINGS
-from npu_fused_graph.passes.statistics import ROOTS
+from npu_fused_graph.passes.spellings.norms import SPELLINGS
+from npu_fused_graph.passes.spellings.statistics import ROOTS
 from tests.passes.capture import fake_group
 from tests.passes.foreign_ops import foreign_ops
 

@@ -14,14 +14,8 @@ import torch
 from torch.fx import GraphModule
 
 from npu_fused_graph.host import load_torchair
-from npu_fused_graph.passes import (
-    CATALOGUE,
-    FusionOptions,
-    FusionSite,
-    fuse_all,
-    legality,
-    matmul_all_reduce_add_rms_norm,
-)
+from npu_fused_graph.passes import CATALOGUE, FusionOptions, FusionSite, fuse_all
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import fusion, rules
 from tests.passes.capture import capture_as, fake_group
 from tests.passes.foreign_ops import foreign_ops
 from tests.passes.grouped_cases import REFUSED as GROUPING
@@ -148,7 +142,7 @@ BREAKS: dict[str, str] = {
 
 
 def test_every_rule_has_a_case() -> None:
-    assert set(BREAKS) == {rule.check.__name__ for rule in (*legality.RULES, *legality.ORDER_RULES)}
+    assert set(BREAKS) == {rule.check.__name__ for rule in (*rules.RULES, *rules.ORDER_RULES)}
 
 
 @pytest.mark.parametrize("rule", BREAKS)
@@ -158,8 +152,8 @@ def test_without_the_rule_its_case_is_no_longer_refused_for_it(rule: str, monkey
     with captured(name) as gm:
         before = [site.reason for site in sites_of(name, copy.deepcopy(gm))]
         for table_of_rules in ("RULES", "ORDER_RULES"):
-            others = tuple(r for r in getattr(legality, table_of_rules) if r.check.__name__ != rule)
-            monkeypatch.setattr(matmul_all_reduce_add_rms_norm, table_of_rules, others)
+            others = tuple(r for r in getattr(rules, table_of_rules) if r.check.__name__ != rule)
+            monkeypatch.setattr(fusion, table_of_rules, others)
         try:
             after = [site.reason for site in sites_of(name, gm)]
         except Exception as error:  # what the rule keeps out may not be expressible at all

@@ -13,6 +13,7 @@ from npu_fused_graph.passes.fx import (
     arguments,
     dtype_name,
     dtype_of,
+    identity_of,
     is_call,
     is_cast,
     op_name,
@@ -20,8 +21,7 @@ from npu_fused_graph.passes.fx import (
     readers,
     same_shape,
     shape_of,
-    shown,
-    through,
+    skip_identities,
     widened,
 )
 from npu_fused_graph.passes.refusals import HalfStatistics, NoRmsNorm, Refusal
@@ -80,7 +80,8 @@ def statistics(anchor: Node) -> Statistics | NearMiss | None:
         return None
 
     def differs(text: str) -> NearMiss:
-        return NearMiss(through(source), NoRmsNorm.at(anchor, f"{anchor.name} is like a norm's, but {text}", CURE))
+        refusal = NoRmsNorm.at(anchor, f"{anchor.name} is like a norm's, but {text}", CURE)
+        return NearMiss(skip_identities(source), refusal)
 
     if epsilon is None:
         return differs("epsilon is not plainly added to the mean of the squares")
@@ -98,7 +99,7 @@ def statistics(anchor: Node) -> Statistics | NearMiss | None:
     narrow = next((node for node in (square, adder, anchor, product) if dtype_of(node) is not torch.float32), None)
     if narrow is not None:
         text = f"the norm computes its statistics in {dtype_name(narrow)} ({narrow.name})"
-        return NearMiss(through(source), HalfStatistics.at(narrow, text)) if dtype_of(narrow) in _HALF else None
+        return NearMiss(skip_identities(source), HalfStatistics.at(narrow, text)) if dtype_of(narrow) in _HALF else None
     core = {biased, mean, adder, square, anchor, product, *factors}
     wide = [x for x in (*powers, *product.args[:2]) if isinstance(x, Node) and x is not source and _source(x) is source]
     upcasts = {x for x in wide if all(user in core for user in readers(x))}
@@ -187,7 +188,7 @@ def _factors(node: Node, path: tuple[Node, ...] = ()) -> Iterator[tuple[Node, li
     """The root and what shows it, once inverted or not, each with the nodes from the root to it."""
     yield node, list(path)
     for user in readers(node):
-        shows = shown(user) is node
+        shows = identity_of(user) is node
         inverts = _is_reciprocal(user) and not any(map(_is_reciprocal, path))
         if shows or inverts or (is_call(user, "aten::mul.Tensor") and user.args[1] == 1):  # 1 / x is reciprocal * 1
             yield from _factors(user, (*path, user))

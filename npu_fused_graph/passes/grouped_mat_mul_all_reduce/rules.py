@@ -17,14 +17,13 @@ from npu_fused_graph.passes.fx import (
     shape_of,
     value_of,
 )
-from npu_fused_graph.passes.grouped_site import GroupedSite, Part
-from npu_fused_graph.passes.legality import DTYPES, lower_bound
-from npu_fused_graph.passes.norms import is_vector
-from npu_fused_graph.passes.order import Order
+from npu_fused_graph.passes.grouped_mat_mul_all_reduce.site import GroupedSite, Part
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.rules import DTYPES, lower_bound
+from npu_fused_graph.passes.positions import Positions
 from npu_fused_graph.passes.refusals import Refusal
 from npu_fused_graph.passes.rules import (
+    Context,
     Rule,
-    Surroundings,
     group_has_a_size_of_the_op,
     group_is_known,
     machine_has_the_op,
@@ -33,12 +32,13 @@ from npu_fused_graph.passes.rules import (
     only_adds,
     partial_sum_is_private,
 )
+from npu_fused_graph.passes.spellings.norms import is_vector
 from npu_fused_graph.passes.tracing import named
 
 # -- one all-reduce -------------------------------------------------------------------------------------------
 
 
-def _nothing_is_quantised(part: Part, around: Surroundings) -> Refusal | None:
+def _nothing_is_quantised(part: Part, context: Context) -> Refusal | None:
     for member in part.members:
         if member.product.scales:
             node = member.product.node
@@ -46,7 +46,7 @@ def _nothing_is_quantised(part: Part, around: Surroundings) -> Refusal | None:
     return None
 
 
-def _dtypes(part: Part, around: Surroundings) -> Refusal | None:
+def _dtypes(part: Part, context: Context) -> Refusal | None:
     for member in part.members:
         x, weight = member.product.x, member.product.weight
         if dtype_of(x) not in DTYPES:
@@ -57,7 +57,7 @@ def _dtypes(part: Part, around: Surroundings) -> Refusal | None:
     return None
 
 
-def _weights_are_k_n(part: Part, around: Surroundings) -> Refusal | None:
+def _weights_are_k_n(part: Part, context: Context) -> Refusal | None:
     for member in part.members:
         weight, node = member.product.weight, member.product.node
         if is_contiguous(weight) and not member.product.is_stored_transposed:
@@ -71,7 +71,7 @@ def _weights_are_k_n(part: Part, around: Surroundings) -> Refusal | None:
     return None
 
 
-def _x_is_contiguous(part: Part, around: Surroundings) -> Refusal | None:
+def _x_is_contiguous(part: Part, context: Context) -> Refusal | None:
     for member in part.members:
         x = member.product.x
         if not is_contiguous(x):
@@ -79,14 +79,14 @@ def _x_is_contiguous(part: Part, around: Surroundings) -> Refusal | None:
     return None
 
 
-def _no_empty_group(part: Part, around: Surroundings) -> Refusal | None:
+def _no_empty_group(part: Part, context: Context) -> Refusal | None:
     for member in part.members:
         if member.row_count == 0 and isinstance(member.row_count, int):
             return refusals.EmptyGroup.at(member.product.node, f"{named(member.product.node)} has no rows")
     return None
 
 
-def _columns_fit(part: Part, around: Surroundings) -> Refusal | None:
+def _columns_fit(part: Part, context: Context) -> Refusal | None:
     for member in part.members:
         for size in member.weight_shape:
             if lower_bound(size) > MOST_COLUMNS:
@@ -94,7 +94,7 @@ def _columns_fit(part: Part, around: Surroundings) -> Refusal | None:
     return None
 
 
-def _biases_are_vectors(part: Part, around: Surroundings) -> Refusal | None:
+def _biases_are_vectors(part: Part, context: Context) -> Refusal | None:
     for member in part.members:
         bias = member.product.bias
         if bias is not None and not is_vector(bias, member.weight_shape[1]):
@@ -102,7 +102,7 @@ def _biases_are_vectors(part: Part, around: Surroundings) -> Refusal | None:
     return None
 
 
-def _joined_results_have_one_width(part: Part, around: Surroundings) -> Refusal | None:
+def _joined_results_have_one_width(part: Part, context: Context) -> Refusal | None:
     """They may have been flattened before they were joined."""
     n = part.members[0].weight_shape[1]
     for member in part.members[1:]:
@@ -111,7 +111,7 @@ def _joined_results_have_one_width(part: Part, around: Surroundings) -> Refusal 
     return None
 
 
-def _shapes_can_be_spelled(part: Part, around: Surroundings) -> Refusal | None:
+def _shapes_can_be_spelled(part: Part, context: Context) -> Refusal | None:
     """An explicit shape in a graph takes numbers only; what the op gives by itself needs none.
 
     A bias, which only some ranks may have, needs the columns as a number.
@@ -131,7 +131,7 @@ def _shapes_can_be_spelled(part: Part, around: Surroundings) -> Refusal | None:
 # -- several of them ------------------------------------------------------------------------------------------
 
 
-def _grouped_matmul_is_reduced_whole(site: GroupedSite, around: Surroundings) -> Refusal | None:
+def _grouped_matmul_is_reduced_whole(site: GroupedSite, context: Context) -> Refusal | None:
     reduced = set(site.before)
     for grouped in dict.fromkeys(part.grouped for part in site.parts if part.grouped is not None):
         rest = [user for user in grouped.users if user not in reduced and user.users]
@@ -141,7 +141,7 @@ def _grouped_matmul_is_reduced_whole(site: GroupedSite, around: Surroundings) ->
     return None
 
 
-def _count(site: GroupedSite, around: Surroundings) -> Refusal | None:
+def _count(site: GroupedSite, context: Context) -> Refusal | None:
     count = len(site.members)
     if 2 <= count <= MOST_GROUPS:
         return None
@@ -150,57 +150,57 @@ def _count(site: GroupedSite, around: Surroundings) -> Refusal | None:
     return refusals.TooManyGroups.at(site.reduce.node, f"{count} matmuls, more than {MOST_GROUPS}")
 
 
-def anchor(site: GroupedSite, order: Order) -> Node:
+def anchor(site: GroupedSite, positions: Positions) -> Node:
     """Where the op runs: in front of the last collective, or of whatever reads a result before it."""
     own = set(site.inner)
     readers = [user for part in site.parts for user in part.reduce.result.users if user not in own]
-    return min((*readers, site.parts[-1].reduce.node), key=order.of)
+    return min((*readers, site.parts[-1].reduce.node), key=positions.of)
 
 
-def late_operands(site: GroupedSite, order: Order) -> list[Node]:
+def late_operands(site: GroupedSite, positions: Positions) -> list[Node]:
     """Operands that are computed behind the anchor: they have to move in front of it."""
-    place = order.of(anchor(site, order))
+    place = positions.of(anchor(site, positions))
     operands = [
         site.split_source, site.stacked_weight, *(m.product.bias for m in site.members),
         *(m.product.x for m in site.members if site.split_source is None),
         *(m.product.weight for m in site.members if site.stacked_weight is None),
     ]  # fmt: skip
-    return [x for x in operands if x is not None and order.of(x) > place]
+    return [x for x in operands if x is not None and positions.of(x) > place]
 
 
-def _operands_can_come_first(site: GroupedSite, around: Surroundings) -> Refusal | None:
-    place, own = anchor(site, around.order), set(site.inner)
-    for late in late_operands(site, around.order):
-        needed = around.order.needed(late, place)
-        if any(not around.order.is_free(node) or not own.isdisjoint(node.all_input_nodes) for node in needed):
+def _operands_can_come_first(site: GroupedSite, context: Context) -> Refusal | None:
+    place, own = anchor(site, context.positions), set(site.inner)
+    for late in late_operands(site, context.positions):
+        needed = context.positions.needed(late, place)
+        if any(not context.positions.is_free(node) or not own.isdisjoint(node.all_input_nodes) for node in needed):
             text = f"{named(late)} cannot be computed before {named(place)}"
             return refusals.ComputedLate.at(late, text, "Compute it before the first result is read.")
     return None
 
 
-def _extent(site: GroupedSite, order: Order) -> tuple[int, int]:
-    products = [order.of(member.product.node) for member in site.members]
-    return min(products) - 1, max(order.of(site.parts[-1].reduce.inner[-1]), order.of(anchor(site, order)))
+def _extent(site: GroupedSite, positions: Positions) -> tuple[int, int]:
+    products = [positions.of(member.product.node) for member in site.members]
+    return min(products) - 1, max(positions.of(site.parts[-1].reduce.inner[-1]), positions.of(anchor(site, positions)))
 
 
-def _nothing_is_written(site: GroupedSite, around: Surroundings) -> Refusal | None:
+def _nothing_is_written(site: GroupedSite, context: Context) -> Refusal | None:
     own = set(site.inner)
-    writes = [node for node in around.order.writes_between(*_extent(site, around.order)) if node not in own]
+    writes = [node for node in context.positions.writes_between(*_extent(site, context.positions)) if node not in own]
     if not writes:
         return None
     return refusals.MutationInBetween.at(writes[0], f"{named(writes[0])} writes inside the site")
 
 
-def _one_stream(site: GroupedSite, around: Surroundings) -> Refusal | None:
-    if not around.order.stream_changes_between(*_extent(site, around.order)):
+def _one_stream(site: GroupedSite, context: Context) -> Refusal | None:
+    if not context.positions.stream_changes_between(*_extent(site, context.positions)):
         return None
     return refusals.OtherStream.at(site.reduce.node, "a stream scope or an event lies inside the site")
 
 
-def _is_asked_for(site: GroupedSite, around: Surroundings) -> Refusal | None:
-    if around.options.grouped:
+def _is_asked_for(site: GroupedSite, context: Context) -> Refusal | None:
+    if context.options.grouped:
         return None
-    return refusals.Deprecated.at(site.reduce.node, f"CANN marks {around.spec.ge_type} as deprecated: off by default")
+    return refusals.Deprecated.at(site.reduce.node, f"CANN marks {context.spec.ge_type} as deprecated: off by default")
 
 
 PART_RULES: tuple[Rule[Part], ...] = (

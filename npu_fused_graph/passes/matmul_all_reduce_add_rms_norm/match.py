@@ -1,125 +1,45 @@
-"""matmul + all-reduce + residual add + RMSNorm -> npu_mm_all_reduce_add_rms_norm.
+"""Finds the site around a collective: back to the matmul, forward to the norm.
 
-Every all-reduce of the graph is a candidate. From it the match goes back to the matmul and forward to the norm, through
-whatever only shows the same elements; ``legality`` then holds the site against the conditions of the specification
-(4.4). Each step that fails is a refusal with its node and cure. Only facts that are equal on all ranks decide, so all
-ranks take the same decision.
+Whatever only shows the same elements is passed. Each step that fails is a refusal with its node and cure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
-from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
-from npu_fused_graph.passes import costs, refusals
+from npu_fused_graph.passes import refusals
 from npu_fused_graph.passes.fx import (
     dtype_name,
     dtype_of,
+    identity_of,
     is_call,
     is_cast,
     is_one,
     op_name,
-    operand,
     path_to,
     readers,
     same_shape,
     shape_of,
-    shown,
-    through,
+    skip_identities,
 )
-from npu_fused_graph.passes.legality import DTYPES, ORDER_RULES, RULES
-from npu_fused_graph.passes.location import module_path, source_line
-from npu_fused_graph.passes.no_matmul import DROPOUTS, no_matmul
-from npu_fused_graph.passes.norms import RmsNorm, is_vector, near_misses, norm_at, norms
-from npu_fused_graph.passes.order import Order, graphs_of
-from npu_fused_graph.passes.products import Product, product
-from npu_fused_graph.passes.records import FusionSite
-from npu_fused_graph.passes.reduces import AllReduce, all_reduce, candidates, communication_domain, group_of, is_reduced
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.rules import DTYPES
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.site import Site
 from npu_fused_graph.passes.refusals import Refusal, Refused
-from npu_fused_graph.passes.rewrite import consume_residuals, rewrite
-from npu_fused_graph.passes.rules import Surroundings, check
-from npu_fused_graph.passes.site import Site
+from npu_fused_graph.passes.spellings.no_matmul import DROPOUTS, no_matmul
+from npu_fused_graph.passes.spellings.norms import RmsNorm, is_vector, near_misses, norm_at, norms
+from npu_fused_graph.passes.spellings.products import Product, product
+from npu_fused_graph.passes.spellings.reduces import (
+    AllReduce,
+    all_reduce,
+    is_reduced,
+)
 from npu_fused_graph.passes.tracing import break_behind, named
 
-if TYPE_CHECKING:
-    from npu_fused_graph.passes import FusionOptions
 
-
-def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
-    """Fuse every legal site of ``gm`` in place; one record per all-reduce, in graph order, those in graphs of
-    its nodes last.
-
-    A fused op runs where the add was, later than its all-reduce did. The last site is rewritten first: those before it
-    then see where its collective really is.
-    """
-    matcher = _Matcher(gm.graph)
-    order = Order(gm.graph)
-    nodes = list(candidates(gm.graph))
-    domain = communication_domain(gm.graph)
-    sites: list[FusionSite] = []
-    for node in nodes:
-        sites.append(_verdict(node, matcher, Surroundings(SPEC, order, options, domain)))
-        if domain is None and sites[-1].is_fused:
-            domain = sites[-1].group
-    fused: list[Node] = []
-    others = set(nodes)
-    for i, node in reversed(list(enumerate(nodes))):
-        if sites[i].is_fused:
-            try:
-                site = matcher.match(node)  # again: what it was matched with may have been rewritten
-                check(site, Surroundings(SPEC, order, options, domain), ORDER_RULES)
-                fused.append(rewrite(gm.graph, site, order, others))
-                sites[i] = replace(sites[i], node=fused[-1].name)
-            except Refused as refused:
-                sites[i] = _refused(sites[i], refused)
-    if options.in_place:
-        consume_residuals(fused)
-    return [*sites, *_nested(gm.graph)]
-
-
-def _nested(graph: Graph) -> Iterator[FusionSite]:
-    """The candidates in graphs that nodes of ``graph`` run."""
-    for caller in graph.nodes:
-        for inner in graphs_of(caller):
-            for node in candidates(inner):
-                text = f"it is in a graph of its own, which {named(caller)} runs"
-                record = FusionSite(SPEC.stem, node.name, source_line(node), module_path(node), group=group_of(node))
-                yield replace(record, refusal=replace(refusals.NestedGraph.at(node, text), source=record.source))
-            yield from _nested(inner)
-
-
-def _verdict(node: Node, matcher: _Matcher, around: Surroundings) -> FusionSite:
-    """What becomes of a candidate if the collectives' order lets it; not rewritten yet."""
-    start = operand(node)
-    producer = node if start is None else through(start)
-    layer = module_path(producer) or module_path(node)
-    record = FusionSite(SPEC.stem, node.name, source_line(node), layer, group=group_of(node))
-    try:
-        site = matcher.match(node)
-        rows, n = site.rows, shape_of(site.product.node)[-1]
-        record = replace(
-            record, numerics=site.numerics, group=site.reduce.group, shape=site.shape,
-            rows=rows if isinstance(rows, int) else None,
-        )  # fmt: skip
-        if all(isinstance(size, int) for size in (rows, n, site.k)):
-            record = replace(record, gain=round(costs.cost(rows, n, site.k).gain, 2))
-        check(site, around, RULES)
-        return record
-    except Refused as refused:
-        return _refused(record, refused)
-
-
-def _refused(record: FusionSite, refused: Refused) -> FusionSite:
-    where = refused.refusal.source or record.source  # the graph's output has no line of its own
-    return replace(record, refusal=replace(refused.refusal, source=where))
-
-
-class _Matcher:
+class Matcher:
     """Finds the site around a collective. Where the graph's norms are is looked up once."""
 
     def __init__(self, graph: Graph) -> None:
@@ -127,7 +47,7 @@ class _Matcher:
         self._adders: dict[Node, Node] = {}  # of a norm that adds, by the node that does
         for norm in norms(graph):
             if norm.source is not None:
-                self._anchors.setdefault(through(norm.source), norm.anchor)
+                self._anchors.setdefault(skip_identities(norm.source), norm.anchor)
             else:
                 self._adders.setdefault(norm.adder or norm.anchor, norm.anchor)
         self._missed = {miss.source: miss.refusal for miss in near_misses(graph)}
@@ -170,7 +90,7 @@ class _Matcher:
             user = users[0]
             if is_cast(user, torch.float32) and len(readers(user)) == 1 and readers(user)[0] in self._adders:
                 return tuple(path), readers(user)[0], bias
-            if shown(user) is node:
+            if identity_of(user) is node:
                 path.append(user)
             elif bias is None and (vector := _added_vector(user, node)) is not None:
                 bias = vector
@@ -210,10 +130,10 @@ def _refuse_missing_norm(add: Node, residual: Node, reduced: Node, near_miss: Re
     if is_reduced(residual):
         _refuse(refusals.SumOfReduces.at(add, f"{named(add)} adds two reduced results"))
     users = readers(add)
-    while len(users) == 1 and shown(users[0]) is not None:
+    while len(users) == 1 and identity_of(users[0]) is not None:
         users = readers(users[0])
     if len(users) == 1 and is_call(users[0], "aten::add.Tensor"):
-        others = [x for x in users[0].args[:2] if isinstance(x, Node) and through(x) is not add]
+        others = [x for x in users[0].args[:2] if isinstance(x, Node) and skip_identities(x) is not add]
         if any(is_reduced(x) for x in others):
             _refuse(refusals.SumOfReduces.at(users[0], f"{named(users[0])} adds another reduced result"))
     if users and all(user.op == "output" for user in users) and (where := break_behind()):
@@ -226,7 +146,7 @@ def _product(reduce: AllReduce) -> tuple[Product, tuple[Node, ...]]:
     if reduce.product is not None:
         return reduce.product, ()
     assert reduce.operand is not None
-    source = through(reduce.operand)
+    source = skip_identities(reduce.operand)
     found = product(source)
     if isinstance(found, Refusal):
         raise Refused(found)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.fx import Graph, Node
 
-from npu_fused_graph.passes.order import Order, is_collective
+from npu_fused_graph.passes.positions import Positions, is_collective
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def calls(*targets: Any) -> tuple[Graph, list[Node]]:
 def test_an_operator_that_is_given_a_communicator_is_a_collective(name: str) -> None:
     with operator(f"send(Tensor x, str {name}='0') -> Tensor") as send:
         graph, (_, node, _) = calls(torch.ops.aten.relu.default, send, torch.ops.aten.neg.default)
-        order = Order(graph)
+        order = Positions(graph)
         assert order.is_collective(node)
         assert order.collectives_between(0, 4) == [node]
         assert order.collectives_between(2, 4) == order.collectives_between(0, 2) == []
@@ -57,7 +57,7 @@ def test_a_collective_that_takes_a_process_group_or_ranks(name: str) -> None:
 def test_others_are_none() -> None:
     with operator("send(Tensor x, str groups='0') -> Tensor") as send:
         graph, nodes = calls(torch.ops.aten.relu.default, send)
-        order = Order(graph)
+        order = Positions(graph)
         assert not any(map(order.is_collective, nodes))
         assert order.collectives_between(-1, 4) == []
         assert all(map(order.is_free, nodes))
@@ -66,7 +66,7 @@ def test_others_are_none() -> None:
 def test_what_a_node_needs_is_behind_the_other_one() -> None:
     aten = torch.ops.aten
     graph, (first, before, between, last) = calls(*[aten.relu.default, aten.neg.default] * 2)
-    order = Order(graph)
+    order = Positions(graph)
     assert order.needed(last, before) == [between, last]
     assert order.needed(before, last) == [before]
     assert order.needed(last, first) == [before, between, last]
@@ -75,7 +75,7 @@ def test_what_a_node_needs_is_behind_the_other_one() -> None:
 def test_a_fused_collective_takes_the_place_of_the_old_one() -> None:
     with operator("send(Tensor x, str group='0') -> Tensor") as send:
         graph, (_, first, place, second) = calls(torch.ops.aten.relu.default, send, torch.ops.aten.neg.default, send)
-        order = Order(graph)
+        order = Positions(graph)
         with graph.inserting_after(place):
             fused = graph.call_function(send, (place,))
         order.replace(fused, place)

@@ -12,9 +12,19 @@ import torch
 from torch.fx import Graph, Node
 
 from npu_fused_graph.passes import refusals
-from npu_fused_graph.passes.fx import arguments, is_call, op_name, operand, readers, shape_of, shown, through, wrapped
-from npu_fused_graph.passes.products import Product
+from npu_fused_graph.passes.fx import (
+    arguments,
+    identity_of,
+    is_call,
+    op_name,
+    operand,
+    readers,
+    shape_of,
+    skip_identities,
+    wrapped,
+)
 from npu_fused_graph.passes.refusals import Refusal
+from npu_fused_graph.passes.spellings.products import Product
 
 WAITS = ("_c10d_functional::wait_tensor", "c10d_functional::wait_tensor")
 _FUSED = ("npu_fused_graph::", "npu::", "mindspeed::")
@@ -78,7 +88,7 @@ def communication_domain(graph: Graph) -> str | None:
 def is_reduced(node: Node) -> bool:
     """Whether ``node`` shows a reduced result that has one reader."""
     while len(readers(node)) == 1:
-        source = operand(node) if is_call(node, *WAITS, *_GATHERS) else shown(node)
+        source = operand(node) if is_call(node, *WAITS, *_GATHERS) else identity_of(node)
         if source is None:
             return op_name(node) in SPELLINGS
         node = source
@@ -139,7 +149,7 @@ _SPLITS = ("aten::split.Tensor", "aten::split_with_sizes", "aten::chunk")
 
 def _scatter_dim(tensor: Any) -> int:
     """The dim whose parts were put one below the other for a collective that scatters along dim 0."""
-    cat = through(_node(tensor))
+    cat = skip_identities(_node(tensor))
     if not is_call(cat, "aten::cat") or arguments(cat)["dim"] != 0:
         return 0
     splits = {operand(x) for x in arguments(cat)["tensors"] if x.target is operator.getitem}

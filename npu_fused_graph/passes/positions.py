@@ -9,7 +9,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 from npu_fused_graph.passes.fx import op_name, wrapped
-from npu_fused_graph.passes.reduces import WAITS
+from npu_fused_graph.passes.spellings.reduces import WAITS
 
 _COLLECTIVES = {
     "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "c10d", "_dtensor", "npu_define",
@@ -20,7 +20,7 @@ _STREAMS = "air"  # TorchAir's stream scopes, events and waits
 _HEAVY = {"aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul", "aten::convolution"}
 
 
-class Order:
+class Positions:
     """Positions in the graph; new nodes take the position of what they replace."""
 
     def __init__(self, graph: Graph) -> None:

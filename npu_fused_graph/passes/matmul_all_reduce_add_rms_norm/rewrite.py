@@ -9,33 +9,33 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from npu_fused_graph.passes.empty_shard import with_zeros, zero_columns
 from npu_fused_graph.passes.fx import (
     aten,
-    base,
     copies,
     dtype_of,
+    identity_of,
     is_contiguous,
     readers,
     same_shape,
     shape_of,
-    shown,
+    storage_owner,
     value_of,
 )
-from npu_fused_graph.passes.legality import late_operands
-from npu_fused_graph.passes.order import Order
-from npu_fused_graph.passes.site import Site
-from npu_fused_graph.passes.writing import Caller, erase
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.empty_shard import with_zeros, zero_columns
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.rules import late_operands
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.site import Site
+from npu_fused_graph.passes.positions import Positions
+from npu_fused_graph.passes.writing import CallBuilder, erase
 
 
-def rewrite(graph: Graph, site: Site, order: Order, others: Set[Node]) -> Node:
+def rewrite(graph: Graph, site: Site, positions: Positions, others: Set[Node]) -> Node:
     """The fused node, in the place of the add; the site's own nodes are erased. others: collectives of other sites."""
-    for late in late_operands(site, order):
-        for node in order.needed(late, site.add):
+    for late in late_operands(site, positions):
+        for node in positions.needed(late, site.add):
             site.add.prepend(node)
-            order.replace(node, site.add)
+            positions.replace(node, site.add)
     with graph.inserting_before(site.add):
-        writer = _Writer(site, Caller(graph, order, site.add))
+        writer = _Writer(site, CallBuilder(graph, positions, site.add))
         fused = writer.fused()
         results = writer.results(fused)
     fused.meta["stack_trace"] = site.reduce.node.meta.get("stack_trace")
@@ -43,7 +43,7 @@ def rewrite(graph: Graph, site: Site, order: Order, others: Set[Node]) -> Node:
     for old, new in results:
         old.replace_all_uses_with(new)
         new.meta.setdefault("stack_trace", old.meta.get("stack_trace"))
-    order.move_collective(site.reduce.inner, fused)
+    positions.move_collective(site.reduce.inner, fused)
     own = {site.add, *site.norm.inner, *site.reduce.inner, *site.before, *site.after}
     erase(graph, own | {node for node in (site.total, site.norm.output) if node is not None}, others)
     return fused
@@ -52,7 +52,7 @@ def rewrite(graph: Graph, site: Site, order: Order, others: Set[Node]) -> Node:
 class _Writer:
     """Makes the nodes of a fused site."""
 
-    def __init__(self, site: Site, call: Caller) -> None:
+    def __init__(self, site: Site, call: CallBuilder) -> None:
         self.site, self.call = site, call
 
     def fused(self) -> Node:
@@ -100,7 +100,7 @@ class _Writer:
             shape = shape_of(start)
             if len(shape) == 3 and same_shape(shape[-1:], k) and is_contiguous(start):
                 return start
-            start = None if copies(start) else shown(start)
+            start = None if copies(start) else identity_of(start)
         return node
 
     def _as_3d(self, x: Node) -> Node:
@@ -155,8 +155,8 @@ def _dies(fused: Node) -> bool:
     x1, x2, node, *rest = fused.args
     others = (x1, x2, *rest, *fused.kwargs.values())
     while isinstance(node, Node) and node.op == "call_function" and len(readers(node)) == 1 and node not in others:
-        source = shown(node)
+        source = identity_of(node)
         if source is None:
-            return base(node) is node
+            return storage_owner(node) is node
         node = source
     return False

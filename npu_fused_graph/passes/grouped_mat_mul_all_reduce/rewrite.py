@@ -10,23 +10,32 @@ import torch
 from torch.fx import Graph, Node
 
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce_constraints import MOST_DIMS
-from npu_fused_graph.passes.empty_shard import with_zeros, zero_columns
-from npu_fused_graph.passes.fx import aten, dtype_of, is_call, is_contiguous, same_shape, shape_of, shown, value_of
-from npu_fused_graph.passes.grouped_legality import anchor, late_operands
-from npu_fused_graph.passes.grouped_site import GroupedSite, Member
-from npu_fused_graph.passes.order import Order
-from npu_fused_graph.passes.writing import Caller, erase
+from npu_fused_graph.passes.fx import (
+    aten,
+    dtype_of,
+    identity_of,
+    is_call,
+    is_contiguous,
+    same_shape,
+    shape_of,
+    value_of,
+)
+from npu_fused_graph.passes.grouped_mat_mul_all_reduce.rules import anchor, late_operands
+from npu_fused_graph.passes.grouped_mat_mul_all_reduce.site import GroupedSite, Member
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.empty_shard import with_zeros, zero_columns
+from npu_fused_graph.passes.positions import Positions
+from npu_fused_graph.passes.writing import CallBuilder, erase
 
 
-def rewrite(graph: Graph, site: GroupedSite, order: Order, others: Set[Node]) -> Node:
+def rewrite(graph: Graph, site: GroupedSite, positions: Positions, others: Set[Node]) -> Node:
     """The fused node; the site's own nodes are erased. others: collectives of other sites."""
-    place = anchor(site, order)
-    for late in late_operands(site, order):
-        for node in order.needed(late, place):
+    place = anchor(site, positions)
+    for late in late_operands(site, positions):
+        for node in positions.needed(late, place):
             place.prepend(node)
-            order.replace(node, place)
+            positions.replace(node, place)
     with graph.inserting_before(place):
-        writer = _Writer(site, Caller(graph, order, place))
+        writer = _Writer(site, CallBuilder(graph, positions, place))
         fused = writer.fused()
         results = [writer.result(fused, i) for i in range(len(site.parts))]
     fused.meta["stack_trace"] = site.reduce.node.meta.get("stack_trace")
@@ -34,7 +43,7 @@ def rewrite(graph: Graph, site: GroupedSite, order: Order, others: Set[Node]) ->
     own = {*site.inner, *site.before, *(member.product.node for member in site.members)}
     for part, new in zip(site.parts, results, strict=True):
         old = part.reduce.result
-        copies = [user for user in old.users if is_call(user, "aten::copy") and shown(user) is old]
+        copies = [user for user in old.users if is_call(user, "aten::copy") and identity_of(user) is old]
         if len(old.users) == len(copies) == 1:  # dist.all_reduce(t) leaves a copy into t
             copies[0].replace_all_uses_with(new)
             own.update(copies)
@@ -47,7 +56,7 @@ def rewrite(graph: Graph, site: GroupedSite, order: Order, others: Set[Node]) ->
 class _Writer:
     """Makes the nodes of a fused site."""
 
-    def __init__(self, site: GroupedSite, call: Caller) -> None:
+    def __init__(self, site: GroupedSite, call: CallBuilder) -> None:
         self.site, self.call = site, call
 
     def fused(self) -> Node:

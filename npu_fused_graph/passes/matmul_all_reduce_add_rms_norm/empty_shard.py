@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from npu_fused_graph.passes.fx import value_of
-from npu_fused_graph.passes.products import Product
+from npu_fused_graph.passes.spellings.products import Product
 
 _PER_WORD = 8
 """Elements of int4 in an int32."""

@@ -11,12 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from npu_fused_graph.passes import refusals
-from npu_fused_graph.passes.fx import arguments, is_call, op_name, path_to, shape_of, through
-from npu_fused_graph.passes.grouped_site import Member, Part, Rows, Slot
-from npu_fused_graph.passes.no_matmul import GROUPED, ROUTED, no_matmul, routed
-from npu_fused_graph.passes.products import SPELLINGS, Product, product
-from npu_fused_graph.passes.reduces import AllReduce, all_reduce
+from npu_fused_graph.passes.fx import arguments, is_call, op_name, path_to, shape_of, skip_identities
+from npu_fused_graph.passes.grouped_mat_mul_all_reduce.site import Member, Part, Rows, Slot
 from npu_fused_graph.passes.refusals import Refusal, Refused
+from npu_fused_graph.passes.spellings.no_matmul import GROUPED, ROUTED, no_matmul, routed
+from npu_fused_graph.passes.spellings.products import SPELLINGS, Product, product
+from npu_fused_graph.passes.spellings.reduces import AllReduce, all_reduce
 from npu_fused_graph.passes.tracing import named
 
 
@@ -41,7 +41,7 @@ class Sources:
         if reduce.product is not None:
             return Part(reduce, (self._member(reduce.product),), ())
         assert reduce.operand is not None
-        source = through(reduce.operand)
+        source = skip_identities(reduce.operand)
         before = (*path_to(reduce.operand, source), source)
         if is_call(source, "aten::cat"):
             return self._joined(reduce, source, before)
@@ -59,7 +59,7 @@ class Sources:
             raise Refused(refusals.NoMatmul.at(cat, f"{named(cat)} does not put matmuls one below the other"))
         members, nodes = [], list(before)
         for x in found["tensors"]:
-            source = through(x)
+            source = skip_identities(x)
             if source in nodes:
                 text = f"{named(cat)} joins {source.name} twice"
                 raise Refused(refusals.MatmulResultUsedElsewhere.at(cat, text))

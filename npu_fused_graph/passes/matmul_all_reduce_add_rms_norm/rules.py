@@ -14,13 +14,12 @@ from torch.fx import Node
 from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops._register import facts_of
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
-from npu_fused_graph.passes import costs, refusals
-from npu_fused_graph.passes.empty_shard import with_zeros, zero_columns
+from npu_fused_graph.passes import refusals
 from npu_fused_graph.passes.fx import (
     arguments,
-    base,
     dtype_name,
     dtype_of,
+    identity_of,
     is_call,
     is_cast,
     is_contiguous,
@@ -31,18 +30,19 @@ from npu_fused_graph.passes.fx import (
     readers,
     same_shape,
     shape_of,
-    shown,
-    through,
+    skip_identities,
+    storage_owner,
     value_of,
 )
-from npu_fused_graph.passes.norms import is_vector
-from npu_fused_graph.passes.order import Order
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import costs
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.empty_shard import with_zeros, zero_columns
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.site import Site
+from npu_fused_graph.passes.positions import Positions
 from npu_fused_graph.passes.records import NUMERICS
-from npu_fused_graph.passes.reduces import is_reduced
 from npu_fused_graph.passes.refusals import Refusal
 from npu_fused_graph.passes.rules import (
+    Context,
     Rule,
-    Surroundings,
     group_has_a_size_of_the_op,
     group_is_known,
     machine_has_the_op,
@@ -51,7 +51,8 @@ from npu_fused_graph.passes.rules import (
     only_adds,
     partial_sum_is_private,
 )
-from npu_fused_graph.passes.site import Site
+from npu_fused_graph.passes.spellings.norms import is_vector
+from npu_fused_graph.passes.spellings.reduces import is_reduced
 from npu_fused_graph.passes.tracing import input_of, named
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -60,16 +61,16 @@ DTYPES = (torch.float16, torch.bfloat16)
 # -- what belongs to the site alone ---------------------------------------------------------------------------
 
 
-def _nothing_is_scaled(site: Site, around: Surroundings) -> Refusal | None:
+def _nothing_is_scaled(site: Site, context: Context) -> Refusal | None:
     alpha = site.add.kwargs.get("alpha", 1)
     if alpha == 1:
         return None
     return refusals.ScaledBeforeAdd.at(site.add, f"{named(site.add)} adds with alpha={alpha}", "Add without alpha.")
 
 
-def _one_reduce(site: Site, around: Surroundings) -> Refusal | None:
+def _one_reduce(site: Site, context: Context) -> Refusal | None:
     """The residual is no reduced result, and was not just added to one, for this add alone."""
-    inner = through(site.residual)
+    inner = skip_identities(site.residual)
     added = [x for x in inner.args[:2] if isinstance(x, Node)] if is_call(inner, "aten::add.Tensor") else []
     is_private = all(len(readers(node)) == 1 for node in (*path_to(site.residual, inner), inner))
     if not is_reduced(site.residual) and not (is_private and any(map(is_reduced, added))):
@@ -77,7 +78,7 @@ def _one_reduce(site: Site, around: Surroundings) -> Refusal | None:
     return refusals.SumOfReduces.at(site.add, f"{named(site.add)} adds two reduced results")
 
 
-def _norm_is_private(site: Site, around: Surroundings) -> Refusal | None:
+def _norm_is_private(site: Site, context: Context) -> Refusal | None:
     leaks = site.norm.leaks()
     if not leaks:
         return None
@@ -87,13 +88,14 @@ def _norm_is_private(site: Site, around: Surroundings) -> Refusal | None:
     return refusals.NormInternalsUsed.at(leaks[0], f"{named(leaks[0])}, inside the norm, is also {by}")
 
 
-def _epsilon_is_literal(site: Site, around: Surroundings) -> Refusal | None:
+def _epsilon_is_literal(site: Site, context: Context) -> Refusal | None:
     epsilon = site.norm.epsilon
     if isinstance(epsilon, (float, int)):
         return None
-    source = epsilon
-    while (shows := shown(source) or (operand(source) if is_cast(source, dtype_of(source)) else None)) is not None:
-        source = shows
+    source, behind = epsilon, epsilon
+    while behind is not None:
+        source = behind
+        behind = identity_of(source) or (operand(source) if is_cast(source, dtype_of(source)) else None)
     norm, cure = site.norm.anchor, ""
     if source.op != "placeholder":
         what = f"computed: {named(source)}"
@@ -108,7 +110,7 @@ def _epsilon_is_literal(site: Site, around: Surroundings) -> Refusal | None:
     return refusals.EpsilonIsATensor.at(norm, f"epsilon of the norm {named(norm)} is {what}", cure)
 
 
-def _epsilon_is_in_range(site: Site, around: Surroundings) -> Refusal | None:
+def _epsilon_is_in_range(site: Site, context: Context) -> Refusal | None:
     if 0 < site.norm.epsilon < 1:
         return None
     return refusals.EpsilonRange.at(site.norm.anchor, f"epsilon is {site.norm.epsilon}")
@@ -117,12 +119,12 @@ def _epsilon_is_in_range(site: Site, around: Surroundings) -> Refusal | None:
 # -- tensors --------------------------------------------------------------------------------------------------
 
 
-def _result_is_half(site: Site, around: Surroundings) -> Refusal | None:
+def _result_is_half(site: Site, context: Context) -> Refusal | None:
     node = site.product.node
     return None if dtype_of(node) in DTYPES else refusals.Dtype.at(node, f"the matmul is {dtype_name(node)}")
 
 
-def _dtypes_agree(site: Site, around: Surroundings) -> Refusal | None:
+def _dtypes_agree(site: Site, context: Context) -> Refusal | None:
     wanted = dtype_of(site.product.node)
     operands: dict[str, Node] = {"residual": site.residual}
     if not site.product.scales:
@@ -137,7 +139,7 @@ def _dtypes_agree(site: Site, around: Surroundings) -> Refusal | None:
     return None
 
 
-def _residual_has_full_shape(site: Site, around: Surroundings) -> Refusal | None:
+def _residual_has_full_shape(site: Site, context: Context) -> Refusal | None:
     reduced, total = shape_of(site.reduced), shape_of(site.reduced)
     if site.norm.addends is None:
         total = shape_of(site.add)
@@ -148,7 +150,7 @@ def _residual_has_full_shape(site: Site, around: Surroundings) -> Refusal | None
     return refusals.ResidualBroadcast.at(site.add, text)
 
 
-def _rows_stay_rows(site: Site, around: Surroundings) -> Refusal | None:
+def _rows_stay_rows(site: Site, context: Context) -> Refusal | None:
     n = shape_of(site.product.node)[-1:]
     gamma = site.norm.gamma
     kept = same_shape(shape_of(site.reduced)[-1:], n)
@@ -157,14 +159,14 @@ def _rows_stay_rows(site: Site, around: Surroundings) -> Refusal | None:
     return refusals.LastDimSplit.at(site.norm.anchor, "the matmul's last dim is not the one the norm runs over")
 
 
-def _bias_is_vector(site: Site, around: Surroundings) -> Refusal | None:
+def _bias_is_vector(site: Site, context: Context) -> Refusal | None:
     bias = site.product.bias
     if bias is None or is_vector(bias, shape_of(site.product.node)[-1]):
         return None
     return refusals.BiasShape.at(site.product.node, f"the bias has shape {list(shape_of(bias))}")
 
 
-def _layouts(site: Site, around: Surroundings) -> Refusal | None:
+def _layouts(site: Site, context: Context) -> Refusal | None:
     operands = {"x1": site.product.x, "residual": site.residual, "gamma": site.norm.gamma, "sum": site.total}
     for name, node in operands.items():
         if node is not None and not is_contiguous(node):
@@ -172,14 +174,14 @@ def _layouts(site: Site, around: Surroundings) -> Refusal | None:
     return None
 
 
-def _weight_layout(site: Site, around: Surroundings) -> Refusal | None:
+def _weight_layout(site: Site, context: Context) -> Refusal | None:
     weight, value = site.product.weight, value_of(site.product.weight)
     if is_contiguous(weight) or value.t().is_contiguous():
         return None
     return refusals.WeightLayout.at(weight, f"the weight ({named(weight)}) has strides {list(value.stride())}")
 
 
-def _shapes_can_be_spelled(site: Site, around: Surroundings) -> Refusal | None:
+def _shapes_can_be_spelled(site: Site, context: Context) -> Refusal | None:
     """An explicit shape in a graph takes numbers only."""
     shapes = [shape_of(x) for x in (site.reduced, site.total, site.norm.output) if x is not None]
     if all(
@@ -190,7 +192,7 @@ def _shapes_can_be_spelled(site: Site, around: Surroundings) -> Refusal | None:
     return refusals.DynamicShape.at(site.add, f"the sum {list(shapes[0])} has dynamic sizes")
 
 
-def _quantisation_is_supported(site: Site, around: Surroundings) -> Refusal | None:
+def _quantisation_is_supported(site: Site, context: Context) -> Refusal | None:
     """The op's own constraints: which scales go with which dtypes, shapes and group sizes."""
     if not site.product.scales:
         return None
@@ -220,40 +222,40 @@ _DEFAULTS: dict[str, Any] = {a.py or a.name: a.default for a in SPEC.attrs if a.
 # -- positions ------------------------------------------------------------------------------------------------
 
 
-def late_operands(site: Site, order: Order) -> list[Node]:
+def late_operands(site: Site, positions: Positions) -> list[Node]:
     """Operands that are computed after the add: they have to move in front of it."""
     operands = [site.residual, site.norm.gamma, site.bias, site.product.bias, *site.product.scales.values()]
-    return [x for x in operands if isinstance(x, Node) and order.of(x) > order.of(site.add)]
+    return [x for x in operands if isinstance(x, Node) and positions.of(x) > positions.of(site.add)]
 
 
-def _operands_can_come_first(site: Site, around: Surroundings) -> Refusal | None:
+def _operands_can_come_first(site: Site, context: Context) -> Refusal | None:
     own = {site.add, *site.norm.inner, *site.after, *site.reduce.inner}
-    for late in late_operands(site, around.order):
-        needed = around.order.needed(late, site.add)
-        if any(not around.order.is_free(node) or not own.isdisjoint(node.all_input_nodes) for node in needed):
+    for late in late_operands(site, context.positions):
+        needed = context.positions.needed(late, site.add)
+        if any(not context.positions.is_free(node) or not own.isdisjoint(node.all_input_nodes) for node in needed):
             return refusals.ComputedLate.at(late, f"{named(late)} cannot be computed before the sum is known")
     return None
 
 
-def _collectives_keep_their_order(site: Site, around: Surroundings) -> Refusal | None:
-    order = around.order
-    between = order.collectives_between(order.of(site.reduce.node), order.of(site.add))
+def _collectives_keep_their_order(site: Site, context: Context) -> Refusal | None:
+    positions = context.positions
+    between = positions.collectives_between(positions.of(site.reduce.node), positions.of(site.add))
     between = [node for node in between if node not in site.reduce.inner]
     if not between:
         return None
     return refusals.CollectiveInBetween.at(between[0], f"{named(between[0])} runs between the all-reduce and the add")
 
 
-def _one_stream(site: Site, around: Surroundings) -> Refusal | None:
-    first, last = _extent(site, around)
-    if not around.order.stream_changes_between(first, last):
+def _one_stream(site: Site, context: Context) -> Refusal | None:
+    first, last = _extent(site, context)
+    if not context.positions.stream_changes_between(first, last):
         return None
     return refusals.OtherStream.at(site.reduce.node, "a stream scope or an event lies inside the site")
 
 
-def _nothing_is_written(site: Site, around: Surroundings) -> Refusal | None:
+def _nothing_is_written(site: Site, context: Context) -> Refusal | None:
     """Nothing the op reads is written between the matmul and the norm."""
-    writes = [n for n in around.order.writes_between(*_extent(site, around)) if n not in site.reduce.inner]
+    writes = [n for n in context.positions.writes_between(*_extent(site, context)) if n not in site.reduce.inner]
     if not writes:
         return None
     product = site.product
@@ -267,41 +269,41 @@ def _nothing_is_written(site: Site, around: Surroundings) -> Refusal | None:
         *site.before,
         *site.after,
     ]
-    memory = {base(x) for x in read if x is not None}
+    memory = {storage_owner(x) for x in read if x is not None}
     for node in writes:
         if not isinstance(node.target, OpOverload):
             return refusals.MutationInBetween.at(node, f"{named(node)} runs a graph of its own inside the site")
         found = arguments(node)
         written = [found[a.name] for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
-        if any(base(x) in memory for x in written if isinstance(x, Node)):
+        if any(storage_owner(x) in memory for x in written if isinstance(x, Node)):
             return refusals.MutationInBetween.at(node, f"{op_name(node)} writes inside the site: {named(node)}")
     return None
 
 
-def _extent(site: Site, around: Surroundings) -> tuple[int, int]:
+def _extent(site: Site, context: Context) -> tuple[int, int]:
     ends = [site.add, site.norm.anchor, site.norm.output]
-    return around.order.of(site.product.node), max(around.order.of(node) for node in ends if node is not None)
+    return context.positions.of(site.product.node), max(context.positions.of(node) for node in ends if node is not None)
 
 
 # -- settings and machine -------------------------------------------------------------------------------------
 
 
-def _order_of_reduction_is_free(site: Site, around: Surroundings) -> Refusal | None:
+def _order_of_reduction_is_free(site: Site, context: Context) -> Refusal | None:
     if not torch.are_deterministic_algorithms_enabled():
         return None
     return refusals.DeterministicMode.at(site.reduce.node, "deterministic algorithms are requested")
 
 
-def _roundings_are_allowed(site: Site, around: Surroundings) -> Refusal | None:
-    allowed = around.options.numerics
+def _roundings_are_allowed(site: Site, context: Context) -> Refusal | None:
+    allowed = context.options.numerics
     if NUMERICS.index(site.numerics) <= NUMERICS.index(allowed):
         return None
     text = f"fusing would change roundings ({site.numerics}; allowed: {allowed})"
     return refusals.Numerics.at(site.norm.anchor, text, f"Pass numerics={site.numerics!r}.")
 
 
-def _rows_are_worth_it(site: Site, around: Surroundings) -> Refusal | None:
-    least, n = around.options.min_rows, shape_of(site.reduced)[-1]
+def _rows_are_worth_it(site: Site, context: Context) -> Refusal | None:
+    least, n = context.options.min_rows, shape_of(site.reduced)[-1]
     if least is None:
         least = costs.least_rows(n) if isinstance(n, int) else 0
     rows = site.rows

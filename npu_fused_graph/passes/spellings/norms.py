@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from npu_fused_graph.passes.fx import (
     arguments,
     dtype_of,
+    identity_of,
     is_call,
     is_cast,
     is_one,
@@ -25,8 +26,7 @@ from npu_fused_graph.passes.fx import (
     readers,
     same_shape,
     shape_of,
-    shown,
-    through,
+    skip_identities,
     widened,
 )
 from npu_fused_graph.passes.records import Numerics
@@ -38,7 +38,7 @@ from npu_fused_graph.passes.refusals import (
     QuantisedNorm,
     Refusal,
 )
-from npu_fused_graph.passes.statistics import CURE, ROOTS, NearMiss, Statistics, statistics
+from npu_fused_graph.passes.spellings.statistics import CURE, ROOTS, NearMiss, Statistics, statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _written(found: Statistics, output: Node, gamma: Node, numerics: Numerics, i
     for node in (output, *core):
         for x in node.all_input_nodes:
             chain = []
-            while x not in core and (shows := shown(x)) is not None:
+            while x not in core and (shows := identity_of(x)) is not None:
                 chain.append(x)
                 x = shows
             if x in core:
@@ -159,15 +159,17 @@ def near_misses(graph: Graph) -> Iterator[NearMiss]:
                 yield found
             elif found is not None:
                 text = f"{found.scaled.name} is not multiplied by a weight of n elements and rounded to the sum's dtype"
-                yield NearMiss(through(found.source), NoRmsNorm.at(node, text, CURE))
+                yield NearMiss(skip_identities(found.source), NoRmsNorm.at(node, text, CURE))
 
 
 def _times_vector(x: Node) -> Iterator[tuple[Node, Node]]:
     """(product, vector) for x * vector, where the vector has the size of x's last dim."""
+    source = skip_identities(x)
     for user in _readers(x):
         if is_call(user, "aten::mul.Tensor"):
             for one, other in (user.args[:2], user.args[1::-1]):
-                if isinstance(other, Node) and through(one) is through(x) and is_vector(other, shape_of(user)[-1]):  # type: ignore[arg-type]
+                is_product = isinstance(one, Node) and skip_identities(one) is source
+                if is_product and isinstance(other, Node) and is_vector(other, shape_of(user)[-1]):
                     yield user, other
                     break
 
@@ -187,7 +189,7 @@ def _readers(node: Node) -> Iterator[Node]:
     """Readers of ``node`` and of what only shows it."""
     for user in readers(node):
         yield user
-        if shown(user) is node:
+        if identity_of(user) is node:
             yield from _readers(user)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from torch.fx import Node
 
 from npu_fused_graph.passes import refusals
-from npu_fused_graph.passes.fx import arguments, is_call, op_name, operand, shown
-from npu_fused_graph.passes.products import SPELLINGS, Product, product
-from npu_fused_graph.passes.reduces import WAITS
+from npu_fused_graph.passes.fx import arguments, identity_of, is_call, op_name, operand
 from npu_fused_graph.passes.refusals import Refusal
+from npu_fused_graph.passes.spellings.products import SPELLINGS, Product, product
+from npu_fused_graph.passes.spellings.reduces import WAITS
 from npu_fused_graph.passes.tracing import break_in_front, input_of, named
 
 DROPOUTS = {
@@ -32,6 +32,8 @@ _JOINS = {
 """How rows come together."""
 
 _KEEP = "Nothing to change here: the fused op has one matmul. Keep these and their one all-reduce."
+
+_SUMS = ("aten::add.Tensor", "aten::mul.Tensor", "aten::mul.Scalar")
 
 _NEAR = 100
 """Nodes that are looked at."""
@@ -102,7 +104,7 @@ def _summed(node: Node) -> list[Node]:
         current = pending.pop()
         if isinstance(product(current), Product):
             found.append(current)
-        elif is_call(current, "aten::add.Tensor", "aten::mul.Tensor", "aten::mul.Scalar") or shown(current) is not None:
+        elif is_call(current, *_SUMS) or identity_of(current) is not None:
             fresh = [x for x in current.all_input_nodes if x not in seen]
             seen.update(fresh)
             pending.extend(fresh)

@@ -1,0 +1,61 @@
+"""Runs the fusions on a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from npu_fused_graph import ops
+from npu_fused_graph.errors import argument_error
+from npu_fused_graph.passes import agreement
+from npu_fused_graph.passes.grouped_mat_mul_all_reduce import fusion as grouped_mat_mul_all_reduce
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import fusion as matmul_all_reduce_add_rms_norm
+from npu_fused_graph.passes.options import FusionOptions, Pass
+from npu_fused_graph.passes.records import FusionSite
+
+DEFAULT_PASSES: tuple[Pass, ...] = (matmul_all_reduce_add_rms_norm.run, grouped_mat_mul_all_reduce.run)
+"""All passes, in the order they run."""
+
+
+def fuse_all(
+    gm: GraphModule, options: FusionOptions | None = None, passes: Sequence[Pass] = DEFAULT_PASSES
+) -> list[FusionSite]:
+    """Rewrite ``gm`` in place; one record per candidate site, in graph order, those in graphs of its nodes last.
+
+    gm: a graph of aten operators whose nodes carry fake tensors, as AOTAutograd, ``make_fx`` and
+    ``torch.export(...).graph_module`` make it. Raises InvalidArgumentError for another kind of graph,
+    CommunicationError where the ranks decide differently (with compare_ranks).
+    """
+    ops.register()
+    _check_graph(gm)
+    options = options or FusionOptions()
+    sites = [site for run in passes for site in run(gm, options)]
+    positions = {node.name: i for i, node in enumerate(gm.graph.nodes)}
+    sites.sort(key=lambda site: positions.get(site.node, len(positions)))
+    if options.compare_ranks:
+        agreement.compare(sites)
+    gm.graph.lint()
+    gm.recompile()
+    return sites
+
+
+def check_passes(passes: Any) -> None:
+    """Raise InvalidArgumentError for what is no sequence of passes."""
+    if not isinstance(passes, Sequence) or not all(callable(p) for p in passes):
+        raise argument_error("fusion", "passes", "a sequence of passes", repr(passes), "() means none.")
+
+
+def _check_graph(gm: GraphModule) -> None:
+    if not isinstance(gm, GraphModule):
+        raise argument_error("fusion", "gm", "a torch.fx.GraphModule", type(gm).__name__, "See passes.fuse_all.")
+    for node in gm.graph.nodes:
+        is_aten = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+        if node.op == "call_method" or (is_aten and node.users and "val" not in node.meta):
+            raise argument_error(
+                "fusion", "gm", "aten operators with fake tensors (meta['val'])",
+                f"{node.op} {node.target} without one",
+                "Make the graph with torch.compile, make_fx or torch.export(...).graph_module.",
+            )  # fmt: skip

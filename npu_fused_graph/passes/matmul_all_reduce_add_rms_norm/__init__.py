@@ -1,0 +1,1 @@
+"""matmul + all-reduce + residual add + RMSNorm -> npu_mm_all_reduce_add_rms_norm."""

@@ -1,0 +1,46 @@
+"""What a fusion may do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch.fx import GraphModule
+
+from npu_fused_graph.errors import argument_error
+from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics
+from npu_fused_graph.passes.refusals import Refusal
+
+Pass = Callable[[GraphModule, "FusionOptions"], list[FusionSite]]
+"""Fuses what it finds, in place; one record per candidate, in graph order."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusionOptions:
+    """What a fusion may do.
+
+    numerics: largest class allowed. min_rows: fuse only sites with at least that many rows; None = from CANN's cost
+    model (``costs.least_rows``: 768 and more), 0 = whatever is legal. in_place: where the residual dies, let the op
+    write the sum into its memory. grouped: put independent matmul + all-reduce pairs into one GroupedMatMulAllReduce,
+    which CANN marks as deprecated. compare_ranks: exchange the decisions with the other ranks of each group, and raise
+    CommunicationError where they differ. unavailable: operators the installed CANN or the chip does not have, by stem,
+    with the refusal of their sites.
+    """
+
+    numerics: Numerics = "same_rounding"
+    min_rows: int | None = None
+    in_place: bool = False
+    grouped: bool = False
+    compare_ranks: bool = False
+    unavailable: Mapping[str, Refusal] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.numerics not in NUMERICS:
+            expected = f"one of {NUMERICS}"
+            raise argument_error("fusion", "numerics", expected, repr(self.numerics), "See get_npu_backend.")
+        is_count = self.min_rows is None or (type(self.min_rows) is int and self.min_rows >= 0)
+        if not is_count:
+            raise argument_error("fusion", "min_rows", "a number of rows or None", repr(self.min_rows), "Leave it out.")
+        for name in ("in_place", "grouped", "compare_ranks"):
+            if type(getattr(self, name)) is not bool:
+                raise argument_error("fusion", name, "True or False", repr(getattr(self, name)), "Leave it out.")
