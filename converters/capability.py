@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from npu_fused_graph.errors import UnsupportedDeviceError, argument_error
-from npu_fused_graph.ops import _ascend, specs
+from npu_fused_graph.ops import ascend, specs
 from npu_fused_graph.spec import OpSpec
 
 
@@ -30,24 +30,24 @@ def gaps(mode: str = "max-autotune") -> dict[str, Gap]:
 
 def require_ge_type(spec: OpSpec) -> None:
     """Raise UnsupportedDeviceError unless the installed CANN has the op as we emit it, for this chip."""
-    soc = _ascend.soc_name()
+    soc = ascend.soc_name()
     if soc and spec.group_sizes:
-        _ascend.check_soc(spec, soc)
+        ascend.check_soc(spec, soc)
     gap = _ge_type_gap(spec)
     if gap is not None:
         raise UnsupportedDeviceError(f"[{spec.stem}] {gap.text}. {gap.cure}")
 
 
 def _gap(spec: OpSpec, mode: str) -> Gap | None:
-    soc = _ascend.soc_name()
-    if soc and spec.group_sizes and not soc.startswith(_ascend.SOC_PREFIX):
+    soc = ascend.soc_name()
+    if soc and spec.group_sizes and not soc.startswith(ascend.SOC_PREFIX):
         return Gap(
-            "soc", f"CANN has {spec.ge_type} for {_ascend.SOC_PREFIX}x (Atlas A2) only, this is {soc}",
+            "soc", f"CANN has {spec.ge_type} for {ascend.SOC_PREFIX}x (Atlas A2) only, this is {soc}",
             "Keep the separate ops on this chip.",
         )  # fmt: skip
     if mode != "max-autotune":
         # no GE graph: each op runs by itself
-        if _ascend.native_op(spec) is not None:
+        if ascend.native_op(spec) is not None:
             return None
         return Gap(
             "no_eager_kernel", f"mode {mode!r} runs ops one by one, and no package here brings a kernel for this one",

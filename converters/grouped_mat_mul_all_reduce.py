@@ -9,8 +9,8 @@ import torch
 
 from npu_fused_graph.converters.capability import require_ge_type
 from npu_fused_graph.converters.hcom import ge_group
-from npu_fused_graph.ops._register import facts_of
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce import SPEC
+from npu_fused_graph.ops.registration import facts_of
 
 
 def register() -> None:

@@ -7,7 +7,7 @@ import warnings
 from torch import distributed as dist
 
 from npu_fused_graph import comm
-from npu_fused_graph.ops import _ascend
+from npu_fused_graph.ops import ascend
 from npu_fused_graph.spec import OpSpec
 
 
@@ -24,7 +24,7 @@ def ge_group(spec: OpSpec, hcom: str) -> str:
     if not dist.is_initialized():
         return hcom
     group = comm.resolve(hcom)
-    _ascend.check_group(spec, group)
+    ascend.check_group(spec, group)
     ranks = dist.get_process_group_ranks(group)
     with warnings.catch_warnings():
         # TorchAir asks c10d for a group's default device in a deprecated way; nothing the user could change

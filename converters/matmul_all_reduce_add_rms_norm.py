@@ -10,8 +10,8 @@ import torch
 
 from npu_fused_graph.converters.capability import require_ge_type
 from npu_fused_graph.converters.hcom import ge_group
-from npu_fused_graph.ops._register import facts_of
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
+from npu_fused_graph.ops.registration import facts_of
 from npu_fused_graph.spec import OpSpec, TensorFacts
 
 

@@ -27,7 +27,7 @@ __all__ = [
 
 _HOME = {
     "FusionReport": "npu_fused_graph.compile.explain",
-    "FusionSite": "npu_fused_graph.passes.records",
+    "FusionSite": "npu_fused_graph.passes.verdicts",
     "enable_fusion": "npu_fused_graph.compile.fusion",
     "explain": "npu_fused_graph.compile.explain",
     "get_npu_backend": "npu_fused_graph.compile.backend",
@@ -36,7 +36,7 @@ _HOME = {
     "npu_mm_all_reduce_add_rms_norm": "npu_fused_graph.ops.matmul_all_reduce_add_rms_norm",
     "npu_mm_all_reduce_add_rms_norm_": "npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm",
     "npu_trans_quant_param": "npu_fused_graph.ops.trans_quant_param_v2",
-    "pack_int4": "npu_fused_graph.ops._int4",
+    "pack_int4": "npu_fused_graph.ops.int4",
     "register_kernel": "npu_fused_graph.engine",
     "unpack_quant_param": "npu_fused_graph.ops.trans_quant_param_v2",
 }
@@ -48,19 +48,19 @@ if TYPE_CHECKING:
     from npu_fused_graph.compile.fusion import enable_fusion as enable_fusion
     from npu_fused_graph.engine import register_kernel as register_kernel
     from npu_fused_graph.host import load_torchair as load_torchair
-    from npu_fused_graph.ops._int4 import pack_int4 as pack_int4
     from npu_fused_graph.ops.grouped_mat_mul_all_reduce import (
         npu_grouped_mat_mul_all_reduce as npu_grouped_mat_mul_all_reduce,
     )
     from npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm import (
         npu_mm_all_reduce_add_rms_norm_ as npu_mm_all_reduce_add_rms_norm_,
     )
+    from npu_fused_graph.ops.int4 import pack_int4 as pack_int4
     from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import (
         npu_mm_all_reduce_add_rms_norm as npu_mm_all_reduce_add_rms_norm,
     )
     from npu_fused_graph.ops.trans_quant_param_v2 import npu_trans_quant_param as npu_trans_quant_param
     from npu_fused_graph.ops.trans_quant_param_v2 import unpack_quant_param as unpack_quant_param
-    from npu_fused_graph.passes.records import FusionSite as FusionSite
+    from npu_fused_graph.passes.verdicts import FusionSite as FusionSite
 
 
 def __getattr__(name: str) -> Any:

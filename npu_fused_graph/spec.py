@@ -92,7 +92,7 @@ class TensorFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CallFacts:
     """One use of an op by Python name: facts of its tensors (None = absent), values of its other arguments.
 
     lists: facts of the tensors of each dynamic input; () = absent.
@@ -116,7 +116,7 @@ class Constraint:
     """A rule the axes cannot express. number: its id in the specification. check raises InvalidArgumentError."""
 
     number: str
-    check: Callable[[OpSpec, Call], None]
+    check: Callable[[OpSpec, CallFacts], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class OpSpec:
 
     # -- checks --------------------------------------------------------------------------------------------
 
-    def check(self, call: Call) -> dict[str, Any]:
+    def check(self, call: CallFacts) -> dict[str, Any]:
         """Sizes by axis name, after every rule held. Raises InvalidArgumentError for the first that does not.
 
         What concerns the communicator is checked by :meth:`check_group`, once it is known.
@@ -238,7 +238,7 @@ class OpSpec:
                 "Use another tensor-parallel size.",
             )  # fmt: skip
 
-    def _check_shapes(self, call: Call) -> dict[str, Any]:
+    def _check_shapes(self, call: CallFacts) -> dict[str, Any]:
         sizes: dict[str, Any] = {}
         seen_in: dict[str, str] = {}
         for tensor in self.inputs:
@@ -265,7 +265,7 @@ class OpSpec:
                     )
         return sizes
 
-    def _check_layout(self, call: Call) -> None:
+    def _check_layout(self, call: CallFacts) -> None:
         for tensor in self.tensors:
             for name, facts in call.facts(tensor):
                 if facts.is_contiguous or tensor.contiguous == "any":

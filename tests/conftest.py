@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from npu_fused_graph import errors
 from npu_fused_graph.host.paths import find_torchair
-from npu_fused_graph.ops import _ascend
+from npu_fused_graph.ops import ascend
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def torchair_folder() -> Path:
 def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said once per process is said in every test; groups another test used are no matter in this one."""
     monkeypatch.setattr(errors, "_said", set())
-    monkeypatch.setattr(_ascend, "_domains", set())
+    monkeypatch.setattr(ascend, "_domains", set())
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from npu_fused_graph.errors import ExecutionError
 from npu_fused_graph.host import load_torchair, mode, native
 from npu_fused_graph.ir.graph import Graph
 from npu_fused_graph.ir.order import live_nodes
-from npu_fused_graph.passes.records import FusionSite
+from npu_fused_graph.passes.verdicts import FusionSite
 
 _SHARDED = ("qkv", "o_proj", "gate_up", "down_proj", "pool")
 TOKENS = (2, 16)

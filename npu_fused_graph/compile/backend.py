@@ -17,7 +17,7 @@ from npu_fused_graph.errors import UnsupportedModeError, argument_error
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.decompositions import decompositions
 from npu_fused_graph.passes import DEFAULT_PASSES, Pass
-from npu_fused_graph.passes.records import FusionSite, Numerics
+from npu_fused_graph.passes.verdicts import FusionSite, Numerics
 
 
 def get_npu_backend(

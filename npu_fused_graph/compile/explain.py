@@ -21,8 +21,8 @@ from npu_fused_graph.host.decompositions import decompositions
 from npu_fused_graph.host.unavailable import unavailable
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from npu_fused_graph.passes.outside import Eager
-from npu_fused_graph.passes.records import FusionSite, Numerics
 from npu_fused_graph.passes.tracing import breaks
+from npu_fused_graph.passes.verdicts import FusionSite, Numerics
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from npu_fused_graph.host.unavailable import unavailable
 from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
 from npu_fused_graph.passes.driver import check_passes
 from npu_fused_graph.passes.outside import calls_outside
-from npu_fused_graph.passes.records import FusionSite, Numerics, site_listeners
 from npu_fused_graph.passes.tracing import Break, is_for_autograd, listen
+from npu_fused_graph.passes.verdicts import FusionSite, Numerics, site_listeners
 
 log = logging.getLogger("npu_fused_graph")
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph import comm
-from npu_fused_graph.engine.codegen import Compiled, generate, used_slots
 from npu_fused_graph.engine.handshake import handshake
 from npu_fused_graph.engine.program import (
     Arg,
@@ -23,6 +22,7 @@ from npu_fused_graph.engine.program import (
     flatten,
     to_host,
 )
+from npu_fused_graph.engine.straight_line import Compiled, generate, used_slots
 from npu_fused_graph.errors import CommunicationError, ExecutionError, GraphError
 from npu_fused_graph.ir.graph import Graph, Source
 from npu_fused_graph.ir.modeldef import read_model

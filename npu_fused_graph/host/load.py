@@ -85,7 +85,7 @@ def _load_host() -> types.ModuleType:
     own = {spec.ge_type: spec.ir_def() for spec in specs()}
     modules = native.build_modules(native.IrRegistry(folder / "torchair", own))
     sys.modules.update(modules)
-    sys.meta_path.insert(0, _TorchairFinder(folder))  # before the shim of host/site
+    sys.meta_path.insert(0, _TorchairFinder(folder))  # before the shim of host/packages
     handlers = _signal_handlers()
     try:
         with warnings.catch_warnings():

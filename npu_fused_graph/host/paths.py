@@ -12,7 +12,7 @@ from npu_fused_graph.errors import HostError
 TORCH_NPU_VERSION = "2.13.0"
 """The torch_npu release whose TorchAir is fetched and that everything here is tested with."""
 
-SITE = Path(__file__).parent / "site"
+PACKAGES = Path(__file__).parent / "packages"
 """The stand-in packages of ``npu-fused-graph run``."""
 
 EXTRA_FILES = {
@@ -73,7 +73,7 @@ def installed_wheel() -> Path | None:
     """Where an installed torch_npu has its ``torchair``; None without torch_npu."""
     for distribution in importlib.metadata.distributions(name="torch_npu"):
         folder = Path(str(distribution.locate_file("torch_npu/dynamo")))
-        if SITE not in folder.parents:
+        if PACKAGES not in folder.parents:
             return folder
     return None
 

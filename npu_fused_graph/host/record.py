@@ -21,7 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from npu_fused_graph.errors import HostError
-from npu_fused_graph.ops._calls import Finish, OpCall
+from npu_fused_graph.ops.observers import Finish, ObservedCall
 
 FORMAT = 1
 
@@ -34,7 +34,7 @@ class Recorder:
         self._numbers: Counter[Path] = Counter()
         self._turns: Counter[str] = Counter()
 
-    def __call__(self, call: OpCall) -> Finish:
+    def __call__(self, call: ObservedCall) -> Finish:
         rank = dist.get_rank() if dist.is_initialized() else None
         folder = self._folder / (f"process_{os.getpid()}" if rank is None else f"rank_{rank}")
         folder.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ class Recorder:
 
         return finish
 
-    def _group(self, call: OpCall) -> dict[str, Any] | None:
+    def _group(self, call: ObservedCall) -> dict[str, Any] | None:
         """The ranks, and the how manieth recorded call of that group this is: it matches the ranks' records."""
         if call.group is None:
             return None

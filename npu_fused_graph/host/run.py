@@ -23,7 +23,7 @@ from typing import Any
 
 from npu_fused_graph.errors import HostError, InvalidArgumentError
 from npu_fused_graph.host import descendants
-from npu_fused_graph.host.paths import SITE, wheel_file
+from npu_fused_graph.host.paths import PACKAGES, wheel_file
 from npu_fused_graph.host.standin.causes import Kind
 from npu_fused_graph.host.standin.state import LAUNCHER, RUN_VARIABLE, RunOptions
 from npu_fused_graph.version import __version__
@@ -179,7 +179,7 @@ def _checked(options: RunOptions) -> RunOptions:
 
 def _environment(folder: Path) -> dict[str, str]:
     environment = dict(os.environ)
-    paths = [str(SITE), *filter(None, [environment.get("PYTHONPATH")])]
+    paths = [str(PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     environment[RUN_VARIABLE] = str(folder)
     if environment.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":

@@ -29,6 +29,6 @@ def specs() -> tuple[OpSpec, ...]:
 
 def register() -> None:
     """Define the operators under ``torch.ops.npu_fused_graph``; calling it again does nothing."""
-    from npu_fused_graph.ops._register import register_all
+    from npu_fused_graph.ops.registration import register_all
 
     register_all(_modules())

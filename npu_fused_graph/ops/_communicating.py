@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from npu_fused_graph.errors import argument_error
-from npu_fused_graph.spec import Call, OpSpec
+from npu_fused_graph.spec import CallFacts, OpSpec
 
 INT32_MAX = 2**31 - 1
 
 
-def only_sums(spec: OpSpec, call: Call) -> None:
+def only_sums(spec: OpSpec, call: CallFacts) -> None:
     if call.attrs["reduce_op"] != "sum":
         raise argument_error(spec.stem, "reduce_op", "'sum'", repr(call.attrs["reduce_op"]), "Only sums are reduced.")
 
 
-def automatic_turns(spec: OpSpec, call: Call) -> None:
+def automatic_turns(spec: OpSpec, call: CallFacts) -> None:
     if call.attrs["comm_turn"] != 0:
         raise argument_error(spec.stem, "comm_turn", "0 (automatic)", call.attrs["comm_turn"], "Leave it out.")
 
 
-def named_communicator(spec: OpSpec, call: Call) -> None:
+def named_communicator(spec: OpSpec, call: CallFacts) -> None:
     name = call.attrs[spec.communicator]
     if not isinstance(name, str) or not 0 < len(name.encode()) <= 127:
         raise argument_error(
@@ -29,7 +29,7 @@ def named_communicator(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def one_device(spec: OpSpec, call: Call) -> None:
+def one_device(spec: OpSpec, call: CallFacts) -> None:
     given = [named for tensor in spec.tensors for named in call.facts(tensor)]
     first, device = given[0][0], given[0][1].device
     for name, facts in given:

@@ -21,7 +21,7 @@ from npu_fused_graph.ops._communicating import (
     only_sums,
 )
 from npu_fused_graph.ops._cures import conversion, reshaping
-from npu_fused_graph.spec import Call, Constraint, OpSpec, TensorFacts
+from npu_fused_graph.spec import CallFacts, Constraint, OpSpec, TensorFacts
 
 MOST_GROUPS = 64
 MOST_DIMS = 6
@@ -31,25 +31,25 @@ _ALIGNMENT = 32
 _NOT_QUANTISED = "The operator takes no quantised tensors; dequantise it."
 
 
-def splits_x(call: Call) -> bool:
+def splits_x(call: CallFacts) -> bool:
     return call.attrs["split_item"] in (1, 3)
 
 
-def joins_y(call: Call) -> bool:
+def joins_y(call: CallFacts) -> bool:
     return call.attrs["split_item"] in (2, 3)
 
 
-def is_stacked(call: Call) -> bool:
+def is_stacked(call: CallFacts) -> bool:
     """Whether all weights are one (groups, k, n) tensor."""
     return call.attrs["split_item"] == 3 and len(call.lists["weight"]) == 1 and len(call.lists["weight"][0].shape) == 3
 
 
-def _groups(call: Call) -> Any:
+def _groups(call: CallFacts) -> Any:
     weight = call.lists["weight"]
     return weight[0].shape[0] if is_stacked(call) else len(weight)
 
 
-def _products(call: Call) -> Iterator[tuple[str, TensorFacts, str, tuple[Any, ...]]]:
+def _products(call: CallFacts) -> Iterator[tuple[str, TensorFacts, str, tuple[Any, ...]]]:
     """Of each group: x's name and facts, weight's name and (k, n)."""
     x, weight = call.lists["x"], call.lists["weight"]
     if is_stacked(call):
@@ -60,14 +60,14 @@ def _products(call: Call) -> Iterator[tuple[str, TensorFacts, str, tuple[Any, ..
         yield f"x[{at}]", x[at], f"weight[{i}]", w.shape
 
 
-def _dims(call: Call, tensors: str) -> Iterator[tuple[str, TensorFacts]]:
+def _dims(call: CallFacts, tensors: str) -> Iterator[tuple[str, TensorFacts]]:
     return ((f"{tensors}[{i}]", facts) for i, facts in enumerate(call.lists[tensors]))
 
 
 # -- counts ---------------------------------------------------------------------------------------------------
 
 
-def _b1_not_empty(spec: OpSpec, call: Call) -> None:
+def _b1_not_empty(spec: OpSpec, call: CallFacts) -> None:
     for name in ("x", "weight"):
         if not call.lists[name]:
             raise argument_error(spec.stem, name, "at least one tensor", "an empty list", "Pass the groups' tensors.")
@@ -78,7 +78,7 @@ def _b1_not_empty(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def _b2_split_item(spec: OpSpec, call: Call) -> None:
+def _b2_split_item(spec: OpSpec, call: CallFacts) -> None:
     split_item = call.attrs["split_item"]
     if split_item not in (0, 1, 2, 3):
         raise argument_error(
@@ -87,7 +87,7 @@ def _b2_split_item(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def _b3_group_limit(spec: OpSpec, call: Call) -> None:
+def _b3_group_limit(spec: OpSpec, call: CallFacts) -> None:
     counts: dict[str, Any] = {name: len(facts) for name, facts in call.lists.items()}
     counts["group_list"] = len(call.attrs["group_list"] or ())
     if call.lists["weight"]:
@@ -97,7 +97,7 @@ def _b3_group_limit(spec: OpSpec, call: Call) -> None:
             raise argument_error(spec.stem, name, f"at most {MOST_GROUPS} groups", count, "Make two calls.")
 
 
-def _b4_one_x_per_weight(spec: OpSpec, call: Call) -> None:
+def _b4_one_x_per_weight(spec: OpSpec, call: CallFacts) -> None:
     if splits_x(call):
         return
     split_item, count, wanted = call.attrs["split_item"], len(call.lists["x"]), len(call.lists["weight"])
@@ -113,7 +113,7 @@ def _b4_one_x_per_weight(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def _b5_one_x(spec: OpSpec, call: Call) -> None:
+def _b5_one_x(spec: OpSpec, call: CallFacts) -> None:
     if splits_x(call) and len(call.lists["x"]) != 1:
         split_item = call.attrs["split_item"]
         raise argument_error(
@@ -122,7 +122,7 @@ def _b5_one_x(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def _b6_group_list_given(spec: OpSpec, call: Call) -> None:
+def _b6_group_list_given(spec: OpSpec, call: CallFacts) -> None:
     if not splits_x(call):
         return
     group_list, groups = call.attrs["group_list"] or (), _groups(call)
@@ -135,7 +135,7 @@ def _b6_group_list_given(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def _b20_group_list_is_constant(spec: OpSpec, call: Call) -> None:
+def _b20_group_list_is_constant(spec: OpSpec, call: CallFacts) -> None:
     for i, end in enumerate(call.attrs["group_list"] or ()):
         if not is_known(end):
             raise argument_error(
@@ -144,7 +144,7 @@ def _b20_group_list_is_constant(spec: OpSpec, call: Call) -> None:
             )  # fmt: skip
 
 
-def _b7_group_list_is_cumulative(spec: OpSpec, call: Call) -> None:
+def _b7_group_list_is_cumulative(spec: OpSpec, call: CallFacts) -> None:
     if not splits_x(call):
         return
     group_list, rows = list(call.attrs["group_list"]), call.lists["x"][0].shape[0]
@@ -158,7 +158,7 @@ def _b7_group_list_is_cumulative(spec: OpSpec, call: Call) -> None:
 # -- shapes ---------------------------------------------------------------------------------------------------
 
 
-def _b9_dimensions(spec: OpSpec, call: Call) -> None:
+def _b9_dimensions(spec: OpSpec, call: CallFacts) -> None:
     most = MOST_DIMS if call.attrs["split_item"] == 0 else 2
     for name, facts in _dims(call, "x"):
         if not 2 <= len(facts.shape) <= most:
@@ -176,7 +176,7 @@ def _b9_dimensions(spec: OpSpec, call: Call) -> None:
             )  # fmt: skip
 
 
-def _b10_k(spec: OpSpec, call: Call) -> None:
+def _b10_k(spec: OpSpec, call: CallFacts) -> None:
     for x_name, x, weight_name, (k, _) in _products(call):
         if x.shape[-1] != k:
             raise argument_error(
@@ -185,7 +185,7 @@ def _b10_k(spec: OpSpec, call: Call) -> None:
             )  # fmt: skip
 
 
-def _b11_one_n(spec: OpSpec, call: Call) -> None:
+def _b11_one_n(spec: OpSpec, call: CallFacts) -> None:
     if not joins_y(call):
         return
     (_, _, first, (_, n)), *rest = _products(call)
@@ -197,7 +197,7 @@ def _b11_one_n(spec: OpSpec, call: Call) -> None:
             )  # fmt: skip
 
 
-def _b12_bias(spec: OpSpec, call: Call) -> None:
+def _b12_bias(spec: OpSpec, call: CallFacts) -> None:
     bias = call.lists["bias"]
     if not bias:
         return
@@ -219,7 +219,7 @@ def _b12_bias(spec: OpSpec, call: Call) -> None:
             )  # fmt: skip
 
 
-def _b14_columns(spec: OpSpec, call: Call) -> None:
+def _b14_columns(spec: OpSpec, call: CallFacts) -> None:
     for tensors in ("x", "weight"):
         for name, facts in _dims(call, tensors):
             if exceeds(facts.shape[-1], MOST_COLUMNS):
@@ -228,7 +228,7 @@ def _b14_columns(spec: OpSpec, call: Call) -> None:
                 )
 
 
-def _b15_sizes(spec: OpSpec, call: Call) -> None:
+def _b15_sizes(spec: OpSpec, call: CallFacts) -> None:
     step = _ALIGNMENT // 2  # elements of float16 and bfloat16
     most = INT32_MAX // step * step
     for tensors in ("x", "weight"):
@@ -241,7 +241,7 @@ def _b15_sizes(spec: OpSpec, call: Call) -> None:
 # -- dtypes ---------------------------------------------------------------------------------------------------
 
 
-def _b13_dtypes(spec: OpSpec, call: Call) -> None:
+def _b13_dtypes(spec: OpSpec, call: CallFacts) -> None:
     known = [row.dtypes for row in spec.rows]
     first = call.lists["x"][0].dtype
     row = next((dtypes for dtypes in known if dtypes["x"] == first), None)

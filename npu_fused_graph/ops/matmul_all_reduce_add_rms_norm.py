@@ -15,7 +15,7 @@ from npu_fused_graph.comm.protocol import Rank, ReduceMode
 from npu_fused_graph.errors import warn_once
 from npu_fused_graph.ops._arguments import check_types
 from npu_fused_graph.ops._chunks import row_chunks
-from npu_fused_graph.ops._int4 import packed_axis, unpacked_int4
+from npu_fused_graph.ops.int4 import packed_axis, unpacked_int4
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_constraints import CONSTRAINTS
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_exact import exact as exact
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm_samples import samples as samples

@@ -19,7 +19,7 @@ from npu_fused_graph.ops._communicating import (
     only_sums,
 )
 from npu_fused_graph.ops._cures import FLOATS, conversion, reshaping
-from npu_fused_graph.spec import Call, Constraint, OpSpec, TensorFacts
+from npu_fused_graph.spec import CallFacts, Constraint, OpSpec, TensorFacts
 
 _UINT16_MAX = 2**16 - 1
 _FLOATS = ("float16", "bfloat16")
@@ -29,7 +29,7 @@ _PACKED_SCALES = ("int64", "uint64")
 Scenario = Literal["float", "full quantisation", "weight-only quantisation"]
 
 
-def scenario(call: Call) -> Scenario | None:
+def scenario(call: CallFacts) -> Scenario | None:
     """What the dtypes of x1 and x2 make of a call; None if nothing is defined for them."""
     x1, x2 = _tensor(call, "x1").dtype, _tensor(call, "x2").dtype
     if x1 in _FLOATS and x2 in _FLOATS:
@@ -41,25 +41,25 @@ def scenario(call: Call) -> Scenario | None:
     return None
 
 
-def _tensor(call: Call, name: str) -> TensorFacts:
+def _tensor(call: CallFacts, name: str) -> TensorFacts:
     facts = call.tensors[name]
     assert facts is not None, "OpSpec.check has seen to required tensors"
     return facts
 
 
-def _rows(call: Call) -> Any:
+def _rows(call: CallFacts) -> Any:
     rows: Any = 1
     for dim in _tensor(call, "x1").shape[:-1]:
         rows *= dim
     return rows
 
 
-def _k_n(call: Call) -> tuple[Any, Any]:
+def _k_n(call: CallFacts) -> tuple[Any, Any]:
     k, n = _tensor(call, "x2").shape
     return k, n
 
 
-def _refuse_given(spec: OpSpec, call: Call, names: Iterable[str], when: str) -> None:
+def _refuse_given(spec: OpSpec, call: CallFacts, names: Iterable[str], when: str) -> None:
     given = [name for name in names if call.tensors.get(name) is not None]
     if given:
         raise argument_error(
@@ -67,7 +67,7 @@ def _refuse_given(spec: OpSpec, call: Call, names: Iterable[str], when: str) -> 
         )
 
 
-def _expect_dtype(spec: OpSpec, call: Call, name: str, allowed: tuple[str, ...], why: str) -> None:
+def _expect_dtype(spec: OpSpec, call: CallFacts, name: str, allowed: tuple[str, ...], why: str) -> None:
     facts = call.tensors.get(name)
     if facts is not None and facts.dtype not in allowed:
         if allowed != ("int32",):
@@ -87,7 +87,7 @@ def _check_limit(spec: OpSpec, text: str, size: Any, limit: int) -> None:
 # -- all scenarios -------------------------------------------------------------------------------------------
 
 
-def _a6_rows(spec: OpSpec, call: Call) -> None:
+def _a6_rows(spec: OpSpec, call: CallFacts) -> None:
     residual = _tensor(call, "residual")
     rows, wanted = _rows(call), residual.shape[0] * residual.shape[1]
     if rows != wanted:
@@ -97,7 +97,7 @@ def _a6_rows(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def _a13_scenario(spec: OpSpec, call: Call) -> None:
+def _a13_scenario(spec: OpSpec, call: CallFacts) -> None:
     if scenario(call) is None:
         x1, x2 = _tensor(call, "x1").dtype, _tensor(call, "x2").dtype
         raise argument_error(
@@ -114,7 +114,7 @@ def _scenario_cure(x1: str, x2: str) -> str:
     return "Leave x1 floating point, or quantise both to int8."
 
 
-def _a22_residual_gamma(spec: OpSpec, call: Call) -> None:
+def _a22_residual_gamma(spec: OpSpec, call: CallFacts) -> None:
     residual, gamma = _tensor(call, "residual"), _tensor(call, "gamma")
     if residual.dtype not in _FLOATS or gamma.dtype != residual.dtype:
         raise argument_error(
@@ -124,7 +124,7 @@ def _a22_residual_gamma(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def _a31_group_size_unused(spec: OpSpec, call: Call) -> None:
+def _a31_group_size_unused(spec: OpSpec, call: CallFacts) -> None:
     size = call.attrs["antiquant_group_size"]
     if size and scenario(call) != "weight-only quantisation":
         warn_once(
@@ -133,12 +133,12 @@ def _a31_group_size_unused(spec: OpSpec, call: Call) -> None:
         )
 
 
-def _a33_k(spec: OpSpec, call: Call) -> None:
+def _a33_k(spec: OpSpec, call: CallFacts) -> None:
     if _k_n(call)[0] == 0:
         raise argument_error(spec.stem, "x1", "k of at least 1", "k = 0", "There is nothing to multiply.")
 
 
-def _a37_epsilon(spec: OpSpec, call: Call) -> None:
+def _a37_epsilon(spec: OpSpec, call: CallFacts) -> None:
     if not 0 < call.attrs["epsilon"] < 1:
         raise argument_error(
             spec.stem, "epsilon", "a number in (0, 1)", call.attrs["epsilon"], "Usual are 1e-5 and 1e-6."
@@ -148,18 +148,18 @@ def _a37_epsilon(spec: OpSpec, call: Call) -> None:
 # -- float ---------------------------------------------------------------------------------------------------
 
 
-def _a14_float_dtypes(spec: OpSpec, call: Call) -> None:
+def _a14_float_dtypes(spec: OpSpec, call: CallFacts) -> None:
     if scenario(call) == "float":
         for name in ("x2", "bias", "residual", "gamma"):
             _expect_dtype(spec, call, name, (_tensor(call, "x1").dtype,), "the dtype of x1")
 
 
-def _a15_float_has_no_scales(spec: OpSpec, call: Call) -> None:
+def _a15_float_has_no_scales(spec: OpSpec, call: CallFacts) -> None:
     if scenario(call) == "float":
         _refuse_given(spec, call, _QUANT_INPUTS, "to quantise with floating-point x1 and x2")
 
 
-def _a32_float_sizes(spec: OpSpec, call: Call) -> None:
+def _a32_float_sizes(spec: OpSpec, call: CallFacts) -> None:
     if scenario(call) == "float":
         k, n = _k_n(call)
         for name, size in (("b * s", _rows(call)), ("k", k), ("n", n)):
@@ -169,11 +169,11 @@ def _a32_float_sizes(spec: OpSpec, call: Call) -> None:
 # -- full quantisation ---------------------------------------------------------------------------------------
 
 
-def _is_full(call: Call) -> bool:
+def _is_full(call: CallFacts) -> bool:
     return scenario(call) == "full quantisation"
 
 
-def _a16_dequant_scale_given(spec: OpSpec, call: Call) -> None:
+def _a16_dequant_scale_given(spec: OpSpec, call: CallFacts) -> None:
     if _is_full(call) and call.tensors.get("dequant_scale") is None:
         raise argument_error(
             spec.stem, "dequant_scale", "a tensor with int8 x1 and x2", "None",
@@ -181,17 +181,17 @@ def _a16_dequant_scale_given(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def _a17_full_has_no_antiquant(spec: OpSpec, call: Call) -> None:
+def _a17_full_has_no_antiquant(spec: OpSpec, call: CallFacts) -> None:
     if _is_full(call):
         _refuse_given(spec, call, ("antiquant_scale", "antiquant_offset"), "with int8 x1 and x2")
 
 
-def _a18_full_bias(spec: OpSpec, call: Call) -> None:
+def _a18_full_bias(spec: OpSpec, call: CallFacts) -> None:
     if _is_full(call):
         _expect_dtype(spec, call, "bias", ("int32",), "with int8 x1 and x2")
 
 
-def _a19_a20_dequant_dtype(spec: OpSpec, call: Call) -> None:
+def _a19_a20_dequant_dtype(spec: OpSpec, call: CallFacts) -> None:
     if _is_full(call):
         allowed = _PACKED_SCALES if _tensor(call, "residual").dtype == "float16" else ("bfloat16",)
         scale = _tensor(call, "dequant_scale")
@@ -212,7 +212,7 @@ def _dequant_cure(dtype: str, *, is_packed: bool) -> str:
     return f"Pack it: npu_trans_quant_param(dequant_scale{'' if dtype == 'float32' else '.float()'})."
 
 
-def _a21_dequant_shape(spec: OpSpec, call: Call) -> None:
+def _a21_dequant_shape(spec: OpSpec, call: CallFacts) -> None:
     if _is_full(call):
         n = _k_n(call)[1]
         shape = _tensor(call, "dequant_scale").shape
@@ -223,7 +223,7 @@ def _a21_dequant_shape(spec: OpSpec, call: Call) -> None:
             )  # fmt: skip
 
 
-def _a23_full_sizes(spec: OpSpec, call: Call) -> None:
+def _a23_full_sizes(spec: OpSpec, call: CallFacts) -> None:
     if not _is_full(call):
         return
     k, n = _k_n(call)
@@ -239,18 +239,18 @@ def _a23_full_sizes(spec: OpSpec, call: Call) -> None:
 # -- weight-only quantisation --------------------------------------------------------------------------------
 
 
-def _is_weight_only(call: Call) -> bool:
+def _is_weight_only(call: CallFacts) -> bool:
     return scenario(call) == "weight-only quantisation"
 
 
-def _a24_weight_only_sizes(spec: OpSpec, call: Call) -> None:
+def _a24_weight_only_sizes(spec: OpSpec, call: CallFacts) -> None:
     if _is_weight_only(call):
         k, n = _k_n(call)
         for text, size, limit in (("b * s", _rows(call), INT32_MAX), ("k", k, _UINT16_MAX), ("n", n, _UINT16_MAX)):
             _check_limit(spec, text, size, limit)
 
 
-def _a25_antiquant_scale(spec: OpSpec, call: Call) -> None:
+def _a25_antiquant_scale(spec: OpSpec, call: CallFacts) -> None:
     if _is_weight_only(call):
         if call.tensors.get("antiquant_scale") is None:
             raise argument_error(
@@ -260,12 +260,12 @@ def _a25_antiquant_scale(spec: OpSpec, call: Call) -> None:
             _expect_dtype(spec, call, name, (_tensor(call, "x1").dtype,), "the dtype of x1")
 
 
-def _a26_weight_only_has_no_dequant(spec: OpSpec, call: Call) -> None:
+def _a26_weight_only_has_no_dequant(spec: OpSpec, call: CallFacts) -> None:
     if _is_weight_only(call):
         _refuse_given(spec, call, ("dequant_scale",), "with floating-point x1")
 
 
-def _a28_offset(spec: OpSpec, call: Call) -> None:
+def _a28_offset(spec: OpSpec, call: CallFacts) -> None:
     offset = call.tensors.get("antiquant_offset")
     if _is_weight_only(call) and offset is not None:
         scale = _tensor(call, "antiquant_scale")
@@ -276,7 +276,7 @@ def _a28_offset(spec: OpSpec, call: Call) -> None:
             )  # fmt: skip
 
 
-def _a29_group_size(spec: OpSpec, call: Call) -> None:
+def _a29_group_size(spec: OpSpec, call: CallFacts) -> None:
     size = call.attrs["antiquant_group_size"]
     if _is_weight_only(call) and size != 0:
         k = _k_n(call)[0]
@@ -287,7 +287,7 @@ def _a29_group_size(spec: OpSpec, call: Call) -> None:
             )  # fmt: skip
 
 
-def _a30_group_of_one_scale(spec: OpSpec, call: Call) -> None:
+def _a30_group_of_one_scale(spec: OpSpec, call: CallFacts) -> None:
     size = call.attrs["antiquant_group_size"]
     if _is_weight_only(call) and size and _tensor(call, "antiquant_scale").shape in ((1,), (1, 1)):
         raise argument_error(
@@ -295,7 +295,7 @@ def _a30_group_of_one_scale(spec: OpSpec, call: Call) -> None:
         )
 
 
-def _a27_antiquant_shape(spec: OpSpec, call: Call) -> None:
+def _a27_antiquant_shape(spec: OpSpec, call: CallFacts) -> None:
     if not _is_weight_only(call):
         return
     size = call.attrs["antiquant_group_size"]

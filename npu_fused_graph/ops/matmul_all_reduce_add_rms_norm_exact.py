@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.ops._int4 import packed_axis, unpacked_int4
+from npu_fused_graph.ops.int4 import packed_axis, unpacked_int4
 from npu_fused_graph.ops.trans_quant_param_v2 import unpack_quant_param
 
 _ROWS = 512

@@ -15,7 +15,7 @@ from torch import Tensor
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.ops._arguments import check_types
 from npu_fused_graph.ops._cures import reshaping
-from npu_fused_graph.spec import AttrSpec, Call, Constraint, DTypeRow, OpSpec, TensorSpec
+from npu_fused_graph.spec import AttrSpec, CallFacts, Constraint, DTypeRow, OpSpec, TensorSpec
 
 _SCALE_BITS = 0xFFFFE000
 _MARK = 1 << 46
@@ -23,7 +23,7 @@ _OFFSET_SHIFT = 37
 _OFFSET_BITS = 0x1FF
 
 
-def _check_dtypes(spec: OpSpec, call: Call) -> None:
+def _check_dtypes(spec: OpSpec, call: CallFacts) -> None:
     for name, facts in call.tensors.items():
         if facts is not None and facts.dtype != "float32":
             is_packed = name == "scale" and facts.dtype in ("int64", "uint64")
@@ -31,7 +31,7 @@ def _check_dtypes(spec: OpSpec, call: Call) -> None:
             raise argument_error(spec.stem, name, "float32", facts.dtype, cure)
 
 
-def _check_shapes(spec: OpSpec, call: Call) -> None:
+def _check_shapes(spec: OpSpec, call: CallFacts) -> None:
     scale, offset = call.tensors["scale"], call.tensors.get("offset")
     assert scale is not None
     if offset is None or offset.shape == scale.shape:
@@ -44,7 +44,7 @@ def _check_shapes(spec: OpSpec, call: Call) -> None:
         )  # fmt: skip
 
 
-def _check_round_mode(spec: OpSpec, call: Call) -> None:
+def _check_round_mode(spec: OpSpec, call: CallFacts) -> None:
     if call.attrs["round_mode"] not in (0, 1):
         raise argument_error(
             spec.stem, "round_mode", "0 (truncate) or 1 (round to nearest even)", call.attrs["round_mode"], "Pass 0."

@@ -6,7 +6,7 @@ One folder per fusion, with the same files: ``fusion`` (the pass), ``match`` (ca
 
 from npu_fused_graph.passes.driver import DEFAULT_PASSES, fuse_all
 from npu_fused_graph.passes.options import FusionOptions, Pass
-from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.refusals import CATALOGUE, Refusal
+from npu_fused_graph.passes.verdicts import FusionSite
 
 __all__ = ["CATALOGUE", "DEFAULT_PASSES", "FusionOptions", "FusionSite", "Pass", "Refusal", "fuse_all"]

@@ -8,7 +8,7 @@ from torch.utils._mode_utils import no_dispatch
 
 from npu_fused_graph import comm
 from npu_fused_graph.errors import CommunicationError
-from npu_fused_graph.passes.records import FusionSite
+from npu_fused_graph.passes.verdicts import FusionSite
 
 
 def compare(sites: Sequence[FusionSite]) -> None:

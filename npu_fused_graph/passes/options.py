@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch.fx import GraphModule
 
 from npu_fused_graph.errors import argument_error
-from npu_fused_graph.passes.records import NUMERICS, FusionSite, Numerics
 from npu_fused_graph.passes.refusals import Refusal
+from npu_fused_graph.passes.verdicts import NUMERICS, FusionSite, Numerics
 
 Pass = Callable[[GraphModule, "FusionOptions"], list[FusionSite]]
 """Fuses what it finds, in place; one record per candidate, in graph order."""

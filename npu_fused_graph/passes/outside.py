@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 from npu_fused_graph.passes.location import innermost
-from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.refusals import OutsideEveryGraph, Refusal
 from npu_fused_graph.passes.spellings.reduces import SPELLINGS
 from npu_fused_graph.passes.tracing import Break
+from npu_fused_graph.passes.verdicts import FusionSite
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 

@@ -19,7 +19,7 @@ import npu_fused_graph as nfg
 from npu_fused_graph.converters.hcom import ge_group
 from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
 from npu_fused_graph.host import native
-from npu_fused_graph.ops import _ascend
+from npu_fused_graph.ops import ascend
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 from tests.passes.capture import fake_group
 from tests.ranks import run_ranks, values
@@ -93,8 +93,8 @@ def _hccl_names(rank: int) -> list[Any]:
     group = dist.new_group([0, 1], backend="hccl")
     name = group._get_backend(torch.device("npu")).get_hccl_comm_name(rank)
     results: list[Any] = [name]
-    assert _ascend.hccl_name(group, group.group_name) == name, "MindSpeed's kernel takes no other"
-    assert _ascend.hccl_name(dist.group.WORLD, "0") == "0"
+    assert ascend.hccl_name(group, group.group_name) == name, "MindSpeed's kernel takes no other"
+    assert ascend.hccl_name(dist.group.WORLD, "0") == "0"
     for spelling in (name, group.group_name):
         with ge_graph() as graph:
             results.append(ge_group(SPEC, spelling))

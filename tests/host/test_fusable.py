@@ -15,8 +15,8 @@ from npu_fused_graph.host.run import RunReport, SiteCounts, format_report, read_
 from npu_fused_graph.host.standin import fusable, process
 from npu_fused_graph.host.standin.fusable import would_fuse
 from npu_fused_graph.passes import FusionOptions, fuse_all
-from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.refusals import CATALOGUE
+from npu_fused_graph.passes.verdicts import FusionSite
 from tests.passes.blocks import Block
 from tests.passes.capture import capture, capture_as, fake_group
 

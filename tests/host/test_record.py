@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from npu_fused_graph.host.record import RecordedCall, Recorder
-from npu_fused_graph.ops._calls import OpCall
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
+from npu_fused_graph.ops.observers import ObservedCall
 from tests.processes import free_port, run_command, run_python
 from tests.scripts import script
 
@@ -125,7 +125,7 @@ def test_replay_without_a_rank(copy: Path) -> None:
 
 def test_one_tensor_as_two_arguments(tmp_path: Path) -> None:
     x = torch.arange(16.0).reshape(4, 4)
-    call = OpCall(SPEC, {"x1": x, "residual": x, "gamma": x[1], "bias": None}, {"epsilon": 1e-6}, None)
+    call = ObservedCall(SPEC, {"x1": x, "residual": x, "gamma": x[1], "bias": None}, {"epsilon": 1e-6}, None)
     Recorder(tmp_path)(call)((x, x))
     (path,) = tmp_path.glob("process_*/*.json")
     again = RecordedCall(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from npu_fused_graph.host.paths import SITE
+from npu_fused_graph.host.paths import PACKAGES
 from npu_fused_graph.testing import assert_same_graph
 from tests.processes import run_python
 from tests.ranks import run_ranks, values
@@ -33,7 +33,7 @@ def test_in_a_plain_process() -> None:
 
 @pytest.mark.slow
 def test_with_the_stand_in() -> None:
-    found = run_python(script("same_graph.py"), env={"PYTHONPATH": str(SITE)})
+    found = run_python(script("same_graph.py"), env={"PYTHONPATH": str(PACKAGES)})
     assert found.returncode == 0, found.stderr
     check(found.stdout)
 

@@ -40,7 +40,7 @@ NPU_FUSED_GRAPH = Project(
         "npu_fused_graph/aot/*.py",
         "npu_fused_graph/engine/executor.py",
         "npu_fused_graph/engine/program.py",
-        "npu_fused_graph/engine/codegen.py",
+        "npu_fused_graph/engine/straight_line.py",
         "npu_fused_graph/ops/*.py",
         "npu_fused_graph/comm/*.py",
         "converters/{stem}.py",

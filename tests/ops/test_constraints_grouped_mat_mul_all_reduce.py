@@ -21,9 +21,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import npu_fused_graph as nfg
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedDeviceError
-from npu_fused_graph.ops import _ascend, _register
+from npu_fused_graph.ops import ascend, registration
 from npu_fused_graph.ops import grouped_mat_mul_all_reduce as op
-from npu_fused_graph.spec import Call, TensorFacts
+from npu_fused_graph.spec import CallFacts, TensorFacts
 from tests.ops.constraint_table import DOCS, FORM, check_page, in_fake_mode, quoted, refused
 from tests.ops.grouped_constraint_cases import ALLOWED, CASES, ELSEWHERE, RESULTS, TYPES, good, half
 
@@ -73,8 +73,8 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(overload: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return dict(overload.signature.bind(*args, **kwargs).arguments)
 
-    monkeypatch.setattr(_register._Overload, "_checked", bound)
-    monkeypatch.setattr(_register._Overload, "_check_group_if_known", lambda overload, name: None)
+    monkeypatch.setattr(registration._Overload, "_checked", bound)
+    monkeypatch.setattr(registration._Overload, "_check_group_if_known", lambda overload, name: None)
     monkeypatch.setattr(op, "fake", lambda group_list=None: [torch.empty(1)])
 
 
@@ -215,7 +215,7 @@ def test_b15_sizes_beyond_this_machine(rows: int, is_allowed: bool, split_item: 
     lists = {"x": (TensorFacts((rows, 8), "float16"),), "weight": (TensorFacts((8, 4), "float16"),), "bias": ()}
     group_list = [rows] if split_item in (1, 3) else None
     attributes = {"hcomm": "0", "split_item": split_item, "group_list": group_list, "reduce_op": "sum", "comm_turn": 0}
-    call = Call({}, attributes, lists)
+    call = CallFacts({}, attributes, lists)
     if is_allowed:
         op.SPEC.check(call)
         return
@@ -273,19 +273,19 @@ def test_b19_format_on_an_npu(monkeypatch: pytest.MonkeyPatch) -> None:
         def get_npu_format(x: Tensor) -> int:
             return 29 if x.size(0) == 3 else 2
 
-    monkeypatch.setattr(_ascend, "soc_name", lambda device: "Ascend910B3")
+    monkeypatch.setattr(ascend, "soc_name", lambda device: "Ascend910B3")
     monkeypatch.setattr(torch.ops, "npu", Npu, raising=False)
-    _ascend.check_device(op.SPEC, [("x[0]", half(2, 2)), ("weight[0]", half(2, 2))])
+    ascend.check_device(op.SPEC, [("x[0]", half(2, 2)), ("weight[0]", half(2, 2))])
     with pytest.raises(InvalidArgumentError) as caught:
-        _ascend.check_device(op.SPEC, [("x[0]", half(2, 2)), ("weight[0]", half(3, 2))])
+        ascend.check_device(op.SPEC, [("x[0]", half(2, 2)), ("weight[0]", half(3, 2))])
     assert str(caught.value) == PREFIX + ELSEWHERE["B19 format"][2]
 
 
 @pytest.mark.usefixtures("two_ranks")
 def test_b19_another_chip(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ascend, "soc_name", lambda device=None: "Ascend910_9382")
+    monkeypatch.setattr(ascend, "soc_name", lambda device=None: "Ascend910_9382")
     with pytest.raises(UnsupportedDeviceError) as caught:
-        _ascend.check_device(op.SPEC, [("x[0]", half(2, 2))])
+        ascend.check_device(op.SPEC, [("x[0]", half(2, 2))])
     assert str(caught.value) == PREFIX + ELSEWHERE["B19 chip"][2]
     assert PREFIX + ELSEWHERE["B19 chip"][2] in refused_while_compiling(backend, good("0"))
 
@@ -302,7 +302,7 @@ def test_b20_a_number_that_the_graph_computes() -> None:
     lists = {"x": (TensorFacts((10, 8), "float16"),), "weight": (TensorFacts((8, 4), "float16"),) * 2, "bias": ()}
     attributes = {"hcomm": "0", "split_item": 1, "group_list": [unknown, 10], "reduce_op": "sum", "comm_turn": 0}
     with pytest.raises(InvalidArgumentError) as caught:
-        op.SPEC.check(Call({}, attributes, lists))
+        op.SPEC.check(CallFacts({}, attributes, lists))
     assert str(caught.value) == PREFIX + ELSEWHERE["B20"][2]
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import npu_fused_graph as nfg
 from npu_fused_graph.errors import InvalidArgumentError
-from npu_fused_graph.ops import _ascend
+from npu_fused_graph.ops import ascend
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
-from npu_fused_graph.ops._register import facts_of
-from npu_fused_graph.spec import Call, TensorFacts
+from npu_fused_graph.ops.registration import facts_of
+from npu_fused_graph.spec import CallFacts, TensorFacts
 from tests.ops.constraint_cases import CASES, ELSEWHERE, good, half
 from tests.ops.constraint_table import DOCS, FORM, check_page, in_fake_mode, quoted, refused
 
@@ -124,10 +124,10 @@ def test_a12_format_on_an_npu(monkeypatch: pytest.MonkeyPatch) -> None:
         def get_npu_format(x: Tensor) -> int:
             return 29 if x.dim() == 2 else 2
 
-    monkeypatch.setattr(_ascend, "soc_name", lambda device: "Ascend910B3")
+    monkeypatch.setattr(ascend, "soc_name", lambda device: "Ascend910B3")
     monkeypatch.setattr(torch.ops, "npu", Npu, raising=False)
     with pytest.raises(InvalidArgumentError) as caught:
-        _ascend.check_device(op.SPEC, [("x1", half(2, 2)), ("residual", half(1, 2, 2))])
+        ascend.check_device(op.SPEC, [("x1", half(2, 2)), ("residual", half(1, 2, 2))])
     assert str(caught.value) == PREFIX + ELSEWHERE["A12"][2]
 
 
@@ -144,7 +144,7 @@ def test_a32_sizes_beyond_this_machine(axis: str, shape: tuple[int, int]) -> Non
     facts = {"x1": (rows, k), "x2": (k, n), "residual": (1, rows, n), "gamma": (n,)}
     attributes = {"hcom": "0", "reduce_op": "sum", "epsilon": 1e-6, "antiquant_group_size": 0, "comm_turn": 0}
     with pytest.raises(InvalidArgumentError) as caught:
-        op.SPEC.check(Call({name: TensorFacts(size, "float16") for name, size in facts.items()}, attributes))
+        op.SPEC.check(CallFacts({name: TensorFacts(size, "float16") for name, size in facts.items()}, attributes))
     assert str(caught.value) == PREFIX + ELSEWHERE["A32"][2].replace("expected n", f"expected {axis}")
 
 

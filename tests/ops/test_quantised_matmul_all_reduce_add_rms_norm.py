@@ -12,7 +12,7 @@ from torch import Tensor
 import npu_fused_graph as nfg
 from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
-from npu_fused_graph.ops._int4 import unpacked_int4
+from npu_fused_graph.ops.int4 import unpacked_int4
 from npu_fused_graph.testing import assert_close
 from tests.ops.exact import exact, nibbles
 

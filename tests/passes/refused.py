@@ -12,7 +12,7 @@ import torch.distributed._functional_collectives as funcol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npu_fused_graph.passes.records import Numerics
+from npu_fused_graph.passes.verdicts import Numerics
 from tests.passes.blocks import llama_norm
 
 N, K = 32, 64

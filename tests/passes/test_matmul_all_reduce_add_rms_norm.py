@@ -19,7 +19,7 @@ from npu_fused_graph.aot.autograd import compile_with_aot
 from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.passes import FusionOptions, fuse_all
 from npu_fused_graph.passes.location import module_path, source_line
-from npu_fused_graph.passes.records import FusionSite, Numerics
+from npu_fused_graph.passes.verdicts import FusionSite, Numerics
 from npu_fused_graph.testing import assert_close
 from tests.passes import lockstep
 from tests.passes.blocks import Block, all_reduce_in_place, llama_norm

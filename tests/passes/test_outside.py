@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import npu_fused_graph as nfg
 from npu_fused_graph import explain
-from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.tracing import breaks
+from npu_fused_graph.passes.verdicts import FusionSite
 from tests.passes.blocks import Block, llama_norm
 from tests.passes.capture import fake_group
 from tests.passes.test_location import line_of

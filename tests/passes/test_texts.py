@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from npu_fused_graph import explain
 from npu_fused_graph.aot.autograd import compile_with_aot
 from npu_fused_graph.passes import FusionOptions, fuse_all
-from npu_fused_graph.passes.records import FusionSite
+from npu_fused_graph.passes.verdicts import FusionSite
 from tests.passes.blocks import Block, llama_norm
 from tests.passes.capture import capture, fake_group
 from tests.passes.test_location import line_of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from npu_fused_graph.passes import FusionOptions, fuse_all
-from npu_fused_graph.passes.records import NUMERICS
+from npu_fused_graph.passes.verdicts import NUMERICS
 from tests.passes.capture import capture_as, fake_group
 from tests.passes.foreign_ops import foreign_ops
 from tests.passes.spellings import FRONTS, NORMS, Case

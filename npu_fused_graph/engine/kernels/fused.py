@@ -18,8 +18,8 @@ from npu_fused_graph.ops import grouped_mat_mul_all_reduce as grouped
 from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as in_place
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as mm_ar_norm
 from npu_fused_graph.ops import trans_quant_param_v2 as quant_param
-from npu_fused_graph.ops._calls import OpCall, observed
-from npu_fused_graph.ops._register import facts_of
+from npu_fused_graph.ops.observers import ObservedCall, observed
+from npu_fused_graph.ops.registration import facts_of
 
 antiquantised = mm_ar_norm.antiquantised
 
@@ -69,7 +69,7 @@ def matmul_all_reduce_add_rms_norm(
     }  # fmt: skip
     attributes = {"epsilon": epsilon, "antiquant_group_size": antiquant_group_size}
     result: tuple[Tensor, Tensor] = observed(
-        lambda: OpCall(
+        lambda: ObservedCall(
             op.SPEC, arguments, {"hcom": group, "reduce_op": reduce_op, **attributes, "comm_turn": 0}, peer.group,
             node.name,
         ),
@@ -114,7 +114,7 @@ def grouped_mat_mul_all_reduce(
     peer = communicator(group)
     grouped.SPEC.check_group(group, peer.size)
     results: list[Tensor] = observed(
-        lambda: OpCall(grouped.SPEC, tensors, attributes, peer.group, node.name),
+        lambda: ObservedCall(grouped.SPEC, tensors, attributes, peer.group, node.name),
         lambda: grouped.reference(**tensors, group_list=group_list, split_item=splitItem, rank=peer),
     )
     return (results,)
@@ -125,7 +125,7 @@ def trans_quant_param_v2(scale: Tensor, offset: Tensor | None = None, *, round_m
     if scale.dtype.itemsize != 4 or not scale.is_floating_point():
         raise _unsupported(node, "a float32 scale", scale.dtype)
     result: Tensor = observed(
-        lambda: OpCall(
+        lambda: ObservedCall(
             quant_param.SPEC, {"scale": scale, "offset": offset}, {"round_mode": round_mode}, None, node.name
         ),
         lambda: quant_param.reference(scale, offset, round_mode),

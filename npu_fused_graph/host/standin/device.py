@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from npu_fused_graph.errors import UnsupportedModeError
 from npu_fused_graph.host.standin import state
-from npu_fused_graph.ops import _calls
+from npu_fused_graph.ops import observers
 
 _keep: list[Any] = []
 """What torch refers to without owning it: hooks, guards and libraries live as long as the process."""
@@ -37,7 +37,7 @@ def install(npu: types.ModuleType) -> None:
     _replace_fake_devices()
     _replace_registration()
     _replace_data_parallel()
-    _calls.listeners.append(lambda call: _mark_all)
+    observers.listeners.append(lambda call: _mark_all)
     torch.serialization.register_package(5, lambda storage: None, _restore)
 
 

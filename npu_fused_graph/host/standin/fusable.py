@@ -18,8 +18,8 @@ from torch.fx import Graph, GraphModule
 from npu_fused_graph.host import one_operator
 from npu_fused_graph.host.unavailable import unavailable
 from npu_fused_graph.passes import FusionOptions, FusionSite, fuse_all
-from npu_fused_graph.passes.records import site_listeners
 from npu_fused_graph.passes.spellings.reduces import candidates
+from npu_fused_graph.passes.verdicts import site_listeners
 
 Tell = Callable[[Sequence[FusionSite], bool], None]
 """Called with the verdicts on a graph, and whether it was compiled with our passes."""

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npu_fused_graph.host.standin import causes, state
-from npu_fused_graph.ops import _calls
+from npu_fused_graph.ops import observers
 
 if TYPE_CHECKING:
-    from npu_fused_graph.passes.records import FusionSite
+    from npu_fused_graph.passes.verdicts import FusionSite
 
 _LAST = 5.0
 """Seconds from SIGTERM to SIGKILL for a process whose launcher is gone."""
@@ -48,10 +48,10 @@ def begin() -> None:
     if state.run_folder() is None:
         return
     _start()
-    _calls.listeners.append(lambda call: counts.update((f"fused {call.spec.stem}",)))
+    observers.listeners.append(lambda call: counts.update((f"fused {call.spec.stem}",)))
     folder = state.options().record
     if folder is not None:
-        _calls.listeners.append(_recorder(Path(folder)))
+        observers.listeners.append(_recorder(Path(folder)))
     mp_util.register_after_fork(begin, lambda _: _start())
     os.register_at_fork(after_in_child=_after_fork)
     atexit.register(_end)
@@ -86,10 +86,10 @@ def became_rank(rank: int, size: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
 
 
-def _recorder(folder: Path) -> _calls.Listener:
-    recorder: _calls.Listener | None = None
+def _recorder(folder: Path) -> observers.Listener:
+    recorder: observers.Listener | None = None
 
-    def record(call: _calls.OpCall) -> _calls.Finish | None:
+    def record(call: observers.OpCall) -> observers.Finish | None:
         nonlocal recorder
         if recorder is None:  # imported where there is something to record
             from npu_fused_graph.host.record import Recorder

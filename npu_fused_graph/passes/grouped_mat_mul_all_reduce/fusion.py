@@ -24,10 +24,10 @@ from npu_fused_graph.passes.grouped_mat_mul_all_reduce.site import GroupedSite
 from npu_fused_graph.passes.location import module_path, source_line
 from npu_fused_graph.passes.options import FusionOptions
 from npu_fused_graph.passes.positions import Positions
-from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.refusals import Refusal, Refused
 from npu_fused_graph.passes.rules import Context, check
 from npu_fused_graph.passes.spellings.reduces import communication_domain, group_of
+from npu_fused_graph.passes.verdicts import FusionSite
 
 
 def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:

@@ -25,7 +25,6 @@ from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.rewrite import consum
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.rules import ORDER_RULES, RULES
 from npu_fused_graph.passes.options import FusionOptions
 from npu_fused_graph.passes.positions import Positions, graphs_of
-from npu_fused_graph.passes.records import FusionSite
 from npu_fused_graph.passes.refusals import Refused
 from npu_fused_graph.passes.rules import Context, check
 from npu_fused_graph.passes.spellings.reduces import (
@@ -34,6 +33,7 @@ from npu_fused_graph.passes.spellings.reduces import (
     group_of,
 )
 from npu_fused_graph.passes.tracing import named
+from npu_fused_graph.passes.verdicts import FusionSite
 
 
 def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:

@@ -12,8 +12,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from npu_fused_graph.errors import InvalidArgumentError
-from npu_fused_graph.ops._register import facts_of
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
+from npu_fused_graph.ops.registration import facts_of
 from npu_fused_graph.passes import refusals
 from npu_fused_graph.passes.fx import (
     arguments,
@@ -38,7 +38,6 @@ from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import costs
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.empty_shard import with_zeros, zero_columns
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.site import Site
 from npu_fused_graph.passes.positions import Positions
-from npu_fused_graph.passes.records import NUMERICS
 from npu_fused_graph.passes.refusals import Refusal
 from npu_fused_graph.passes.rules import (
     Context,
@@ -54,6 +53,7 @@ from npu_fused_graph.passes.rules import (
 from npu_fused_graph.passes.spellings.norms import is_vector
 from npu_fused_graph.passes.spellings.reduces import is_reduced
 from npu_fused_graph.passes.tracing import input_of, named
+from npu_fused_graph.passes.verdicts import NUMERICS
 
 DTYPES = (torch.float16, torch.bfloat16)
 

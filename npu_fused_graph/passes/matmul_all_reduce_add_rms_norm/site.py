@@ -8,10 +8,10 @@ from typing import Any
 from torch.fx import Node
 
 from npu_fused_graph.passes.fx import dtype_name, shape_of
-from npu_fused_graph.passes.records import Numerics
 from npu_fused_graph.passes.spellings.norms import RmsNorm
 from npu_fused_graph.passes.spellings.products import Product
 from npu_fused_graph.passes.spellings.reduces import AllReduce
+from npu_fused_graph.passes.verdicts import Numerics
 
 
 @dataclass(frozen=True, slots=True)

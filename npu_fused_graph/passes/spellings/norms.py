@@ -29,7 +29,6 @@ from npu_fused_graph.passes.fx import (
     skip_identities,
     widened,
 )
-from npu_fused_graph.passes.records import Numerics
 from npu_fused_graph.passes.refusals import (
     LayerNorm,
     NoRmsNorm,
@@ -39,6 +38,7 @@ from npu_fused_graph.passes.refusals import (
     Refusal,
 )
 from npu_fused_graph.passes.spellings.statistics import CURE, ROOTS, NearMiss, Statistics, statistics
+from npu_fused_graph.passes.verdicts import Numerics
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from npu_fused_graph.passes import FusionOptions, fuse_all
-from npu_fused_graph.passes.records import FusionSite
+from npu_fused_graph.passes.verdicts import FusionSite
 from tests.passes import lockstep
 from tests.passes.fuzz.text import Expectation, Result, Verdicts, tolerance, verdicts
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from npu_fused_graph.passes.records import FusionSite
+from npu_fused_graph.passes.verdicts import FusionSite
 from tests.passes.fuzz.check import Case, Failure, check, check_min_rows, fuse
 from tests.passes.fuzz.graphs import Captured, Groups, captured
 from tests.passes.fuzz.plan import ProgramPlan, draw

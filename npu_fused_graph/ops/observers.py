@@ -13,7 +13,7 @@ from npu_fused_graph.spec import OpSpec
 
 
 @dataclass(frozen=True, slots=True)
-class OpCall:
+class ObservedCall:
     """One execution of an operator.
 
     tensors, attrs: arguments by Python name; tensors may be written by the call, a dynamic input is a list. group: of a
@@ -29,13 +29,13 @@ class OpCall:
 
 Finish = Callable[[tuple[Any, ...]], None]
 
-Listener = Callable[[OpCall], Finish | None]
+Listener = Callable[[ObservedCall], Finish | None]
 
 listeners: list[Listener] = []
 """Called before an operator runs; what they return is called with its outputs in GE order, a dynamic one as a list."""
 
 
-def observed(call: Callable[[], OpCall], run: Callable[[], Any]) -> Any:
+def observed(call: Callable[[], ObservedCall], run: Callable[[], Any]) -> Any:
     """``run()``, with the listeners told. call: makes the description, when anybody listens."""
     if not listeners:
         return run()

@@ -18,10 +18,10 @@ from torch.autograd import forward_ad
 
 from npu_fused_graph import comm
 from npu_fused_graph.errors import CommunicationError, UnsupportedDeviceError, argument_error
-from npu_fused_graph.ops import _ascend
-from npu_fused_graph.ops._calls import OpCall, observed
-from npu_fused_graph.ops._int4 import packed_axis
-from npu_fused_graph.spec import Call, OpSpec, TensorFacts
+from npu_fused_graph.ops import ascend
+from npu_fused_graph.ops.int4 import packed_axis
+from npu_fused_graph.ops.observers import ObservedCall, observed
+from npu_fused_graph.spec import CallFacts, OpSpec, TensorFacts
 
 NAMESPACE = "npu_fused_graph"
 
@@ -146,7 +146,7 @@ class _Overload:
         if self.spec.group_sizes:
             name = arguments[self.spec.communicator]
             group = comm.resolve(name)
-            _ascend.check_group(self.spec, group)
+            ascend.check_group(self.spec, group)
             arguments["rank"] = comm.communicator(name)
         with torch._C._DisableAutocast():  # the roundings are the kernel's, whatever surrounds the call
             results = observed(
@@ -156,15 +156,15 @@ class _Overload:
 
     def npu(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._prepared(self._checked(args, kwargs))
-        _ascend.check_device(self.spec, self._tensors(arguments))
-        native = _ascend.native_op(self.spec)
+        ascend.check_device(self.spec, self._tensors(arguments))
+        native = ascend.native_op(self.spec)
         if self.spec.group_sizes:
             name = arguments[self.spec.communicator]
             group = comm.resolve(name)
-            _ascend.check_group(self.spec, group)
+            ascend.check_group(self.spec, group)
             arguments["all_reduce"] = functools.partial(_all_reduce, group=group)
             if native is not None:
-                arguments[self.spec.communicator] = _ascend.hccl_name(group, name)
+                arguments[self.spec.communicator] = ascend.hccl_name(group, name)
         with torch._C._DisableAutocast():
             if native is None:
                 return self._results(arguments, self._call(self.module.decompose, arguments))
@@ -221,7 +221,7 @@ class _Overload:
         """At trace time a group may not exist yet, or only on the machine the graph is made for."""
         if torch.distributed.is_initialized():
             with contextlib.suppress(CommunicationError):
-                _ascend.check_group(self.spec, comm.resolve(name))
+                ascend.check_group(self.spec, comm.resolve(name))
 
     def _tensors(self, arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
         for name, value in arguments.items():
@@ -230,11 +230,11 @@ class _Overload:
             elif isinstance(value, (list, tuple)):
                 yield from ((f"{name}[{i}]", x) for i, x in enumerate(value) if isinstance(x, Tensor))
 
-    def _description(self, arguments: dict[str, Any], group: torch.distributed.ProcessGroup | None) -> OpCall:
+    def _description(self, arguments: dict[str, Any], group: torch.distributed.ProcessGroup | None) -> ObservedCall:
         names = {t.python_name for t in self.spec.tensors}
         tensors = {name: value for name, value in arguments.items() if name in names}
         attrs = {name: value for name, value in arguments.items() if name not in names}
-        return OpCall(self.spec, tensors, attrs, group)
+        return ObservedCall(self.spec, tensors, attrs, group)
 
     def _check_memory(self, arguments: dict[str, Any]) -> None:
         for mutated in self.mutated:
@@ -287,7 +287,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     return first < second + b.numel() * b.element_size() and second < first + a.numel() * a.element_size()
 
 
-def facts_of(spec: OpSpec, arguments: dict[str, Any]) -> Call:
+def facts_of(spec: OpSpec, arguments: dict[str, Any]) -> CallFacts:
     """The facts checks work on, from torch arguments by Python name."""
     tensors: dict[str, TensorFacts | None] = {}
     lists: dict[str, tuple[TensorFacts, ...]] = {}
@@ -300,7 +300,7 @@ def facts_of(spec: OpSpec, arguments: dict[str, Any]) -> Call:
         if tensor.packed and value is not None and value.dtype is torch.int32 and value.dim() == 2:
             k = arguments[spec.inputs[0].python_name].shape[-1]
             tensors[name] = _unpacked_facts(value, tensor.packed, packed_axis(value, k))
-    return Call(tensors, {k: v for k, v in arguments.items() if k not in tensors and k not in lists}, lists)
+    return CallFacts(tensors, {k: v for k, v in arguments.items() if k not in tensors and k not in lists}, lists)
 
 
 def _unpacked_facts(x: Tensor, dtype: str, axis: int) -> TensorFacts:
