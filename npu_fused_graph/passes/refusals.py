@@ -281,7 +281,7 @@ class TooManyColumns(Refusal):
 class NoRmsNorm(Refusal):
     """No RMSNorm over the last dim, in a spelling that is known, reads the sum."""
 
-    usual_cure = "Nothing to fuse, or spell the norm as in the README's table."
+    usual_cure = "Nothing to fuse, or spell the norm as in docs/fusion.md."
 
 
 class HalfStatistics(Refusal):

@@ -326,14 +326,14 @@ def test_the_log_lists_the_reduces_of_a_function_without_a_graph() -> None:
     assert f": all_reduce at {__file__}:{line + 2}: {OUTSIDE}" in second
 
 
-def readme(heading: str) -> str:
-    """The first block of Python under a heading."""
-    page = (Path(nfg.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    return page.partition(f"# {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
+def snippet(page: str, heading: str) -> str:
+    """The first block of Python under a heading of a page."""
+    text = (Path(nfg.__file__).parents[1] / page).read_text(encoding="utf-8")
+    return text.partition(f"# {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
 
 
 def test_the_readmes_snippet_fuses_what_explain_says(request: pytest.FixtureRequest) -> None:
-    *asked, compiled = readme("Use it").split("\n\n")
+    *asked, compiled = snippet("README.md", "Use it").split("\n\n")
     inputs = torch.zeros(1024, 16).half(), torch.zeros(1024, 128).half()
     names: dict[str, Any] = {"model": Block(n=128), "inputs": inputs}
     printed, said = io.StringIO(), list[str]()
@@ -360,7 +360,7 @@ def test_prefill_and_decode_are_compiled_apart_as_the_readme_says() -> None:
 
     model, prompt, said = Block(n=128), inputs(1024), list[str]()
     names: dict[str, Any] = {"model": model, "backend": nfg.get_npu_backend(), "prompt_inputs": prompt, "torch": torch}
-    exec(readme("Prefill and decode"), names)  # noqa: S102
+    exec(snippet("docs/fusion.md", "Prefill and decode"), names)  # noqa: S102
     with messages("npu_fused_graph", said, logging.INFO), torch.no_grad():
         check(names["prefill"], prompt)
         check(names["decode"], inputs(1))
