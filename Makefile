@@ -30,6 +30,8 @@ test-slow: .venv
 check: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/typed && mkdir -p build/typed
+	cp -rs $(CURDIR)/npu_fused_graph build/typed/ && cp -rs $(CURDIR)/converters build/typed/npu_fused_graph/
 	$(BIN)/mypy
 	$(BIN)/python -m npu_fused_graph.codegen --check
 	$(BIN)/clang-format --dry-run --Werror ge_op_protos/*.h tests/codegen/reg_op_double/graph/*.h

@@ -8,9 +8,13 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib import import_module
 from threading import RLock
+from typing import TYPE_CHECKING
 
 from npu_fused_graph import ops
 from npu_fused_graph.errors import HostError
+
+if TYPE_CHECKING:
+    from npu_fused_graph.converters.capability import Gap
 
 if __name__ != "npu_fused_graph.converters":
     raise ImportError(
@@ -46,13 +50,13 @@ def register_all() -> None:
             import_module(f"{__name__}.{name}").register_late()
 
 
-def gaps(mode: str = "max-autotune") -> dict[str, tuple[str, str, str]]:
+def gaps(mode: str = "max-autotune") -> dict[str, Gap]:
     """(reason, text, cure) of each of our operators, by stem, that the installed CANN or the chip does not have.
 
     mode: TorchAir's ``config.mode``; where it makes no GE graph an operator needs a kernel of its own.
     """
     register_all()
-    found: dict[str, tuple[str, str, str]] = import_module(f"{__name__}.capability").gaps(mode)
+    found: dict[str, Gap] = import_module(f"{__name__}.capability").gaps(mode)
     return found
 
 

@@ -6,6 +6,8 @@ One table per theme. A test fails when TorchAir gains a converter of its own, so
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from npu_fused_graph.converters import (
@@ -25,9 +27,9 @@ from npu_fused_graph.converters import (
     aten_shape,
     aten_special,
 )
-from npu_fused_graph.converters.aten_lowering import register_converters
+from npu_fused_graph.converters.aten_lowering import Converter, register_converters
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Converter] = {
     **aten_pointwise.CONVERTERS,
     **aten_reduce.CONVERTERS,
     **aten_index.CONVERTERS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,4 +100,6 @@ def _causal(rows: Any, columns: Any) -> Any:
     return ge.GreaterEqual(line(rows, 1), line(columns, 0))
 
 
-CONVERTERS = {aten._scaled_dot_product_flash_attention_for_cpu.default: flash_attention_for_cpu}
+CONVERTERS: dict[Any, Callable[..., Any]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu.default: flash_attention_for_cpu
+}

@@ -169,7 +169,7 @@ def native_dropout_backward(grad: torch.Tensor, mask: torch.Tensor, scale: float
     return scaled * mask.to(scaled.dtype)
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten._to_copy.default: to_copy,
     aten.index_add.default: index_add,
     aten.std.correction: aten_reduce.std,

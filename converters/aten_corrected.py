@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ def index(x: Any, indices: Any) -> Any:
     return stock(aten.index.Tensor, x, places)
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.index.Tensor: index,
     aten._safe_softmax.default: by_torch(safe_softmax),
     aten.avg_pool2d.default: avg_pool2d,

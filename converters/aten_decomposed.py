@@ -6,13 +6,16 @@ and bicubic upsampling, hardshrink, softshrink.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from npu_fused_graph.converters.aten_lowering import by_decomposition
 
 aten = torch.ops.aten
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     op: by_decomposition(op)
     for op in (
         aten.upsample_linear1d.default,

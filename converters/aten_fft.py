@@ -5,7 +5,7 @@ Complex tensors are taken apart for everything else: what GE's data movement doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,8 @@ def _normalised(x: torch.Tensor, dim: Sequence[int], normalization: int) -> torc
     number: Any = 1
     for d in dim:
         number = number * x.shape[d]
-    return x / (number**0.5 if normalization == 1 else number)
+    result: torch.Tensor = x / (number**0.5 if normalization == 1 else number)
+    return result
 
 
 def conj(x: torch.Tensor) -> torch.Tensor:
@@ -78,7 +79,7 @@ def conj(x: torch.Tensor) -> torch.Tensor:
     return torch.complex(real, -imag)
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten._fft_c2c.default: fft_c2c,
     aten._fft_r2c.default: by_torch(fft_r2c),
     aten._fft_c2r.default: by_torch(fft_c2r),

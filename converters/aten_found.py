@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def bincount(x: Any, weights: Any = None, minlength: Any = 0, meta_outputs: Any 
     return ge.Bincount(to(x, torch.int32), to(typed(size, torch.int64), torch.int32), typed(each, wanted))
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.nonzero.default: nonzero,
     aten.masked_select.default: masked_select,
     aten.bincount.default: bincount,

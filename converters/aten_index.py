@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -139,7 +139,8 @@ def _as_vector(index: Any) -> Any:
 
 def put(x: torch.Tensor, index: torch.Tensor, source: torch.Tensor, accumulate: bool = False) -> torch.Tensor:
     flat = aten.index_put.default(x.reshape(-1), [index.reshape(-1)], source.reshape(-1), accumulate)
-    return flat.reshape(x.shape)
+    result: torch.Tensor = flat.reshape(x.shape)
+    return result
 
 
 def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -192,7 +193,8 @@ def index_reduce(
 
 
 def _scatter_mul(x: torch.Tensor, dim: int, index: torch.Tensor, src: torch.Tensor) -> torch.Tensor:
-    return aten.scatter.reduce(x, dim, index, src, reduce="multiply")
+    result: torch.Tensor = aten.scatter.reduce(x, dim, index, src, reduce="multiply")
+    return result
 
 
 def _scatter_extreme(
@@ -285,7 +287,7 @@ def repeat_interleave(repeats: torch.Tensor, *, output_size: int | None = None) 
     return torch.searchsorted(ends, places, right=True, out_int32=repeats.dtype is torch.int32)
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.index_put.default: index_put,
     aten._unsafe_index_put.default: index_put,
     aten.index_copy.default: index_copy,

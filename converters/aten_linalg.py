@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,4 +35,4 @@ def _transposed(x: torch.Tensor) -> torch.Tensor:
     return x.mT.clone()
 
 
-CONVERTERS = {aten.linalg_solve_triangular.default: solve_triangular}
+CONVERTERS: dict[Any, Callable[..., Any]] = {aten.linalg_solve_triangular.default: solve_triangular}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ def linalg_cross(x: torch.Tensor, other: torch.Tensor, *, dim: int = -1) -> torc
 
 
 def cdist(x1: torch.Tensor, x2: torch.Tensor, p: float, compute_mode: int | None = None) -> torch.Tensor:
-    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+    norm: torch.Tensor = torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+    return norm
 
 
 def weight_int8pack_mm(x: torch.Tensor, mat2: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -126,7 +128,7 @@ def _grouped(x: Any, weight: Any, offs: Any) -> Any:
     return products[0]
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.mv.default: by_torch(mv),
     aten.dot.default: by_torch(dot),
     aten.vdot.default: by_torch(dot),

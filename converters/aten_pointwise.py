@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -279,7 +280,7 @@ def dependency_token(_value: Any, _message: str, dep_token: Any) -> Any:
     return dep_token
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.gelu.default: gelu,
     aten.softplus.default: softplus,
     aten.celu.default: celu,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,10 +34,9 @@ def max_pool2d(
     return values, lower(_places, (x, kernel, step, pad, spread, ceil_mode), {})
 
 
-def _places(x: torch.Tensor, *lists: Any) -> torch.Tensor:
-    *settings, ceil_mode = lists
-    windows = [_windows(size, *setting, ceil_mode) for size, *setting in zip(x.shape[-2:], *settings, strict=True)]
-    return _largest(x, *windows)[1]
+def _places(x: torch.Tensor, kernel: Any, step: Any, pad: Any, spread: Any, ceil_mode: bool) -> torch.Tensor:
+    rows, columns = (_windows(x.shape[i], kernel[i], step[i], pad[i], spread[i], ceil_mode) for i in (-2, -1))
+    return _largest(x, rows, columns)[1]
 
 
 def _windows(size: Any, kernel: int, step: int, pad: int, spread: int, ceil_mode: bool) -> torch.Tensor:
@@ -97,4 +97,4 @@ def _largest(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> tupl
     return torch.where(has_nan, torch.full((), torch.nan, dtype=x.dtype), value), torch.where(has_nan, last, place)
 
 
-CONVERTERS = {aten.adaptive_max_pool2d.default: adaptive_max_pool2d}
+CONVERTERS: dict[Any, Callable[..., Any]] = {aten.adaptive_max_pool2d.default: adaptive_max_pool2d}

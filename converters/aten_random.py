@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ def randint_low(low: Any, high: Any, size: Any, *, dtype: torch.dtype | None = N
         raise unsupported("randint", "high - low", "at most 2**24", high - low, "Draw the number in two parts.")
     wanted = dtype or torch.int64
     numbers = torch.randint(high - low, size, dtype=torch.int64) + low
-    return numbers.to(wanted)
+    result: torch.Tensor = numbers.to(wanted)
+    return result
 
 
 def randint_like(x: torch.Tensor, high: Any, *, dtype: torch.dtype | None = None, **_options: Any) -> torch.Tensor:
@@ -52,7 +54,8 @@ def normal_tensors(mean: Any, std: Any = 1.0, *, generator: Any = None) -> torch
     mean_shape = mean.shape if isinstance(mean, torch.Tensor) else ()
     std_shape = std.shape if isinstance(std, torch.Tensor) else ()
     dtype = mean.dtype if isinstance(mean, torch.Tensor) else std.dtype
-    return torch.randn(torch.broadcast_shapes(mean_shape, std_shape), dtype=dtype) * std + mean
+    result: torch.Tensor = torch.randn(torch.broadcast_shapes(mean_shape, std_shape), dtype=dtype) * std + mean
+    return result
 
 
 def exponential(x: torch.Tensor, lambd: float = 1.0, *, generator: Any = None) -> torch.Tensor:
@@ -61,7 +64,7 @@ def exponential(x: torch.Tensor, lambd: float = 1.0, *, generator: Any = None) -
     return numbers.to(x.dtype)
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.rand_like.default: by_torch(rand_like),
     aten.randn_like.default: by_torch(randn_like),
     aten.randint.low: by_torch(randint_low),

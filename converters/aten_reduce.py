@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -142,7 +143,9 @@ def std(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = Fals
 
 
 def norm(x: torch.Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> torch.Tensor:
-    return torch.linalg.vector_norm(x if dtype is None else x.to(dtype), 2 if p is None else p, dim or None, keepdim)
+    x, p = x if dtype is None else x.to(dtype), 2 if p is None else p
+    result: torch.Tensor = torch.linalg.vector_norm(x, p, dim or None, keepdim)
+    return result
 
 
 def norm_of_dtype(x: torch.Tensor, p: Any, *, dtype: torch.dtype) -> torch.Tensor:
@@ -150,7 +153,8 @@ def norm_of_dtype(x: torch.Tensor, p: Any, *, dtype: torch.dtype) -> torch.Tenso
 
 
 def dist(x: torch.Tensor, other: torch.Tensor, p: Any = 2) -> torch.Tensor:
-    return torch.linalg.vector_norm(x - other, p)
+    norm: torch.Tensor = torch.linalg.vector_norm(x - other, p)
+    return norm
 
 
 def nansum(x: torch.Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> torch.Tensor:
@@ -246,7 +250,7 @@ def renorm(x: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Tensor:
     return x * factor.to(x.dtype)
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.amax.default: amax,
     aten.amin.default: amin,
     aten.min.default: min_all,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -177,7 +177,7 @@ def linspace(start: Any, end: Any, steps: int, *, meta_outputs: Any = None, **_o
     return to(typed(line, torch.float32), dtype)
 
 
-CONVERTERS = {
+CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.roll.default: roll,
     aten.eye.default: eye,
     aten.eye.m: eye,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -42,4 +44,4 @@ def lgamma(x: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.abs(x) == math.inf, torch.full_like(x, math.inf), result).to(result_dtype)
 
 
-CONVERTERS = {aten.lgamma.default: by_torch(lgamma)}
+CONVERTERS: dict[Any, Callable[..., Any]] = {aten.lgamma.default: by_torch(lgamma)}

@@ -111,7 +111,7 @@ def _check(
     Returns the facts of x2.
     """
     require_ge_type(spec)
-    metas = {name: None if t is None else t.meta for name, t in tensors.items()}
+    metas: dict[str, Any] = {name: None if t is None else t.meta for name, t in tensors.items()}
     if is_stored_transposed:
         metas["x2"] = metas["x2"].t()
     call = facts_of(spec, {**metas, **attributes})

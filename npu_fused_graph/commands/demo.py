@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from npu_fused_graph.commands.demo_model import Decoder
 from npu_fused_graph.compile.backend import get_npu_backend
@@ -35,7 +36,7 @@ def run_demo(*, ranks: int = 2, layers: int = 4, output: Path | None = None) -> 
     started = time.perf_counter()
     results = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:
-        context = mp.start_processes(
+        context = start_processes(
             _rank, (ranks, layers, str(folder), os.path.join(meeting, "store"), results), nprocs=ranks, join=False
         )
         assert context is not None

@@ -41,7 +41,7 @@ class Attention(nn.Module):
         b, s, _ = x.shape
         q, k, v = self.qkv(x).view(b, s, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         weights = torch.softmax(q @ k.transpose(-1, -2) * self.head_dim**-0.5 + mask, -1)
-        return self.o_proj((weights @ v).transpose(1, 2).reshape(b, s, -1))
+        return self.o_proj((weights @ v).transpose(1, 2).reshape(b, s, -1))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -72,7 +72,7 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         mask = torch.full((s, s), float("-inf"), dtype=x.dtype).triu(1)
         norms = [layer.attention_norm for layer in self.layers[1:]] + [self.norm]
-        normed = self.layers[0].attention_norm(x)
+        normed = self.layers[0].attention_norm(x)  # type: ignore[operator]
         for layer, next_norm in zip(self.layers, norms, strict=True):
             x, normed = layer(x, mask, normed, next_norm)
         pooled = self.pool(normed) * 0.5 + x  # scaled before the add: legally impossible to fuse

@@ -117,7 +117,7 @@ def _reference(module: Any, arguments: Arguments) -> Results | None:
 
 def _decompose(module: Any, arguments: Arguments) -> Results | None:
     def run(rank: LocalRank, given: Mapping[str, Any]) -> Any:
-        with _WideMatmuls():
+        with _WideMatmuls():  # type: ignore[no-untyped-call]
             return module.decompose(**_wanted(module.decompose, given, rank))
 
     return _each_rank(arguments, run)

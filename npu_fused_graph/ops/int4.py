@@ -46,7 +46,7 @@ def pack_int4(weight: Tensor) -> Tensor:
     if weight.numel() and not (weight.min() >= -8 and weight.max() <= 7):
         got = f"values from {weight.min()} to {weight.max()}"
         raise argument_error("int4", "weight", "values in [-8, 7]", got, "Quantise to four bits.")
-    nibbles = (weight.to(torch.int32) & 15).unflatten(-1, (-1, 8))  # type: ignore[no-untyped-call]
+    nibbles = (weight.to(torch.int32) & 15).unflatten(-1, (-1, 8))
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=weight.device)
     words: Tensor = (nibbles << shifts).sum(-1, dtype=torch.int32)
     return words

@@ -330,7 +330,7 @@ def _nibbles(x2: Tensor, axis: int) -> Tensor:
 def _float_weight(x2: Tensor, scale: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
     size = group_size or x2.size(0)
     groups = []
-    for i, rows in enumerate(x2.split(size)):  # type: ignore[no-untyped-call]
+    for i, rows in enumerate(x2.split(size)):
         per_group = [p if p is None or not group_size else p[i] for p in (scale, offset)]
         wide = rows.to(torch.float32)
         if per_group[1] is not None:

@@ -37,7 +37,7 @@ def register_all(operators: tuple[ModuleType, ...]) -> tuple[torch.library.Libra
 
 @lru_cache(maxsize=1)
 def _register_all(operators: tuple[ModuleType, ...]) -> tuple[torch.library.Library, ...]:
-    library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
+    library = torch.library.Library(NAMESPACE, "DEF")
     for operator in operators:
         _register(library, operator)
     return (library,)
@@ -78,7 +78,7 @@ def _register_aliased(library: torch.library.Library, spec: OpSpec) -> None:
     views of graph inputs by the storage they had while tracing, and TorchAir feeds dense tensors: sums would land in
     other rows. The functional overload and a copy_ are functionalised like any in-place op of torch.
     """
-    library.define(spec.torch_schema(), tags=_TAGS)  # type: ignore[no-untyped-call]
+    library.define(spec.torch_schema(), tags=_TAGS)
     signature = _signature(spec)
 
     def call(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -94,7 +94,7 @@ def _register_aliased(library: torch.library.Library, spec: OpSpec) -> None:
         return tuple(arguments[o.python_name] if o.python_name in spec.mutated else next(rest) for o in spec.outputs)
 
     for key in ("CompositeImplicitAutograd", "Functionalize"):  # torch.func.functionalize does not look at composites
-        library.impl(spec.operator_name, call, key)  # type: ignore[no-untyped-call]
+        library.impl(spec.operator_name, call, key)
 
 
 def _is_functional(x: Tensor) -> bool:

@@ -32,14 +32,24 @@ def fuse_all(
     ops.register()
     _check_graph(gm)
     options = options or FusionOptions()
+    before = [node.name for node in gm.graph.nodes]
     sites = [site for run in passes for site in run(gm, options)]
-    positions = {node.name: i for i, node in enumerate(gm.graph.nodes)}
-    sites.sort(key=lambda site: positions.get(site.node, len(positions)))
+    places = _places(gm, before)
+    sites.sort(key=lambda site: places.get(site.node, len(before)))
     if options.compare_ranks:
         agreement.compare(sites)
     gm.graph.lint()
     gm.recompile()
     return sites
+
+
+def _places(gm: GraphModule, before: Sequence[str]) -> dict[str, int]:
+    """Where nodes were in the graph ``before``; of a new one, where the last node in front of it was."""
+    places = {name: i for i, name in enumerate(before)}
+    place = 0
+    for node in gm.graph.nodes:
+        place = places.setdefault(node.name, place)
+    return places
 
 
 def check_passes(passes: Any) -> None:

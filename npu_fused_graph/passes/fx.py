@@ -29,7 +29,7 @@ _AXES = {"aten::permute", "aten::transpose.int", "aten::t"}
 def op_name(node: Any) -> str:
     """``namespace::name`` or ``namespace::name.overload`` of the operator a node calls; "" for what calls none."""
     target = node.target if isinstance(node, Node) and node.op == "call_function" else None
-    return str(target.name()) if isinstance(target, OpOverload) else ""  # type: ignore[no-untyped-call]
+    return str(target.name()) if isinstance(target, OpOverload) else ""
 
 
 def wrapped(node: Node) -> OpOverload | None:

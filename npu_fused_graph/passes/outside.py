@@ -23,7 +23,7 @@ from npu_fused_graph.passes.verdicts import FusionSite
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
-class Eager(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Eager(TorchDispatchMode):
     """Inside the with-statement, records the all-reduces that are no part of a graph.
 
     breaks: the graph breaks so far, which grow while the model runs. sites: one record per line of the model.

@@ -127,6 +127,6 @@ def _communicates(node: Node) -> bool:
 
 def is_collective(target: OpOverload) -> bool:
     """Whether an operator takes part in a collective."""
-    if target.name() in WAITS:  # type: ignore[no-untyped-call]
+    if target.name() in WAITS:
         return False
     return target.namespace in _COLLECTIVES or any(a.name in _GROUP_ARGUMENTS for a in target._schema.arguments)

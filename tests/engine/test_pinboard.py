@@ -13,6 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from npu_fused_graph.comm.pinboard import Pinboard, beacon
+from npu_fused_graph.errors import CommunicationError
 from tests.ranks import run_ranks, values
 
 
@@ -24,6 +25,17 @@ def board_of_rank_0(store: Any) -> Iterator[Pinboard]:
         yield Pinboard(dist.group.WORLD)
     finally:
         dist.destroy_process_group()
+
+
+def test_a_group_whose_store_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(store: Any, key: str, amount: int) -> int:
+        raise RuntimeError("connection refused\nand a stack trace")
+
+    monkeypatch.setattr(dist.PrefixStore, "add", add)
+    wanted = r"rank 0.*: expected the group's store to answer, got: connection refused\.$"
+    with pytest.raises(CommunicationError, match=wanted) as caught, board_of_rank_0(dist.HashStore()):
+        pass
+    assert caught.value.is_lost_peer
 
 
 class _Unanswered:

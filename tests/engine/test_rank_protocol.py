@@ -42,6 +42,30 @@ def test_threads(size: int) -> None:
     assert LocalGroup(size).run(_used) == [_wanted(size, rank) for rank in range(size)]
 
 
+def _narrow(rank: int) -> list[list[int]]:
+    """Sums of dtypes gloo cannot reduce: whole numbers wrap around, truth is either."""
+    found = []
+    for dtype in (torch.int16, torch.uint16, torch.uint32, torch.bool):
+        largest = 1 if dtype is torch.bool else torch.iinfo(dtype).max
+        x = torch.tensor([largest, rank]).to(dtype)
+        total = communicator("0").all_reduce(x)
+        assert total.dtype is dtype
+        found.append([int(value) for value in total])
+    return found
+
+
+def test_sums_of_narrow_whole_numbers() -> None:
+    wanted = [[-2, 1], [2**16 - 2, 1], [2**32 - 2, 1], [1, 1]]
+    assert values(run_ranks(_narrow, 2)) == [wanted, wanted]
+
+
+def test_what_a_rank_alone_gathers_is_its_own(one_rank: None) -> None:
+    x = torch.ones(2)
+    ((gathered,),) = communicator("0").gather([x])
+    gathered.zero_()
+    assert x.tolist() == [1, 1]
+
+
 def _as_process(rank: int) -> list[Any]:
     return _used(communicator("0"))
 

@@ -484,6 +484,16 @@ def on_another_stream(x: Tensor, w: Tensor, v: Tensor) -> Any:
     return first, ar(x @ v)
 
 
+@fused((0, 2, 2), (0, 2, 2), shapes=(X, W, W, W, W))
+def pairs_on_two_streams(x: Tensor, *w: Tensor) -> Any:
+    import torchair
+
+    first = [ar(x @ t) for t in w[:2]]
+    with torchair.scope.npu_stream_switch("side"):
+        second = [ar(x @ t) for t in w[2:]]
+    return *first, *second
+
+
 @refused("other_stream")
 def pair_across_streams(x: Tensor, w: Tensor, v: Tensor) -> Any:
     import torchair

@@ -49,6 +49,20 @@ def test_any_number_of_times_and_the_model_still_compiles() -> None:
     assert len(graphs) == 1
 
 
+def test_sites_are_told_in_the_order_of_the_model() -> None:
+    first, second = Block(returns_sum=True), Block(returns_sum=True)
+
+    def model(x: Tensor, residual: Tensor) -> Any:
+        dist.all_reduce(x)  # no matmul
+        norm, total = first(x, residual)
+        dist.all_reduce(norm)
+        return second(x, total), norm
+
+    report = explain(model, *INPUTS, min_rows=0)
+    assert [site.reason for site in report.sites] == ["no_matmul", "", "no_matmul", ""]
+    assert report.sites[1::2] == report.fused and report.sites[::2] == report.refused
+
+
 @pytest.mark.parametrize("world_size", [0, -1, "2"])
 def test_bad_world_size(world_size: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="world_size: expected a number of ranks"):

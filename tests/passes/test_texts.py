@@ -280,6 +280,22 @@ def test_what_is_no_matmul_has_the_cure_of_its_kind() -> None:
     assert cure.startswith("Nothing to change here: ")
 
 
+def test_a_matmul_far_behind_is_not_near() -> None:
+    """100 nodes are looked at, however many ways lead through them."""
+
+    def behind(steps: int) -> Callable[..., Any]:
+        def model(x: Tensor, residual: Tensor) -> Any:
+            y = F.linear(x, WEIGHT)
+            for _ in range(steps):
+                y = y.sin() * y
+            return llama_norm(residual + all_reduce(y), GAMMA, 1e-6)
+
+        return model
+
+    assert "not from a plain matmul: " in text_of(behind(20))[0]
+    assert "with no matmul near: " in text_of(behind(120))[0]
+
+
 def test_experts_whose_rows_a_router_sorts_have_nothing_to_cure() -> None:
     def experts(x: Tensor, residual: Tensor, weights: Tensor, ends: Tensor) -> Any:
         y = torch.ops.aten._grouped_mm(x.view(-1, 16), weights, ends) * weights[0, :8, :1]

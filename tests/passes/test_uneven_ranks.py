@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 
 import npu_fused_graph as nfg
+from npu_fused_graph.passes import FusionOptions, fuse_all
+from tests.passes import lockstep
+from tests.passes.capture import capture_with_arguments, fake_group
+from tests.passes.foreign_ops import foreign_ops
 from tests.ranks import run_ranks, values
 
 M, N = 6, 16
@@ -81,8 +86,34 @@ def test_a_rank_without_k_takes_part() -> None:
             assert torch.equal(got.view(M, N), total)
             assert torch.equal(norm.view(M, N), _norm(total, g))
         results, verdicts = list(map(torch.from_numpy, found["grouped"][0])), found["grouped"][1]
-        assert verdicts[-1] == "grouped_mat_mul_all_reduce"
+        assert verdicts.count("grouped_mat_mul_all_reduce") == 1
         assert torch.equal(results[0], product) and torch.equal(results[1], product[:4])
+
+
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_a_rank_without_k_has_the_zeros_of_whole_groups(with_offset: bool) -> None:
+    """Weight-only, a scale for every 32 rows of k: the op takes no group size that covers k at once."""
+    residual, gamma = torch.full((M, N), 0.5).half(), torch.ones(N).half()
+    scale = torch.ones(0, N).half()
+
+    def model(x: Tensor, w: Tensor) -> Any:
+        op = torch.ops.npu.npu_weight_quant_batchmatmul
+        offset = scale if with_offset else None
+        total = residual + _reduced(op(x, w, scale, offset, None, None, None, 32))
+        return total, _norm(total, gamma)
+
+    inputs = torch.zeros(M, 0).half(), torch.zeros(0, N, dtype=torch.int8)
+    with foreign_ops(), fake_group(2):
+        gm, arguments = capture_with_arguments(model, *inputs)
+        (site,) = fuse_all(gm, FusionOptions(min_rows=0))
+        assert site.is_fused, site
+        (node,) = (n for n in gm.graph.nodes if n.name == site.node)
+        x1, x2, scales = (x.meta["val"].shape for x in (*node.args[:2], node.kwargs["antiquant_scale"]))
+        assert (x1[-1], tuple(x2), tuple(scales)) == (64, (64, N), (2, N))
+        assert (node.kwargs.get("antiquant_offset") is not None) == with_offset
+        for total, norm in lockstep.run(gm, [arguments] * 2):
+            assert torch.equal(total, residual)
+            assert torch.equal(norm, _norm(residual, gamma))
 
 
 def _own_vector(rank: int) -> Any:

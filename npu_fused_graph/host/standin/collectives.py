@@ -282,7 +282,7 @@ def _described(name: str, tensor_names: Sequence[str], found: dict[str, Any]) ->
     return " ".join(words), tensors
 
 
-_REDUCTIONS = {int(op): name.lower() for name, op in dist.ReduceOp.RedOpType.__members__.items()}
+_REDUCTIONS = {op.value: name.lower() for name, op in dist.ReduceOp.RedOpType.__members__.items()}
 
 
 def _flat(value: Any) -> list[Tensor]:

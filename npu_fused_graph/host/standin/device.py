@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves
 
 from npu_fused_graph.errors import UnsupportedModeError
@@ -25,9 +26,9 @@ _keep: list[Any] = []
 
 def install(npu: types.ModuleType) -> None:
     """Teach torch the device type ``npu``; ``npu`` becomes ``torch.npu``."""
-    torch.utils.rename_privateuse1_backend("npu")
+    backend_registration.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", npu)
-    torch.utils.generate_methods_for_privateuse1_backend()
+    backend_registration.generate_methods_for_privateuse1_backend()
     _register_hooks()
     _register_factories()
     _replace_methods()
@@ -61,7 +62,8 @@ class _Storages:
                     torch.UntypedStorage._free_weak_ref(weak)
                     del self._weak[key]
             self._limit = max(1024, 2 * len(self._weak))
-        self._weak[storage._cdata] = storage._weak_ref()
+        weak_ref: Any = storage._weak_ref()
+        self._weak[storage._cdata] = weak_ref
 
     def __contains__(self, x: Tensor) -> bool:
         return x.untyped_storage()._cdata in self._weak
@@ -188,11 +190,11 @@ def _replace_methods() -> None:
 
     Tensor.npu = npu  # type: ignore[attr-defined]
     Tensor.is_npu = property(is_on_npu)  # type: ignore[attr-defined]
-    Tensor.to = to_device  # type: ignore[method-assign]
+    Tensor.to = to_device  # type: ignore[method-assign, assignment]
     Tensor.cpu = cpu  # type: ignore[method-assign, assignment]
     Tensor.pin_memory = _pin_memory  # type: ignore[method-assign, assignment]
-    Tensor.is_pinned = lambda self, device=None: self in _pinned_storages  # type: ignore[method-assign, misc, assignment]
-    Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign, misc, assignment]
+    Tensor.is_pinned = lambda self, device=None: self in _pinned_storages  # type: ignore[method-assign, operator]
+    Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign, assignment]
 
 
 _pinned_storages = _Storages()
@@ -240,7 +242,7 @@ def _replace_generator() -> None:
         def __new__(cls, device: Any = "cpu") -> Any:
             return plain(device="cpu" if str(device).startswith("npu") else device)
 
-    torch.Generator = Generator  # type: ignore[assignment, misc]
+    torch.Generator = Generator  # type: ignore[misc]
 
 
 def _replace_accelerator(npu: types.ModuleType) -> None:
@@ -313,7 +315,7 @@ _CPU_KEYS = {"PrivateUse1": "CPU", "NPU": "CPU", "AutogradPrivateUse1": "Autogra
 
 def _replace_registration() -> None:
     """A kernel a script registers for the device serves the CPU, too, unless the CPU has one of its own."""
-    original = torch.library.Library.impl
+    original: Any = torch.library.Library.impl
 
     @functools.wraps(original)
     def impl(self: Any, op_name: Any, fn: Any, dispatch_key: str = "", **options: Any) -> None:
@@ -327,4 +329,4 @@ def _replace_registration() -> None:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
             original(self, op_name, fn, key, **options)
 
-    torch.library.Library.impl = impl  # type: ignore[method-assign, assignment]
+    torch.library.Library.impl = impl  # type: ignore[method-assign]

@@ -39,7 +39,7 @@ class HcclOptions:
 class ProcessGroupHCCL(dist.ProcessGroupGloo):
     """gloo under HCCL's name. Collectives are gloo's; the methods here are those of HCCL that scripts call."""
 
-    Options = HcclOptions
+    Options = HcclOptions  # type: ignore[assignment]
 
     def __init__(self, store: Any, rank: int, size: int, timeout: timedelta, group_id: str) -> None:
         super().__init__(store, rank, size, timeout=timeout)
@@ -145,7 +145,7 @@ def _is_published(backend: ProcessGroupHCCL) -> bool:
 def _members(backend: ProcessGroupHCCL | None, size: int) -> list[int]:
     """Global ranks of the backend's group, in its order."""
     group = next((g for g in c10d._world.pg_map if backend is not None and _has_backend(g, backend)), None)
-    known = c10d._world.pg_group_ranks.get(group, {})
+    known = {} if group is None else c10d._world.pg_group_ranks.get(group, {})
     return sorted(known, key=lambda r: known[r]) or list(range(size))
 
 
@@ -182,6 +182,7 @@ def install() -> None:
         # a backend keeps its store alive, where the next group of the same name would find this one's addresses
         _made[:] = [backend for backend in _made if _is_published(backend)]
 
-    for module in (c10d, dist):
+    modules: list[Any] = [c10d, dist]
+    for module in modules:
         module.init_process_group = init_process_group
         module.destroy_process_group = destroy_process_group

@@ -89,7 +89,7 @@ def became_rank(rank: int, size: int) -> None:
 def _recorder(folder: Path) -> observers.Listener:
     recorder: observers.Listener | None = None
 
-    def record(call: observers.OpCall) -> observers.Finish | None:
+    def record(call: observers.ObservedCall) -> observers.Finish | None:
         nonlocal recorder
         if recorder is None:  # imported where there is something to record
             from npu_fused_graph.host.record import Recorder

@@ -62,7 +62,7 @@ def all_reduce(node: Node) -> AllReduce | Refusal:
 
 def _name(node: Node) -> str:
     inner = wrapped(node)
-    name = "" if inner is None else str(inner.name())  # type: ignore[no-untyped-call]
+    name = "" if inner is None else str(inner.name())
     return name if name in _EAGER else op_name(node)
 
 
@@ -154,7 +154,10 @@ def _scatter_dim(tensor: Any) -> int:
         return 0
     splits = {operand(x) for x in arguments(cat)["tensors"] if x.target is operator.getitem}
     split = splits.pop() if len(splits) == 1 else None
-    return int(arguments(split)["dim"]) % len(shape_of(operand(split))) if is_call(split, *_SPLITS) else 0  # type: ignore[arg-type]
+    if split is None or not is_call(split, *_SPLITS):
+        return 0
+    dim: int = arguments(split)["dim"]
+    return dim % len(shape_of(operand(split)))
 
 
 def _gather_dim(result: Node) -> int:
@@ -164,7 +167,10 @@ def _gather_dim(result: Node) -> int:
         return 0
     cats = {reader for part in readers(users[0]) for reader in readers(part)}
     cat = cats.pop() if len(cats) == 1 else None
-    return int(arguments(cat)["dim"]) % len(shape_of(cat)) if is_call(cat, "aten::cat") else 0  # type: ignore[arg-type]
+    if cat is None or not is_call(cat, "aten::cat"):
+        return 0
+    dim: int = arguments(cat)["dim"]
+    return dim % len(shape_of(cat))
 
 
 def _half_fused(node: Node) -> AllReduce | Refusal:

@@ -56,7 +56,7 @@ float4_e1m2fn_x2 = 297
 from torch_npu import npu  # noqa: E402
 
 device.install(npu)
-torch.npu = npu
+torch.npu = npu  # type: ignore[attr-defined]
 hccl.install()
 process.begin()
 
