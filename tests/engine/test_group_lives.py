@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from npu_fused_graph.comm import communicator
+from npu_fused_graph.comm import communicator, groups
 from tests.processes import free_port
 from tests.ranks import run_ranks, values
 
@@ -42,11 +42,12 @@ def test_the_end_of_a_group_is_no_matter_to_another() -> None:
         name = stays.group_name
         communicator(ends.group_name)
         kept = communicator(name)
-        ended = weakref.ref(ends)
+        ended, ended_name = weakref.ref(ends), ends.group_name
         dist.destroy_process_group(ends)
         del ends
         gc.collect()
         assert ended() is None
+        assert ended_name not in groups._by_name, "what is known of it, its store too, went with it"
         assert communicator(name) is kept
     finally:
         dist.destroy_process_group()

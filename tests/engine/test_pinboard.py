@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from npu_fused_graph.comm.links import Links
 from npu_fused_graph.comm.pinboard import Pinboard, beacon
 from npu_fused_graph.errors import CommunicationError
 from tests.ranks import run_ranks, values
@@ -36,6 +37,14 @@ def test_a_group_whose_store_does_not_answer_is_refused(monkeypatch: pytest.Monk
     with pytest.raises(CommunicationError, match=wanted) as caught, board_of_rank_0(dist.HashStore()):
         pass
     assert caught.value.is_lost_peer
+
+
+def test_who_fails_tells_the_others_and_leaves() -> None:
+    with board_of_rank_0(dist.HashStore()) as board:
+        links = Links.__new__(Links)
+        links._pinboard, links._members, links._place, links._gloo = board, range(2), "all", None
+        assert links._failure("all_reduce", RuntimeError("broken pipe")).is_lost_peer
+        assert board.store.check(["end/0", "left/0"])
 
 
 class _Unanswered:

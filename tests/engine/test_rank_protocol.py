@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,7 +70,12 @@ def test_what_a_rank_alone_gathers_is_its_own(one_rank: None) -> None:
 
 
 def _as_process(rank: int) -> list[Any]:
-    return _used(communicator("0"))
+    found = _used(communicator("0"))
+    gc.collect()
+    opened = [Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd")]
+    links = [os.readlink(fd) for fd in opened if fd.is_symlink()]
+    assert not [link for link in links if "npu_window" in link], "a window goes with its tensors"
+    return found
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import npu_fused_graph as nfg
 from npu_fused_graph import explain
+from npu_fused_graph.passes.spellings.reduces import SPELLINGS
 from npu_fused_graph.passes.tracing import breaks
 from npu_fused_graph.passes.verdicts import FusionSite
 from tests.passes.blocks import Block, llama_norm
@@ -324,6 +325,14 @@ def test_the_log_lists_the_reduces_of_a_function_without_a_graph() -> None:
     line = line_of(layers, REDUCE)
     assert f": all_reduce at {__file__}:{line}: {OUTSIDE}" in first
     assert f": all_reduce at {__file__}:{line + 2}: {OUTSIDE}" in second
+
+
+def test_every_eager_collective_that_reduces_for_all_ranks_is_known() -> None:
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("c10d::")]
+    schemas = {name: getattr(torch.ops.c10d, name.removeprefix("c10d::")).default._schema for name in names}
+    reducing = {n for n, schema in schemas.items() if any("ReduceOp" in str(a.type) for a in schema.arguments)}
+    assert "c10d::reduce_" in reducing, "its result is one rank's"
+    assert {name for name in SPELLINGS if name.startswith("c10d::")} == reducing - {"c10d::reduce_"}
 
 
 def snippet(page: str, heading: str) -> str:

@@ -280,14 +280,21 @@ def test_what_is_no_matmul_has_the_cure_of_its_kind() -> None:
     assert cure.startswith("Nothing to change here: ")
 
 
-def test_a_matmul_far_behind_is_not_near() -> None:
-    """100 nodes are looked at, however many ways lead through them."""
+def test_parts_that_are_added_were_gathered_along_no_other_dim() -> None:
+    def model(x: Tensor, residual: Tensor) -> Any:
+        y = funcol.reduce_scatter_tensor(F.linear(x, WEIGHT).view(8, 32), "sum", 0, dist.group.WORLD)
+        first, second = funcol.all_gather_tensor(y, 0, dist.group.WORLD).split(4)
+        return llama_norm(residual[0] + (first + second), GAMMA, 1e-6)
 
+    assert the_site(model).reason == "no_residual_add"
+
+
+def test_a_matmul_100_nodes_behind_is_not_near() -> None:
     def behind(steps: int) -> Callable[..., Any]:
         def model(x: Tensor, residual: Tensor) -> Any:
             y = F.linear(x, WEIGHT)
             for _ in range(steps):
-                y = y.sin() * y
+                y = y.sin()
             return llama_norm(residual + all_reduce(y), GAMMA, 1e-6)
 
         return model
