@@ -30,9 +30,7 @@ def gaps(mode: str = "max-autotune") -> dict[str, Gap]:
 
 def require_ge_type(spec: OpSpec) -> None:
     """Raise UnsupportedDeviceError unless the installed CANN has the op as we emit it, for this chip."""
-    soc = ascend.soc_name()
-    if soc and spec.group_sizes:
-        ascend.check_soc(spec, soc)
+    ascend.check_soc(spec, ascend.soc_name())
     gap = _ge_type_gap(spec)
     if gap is not None:
         raise UnsupportedDeviceError(f"[{spec.stem}] {gap.text}. {gap.cure}")
@@ -40,9 +38,9 @@ def require_ge_type(spec: OpSpec) -> None:
 
 def _gap(spec: OpSpec, mode: str) -> Gap | None:
     soc = ascend.soc_name()
-    if soc and spec.group_sizes and not soc.startswith(ascend.SOC_PREFIX):
+    if not spec.runs_on(soc):
         return Gap(
-            "soc", f"CANN has {spec.ge_type} for {ascend.SOC_PREFIX}x (Atlas A2) only, this is {soc}",
+            "soc", f"CANN has {spec.ge_type} for {spec.chips_text} only, this is {soc}",
             "Keep the separate ops on this chip.",
         )  # fmt: skip
     if mode != "max-autotune":

@@ -14,10 +14,19 @@ from npu_fused_graph.ir.dtypes import BY_NAME
 from npu_fused_graph.ir.reg_op import IrAttr, IrDef, IrParam
 
 InputKind = Literal["required", "optional", "dynamic"]
-AttrType = Literal["Int", "Float", "Bool", "String", "ListInt"]
+AttrType = Literal["Int", "Float", "Bool", "String", "ListInt", "ListFloat"]
 
-_SCHEMA_TYPES = {"Int": "int", "Float": "float", "Bool": "bool", "String": "str", "ListInt": "int[]"}
-_VT = {"Int": "VT_INT", "Float": "VT_FLOAT", "Bool": "VT_BOOL", "String": "VT_STRING", "ListInt": "VT_LIST_INT"}
+_SCHEMA_TYPES = {
+    "Int": "int", "Float": "float", "Bool": "bool", "String": "str", "ListInt": "int[]", "ListFloat": "float[]",
+}  # fmt: skip
+_VT = {
+    "Int": "VT_INT", "Float": "VT_FLOAT", "Bool": "VT_BOOL", "String": "VT_STRING", "ListInt": "VT_LIST_INT",
+    "ListFloat": "VT_LIST_FLOAT",
+}  # fmt: skip
+
+Chip = Literal["Ascend910B", "Ascend910_93"]
+CHIPS: Mapping[Chip, str] = {"Ascend910B": "Atlas A2", "Ascend910_93": "Atlas A3"}
+"""Beginning of a chip's name as torch_npu gives it, and the product line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +63,14 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttrSpec:
-    """One attribute in GE order. default None = required. py: Python's name; "" = GE's; None = not in Python.
+    """One attribute in GE order. default None = required; of a list: a tuple.
 
-    is_nullable: Python may pass None for the default.
+    py: Python's name; "" = GE's; None = not in Python. is_nullable: Python may pass None for the default.
     """
 
     name: str
     type: AttrType
-    default: str | int | float | bool | None = None
+    default: str | int | float | bool | tuple[int, ...] | tuple[float, ...] | None = None
     py: str | None = ""
     is_nullable: bool = False
     doc: str = ""
@@ -113,7 +122,7 @@ class CallFacts:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A rule the axes cannot express. number: its id in the specification. check raises InvalidArgumentError."""
+    """A rule the axes cannot express. number: in docs/<stem>_constraints.md. check raises InvalidArgumentError."""
 
     number: str
     check: Callable[[OpSpec, CallFacts], None]
@@ -125,7 +134,8 @@ class OpSpec:
 
     stem: snake_case, names every file of the op. ge_type: GE op type. torch_name: of the public function and of
     MindSpeed's operator. signature: torch's argument order ("*" separates keyword-only ones). source: the document.
-    group_sizes: numbers of ranks a communicating op runs on; () = it does not communicate.
+    group_sizes: numbers of ranks a communicating op runs on; () = it does not communicate. chips: it exists on; () = on
+    all. An op without outputs is called for what it does, so graphs keep it.
     """
 
     stem: str
@@ -140,6 +150,7 @@ class OpSpec:
     source: str
     constraints: tuple[Constraint, ...] = field(default=())
     group_sizes: tuple[int, ...] = field(default=())
+    chips: tuple[Chip, ...] = field(default=())
 
     # -- derived -------------------------------------------------------------------------------------------
 
@@ -180,7 +191,8 @@ class OpSpec:
                 arguments.append(f"{text}? {name}=None" if tensor.may_be_none else f"{text} {name}")
             else:
                 attr = attrs[name]
-                default = "" if attr.default is None else f"={attr.default!r}"
+                value = list(attr.default) if isinstance(attr.default, tuple) else attr.default
+                default = "" if value is None else f"={value!r}"
                 arguments.append(f"{_SCHEMA_TYPES[attr.type]}{'?' * attr.is_nullable} {name}{default}")
         returns = [
             f"Tensor{alias.get(t.python_name, '')}{'[]' if t.kind == 'dynamic' else ''} {t.python_name}"
@@ -203,7 +215,7 @@ class OpSpec:
                 IrParam(t.name, "dynamic" if t.kind == "dynamic" else "required", self._dtypes(t.name))
                 for t in self.outputs
             ),
-            tuple(IrAttr(a.name, _VT[a.type], None if a.default is None else str(a.default)) for a in self.attrs),
+            tuple(IrAttr(a.name, _VT[a.type], _ir_default(a)) for a in self.attrs),
         )
 
     def _dtypes(self, name: str) -> frozenset[str]:
@@ -228,6 +240,15 @@ class OpSpec:
         for constraint in self.constraints:
             constraint.check(self, call)
         return sizes
+
+    def runs_on(self, chip: str) -> bool:
+        """Whether the op exists on a chip, as torch_npu names it; "" (no NPU here) counts as one where it does."""
+        return not self.chips or not chip or chip.startswith(self.chips)
+
+    @property
+    def chips_text(self) -> str:
+        """For texts."""
+        return " or ".join(f"{chip}x ({CHIPS[chip]})" for chip in self.chips)
 
     def check_group(self, name: str, size: int) -> None:
         """Raise InvalidArgumentError unless the op runs on ``size`` ranks. name: of the group, for the text."""
@@ -278,6 +299,12 @@ class OpSpec:
                     expected = "a contiguous tensor"
                 got = "the transpose of one" if facts.is_transposed else "other strides"
                 raise argument_error(self.stem, name, expected, got, "Call .contiguous() on it.")
+
+
+def _ir_default(attr: AttrSpec) -> str | None:
+    if isinstance(attr.default, tuple):
+        return f"{{{', '.join(map(str, attr.default))}}}"
+    return None if attr.default is None else str(attr.default)
 
 
 def _shape_cure(tensor: TensorSpec, facts: TensorFacts, axis: str, known: Any) -> str:

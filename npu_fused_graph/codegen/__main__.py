@@ -8,6 +8,13 @@ from pathlib import Path
 
 from npu_fused_graph.codegen import generated_files
 from npu_fused_graph.ops import specs
+from npu_fused_graph.passes.grouped_mat_mul_all_reduce import rules as grouped
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import rules as norm
+
+FUSIONS = {
+    "matmul_all_reduce_add_rms_norm": (*norm.RULES, *norm.ORDER_RULES),
+    "grouped_mat_mul_all_reduce": (*grouped.PART_RULES, *grouped.SITE_RULES),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[codegen] --root: expected the project's root, got {arguments.root}. Run it there.", file=sys.stderr)
         return 2
     stale = 0
-    for path, text in generated_files(specs()).items():
+    for path, text in generated_files(specs(), FUSIONS).items():
         target = arguments.root / path
         if target.exists() and target.read_text(encoding="utf-8") == text:
             continue
@@ -27,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.check:
             print(f"{path} is not up to date; run: python -m npu_fused_graph.codegen", file=sys.stderr)
         else:
+            target.parent.mkdir(exist_ok=True)
             target.write_text(text, encoding="utf-8")
             print(f"wrote {path}")
     return 1 if arguments.check and stale else 0

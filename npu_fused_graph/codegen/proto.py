@@ -43,7 +43,9 @@ def _attr(attr: AttrSpec) -> str:
     return f"ATTR({attr.name}, {attr.type}, {_literal(attr.default)})"
 
 
-def _literal(value: str | int | float | bool) -> str:
+def _literal(value: str | int | float | bool | tuple[int, ...] | tuple[float, ...]) -> str:
+    if isinstance(value, tuple):
+        return f"{{{', '.join(map(_literal, value))}}}"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

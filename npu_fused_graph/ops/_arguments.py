@@ -21,7 +21,7 @@ def check_types(spec: OpSpec, arguments: Mapping[str, Any]) -> None:
         if value is None and tensor.may_be_none:
             continue
         if tensor.is_constant:
-            _check_ints(spec, name, value)
+            _check_numbers(spec, name, value, is_int=True)
         elif tensor.kind == "dynamic":
             _check_tensors(spec, name, value)
         elif not isinstance(value, Tensor):
@@ -36,6 +36,8 @@ def check_types(spec: OpSpec, arguments: Mapping[str, Any]) -> None:
             if not isinstance(value, str):
                 cure = "For a process group pass its group_name." if attr.name == "group" else "Pass its name."
                 raise argument_error(spec.stem, attr.python_name, "a string", type(value).__name__, cure)
+        elif attr.type.startswith("List"):
+            _check_numbers(spec, attr.python_name, value, is_int=attr.type == "ListInt")
         else:
             wrong = (*_NO_NUMBER, float, bool) if attr.type == "Int" else _NO_NUMBER
             if isinstance(value, wrong):
@@ -56,14 +58,16 @@ def _tensor_cure(x: Any) -> str:
     return "Pass one." if x is None else "Make it one with torch.as_tensor."
 
 
-def _check_ints(spec: OpSpec, name: str, value: Any) -> None:
+def _check_numbers(spec: OpSpec, name: str, value: Any, *, is_int: bool) -> None:
     if not isinstance(value, (list, tuple)):
         cure = "Call .tolist() on it." if hasattr(value, "tolist") else "Pass a list."
-        raise argument_error(spec.stem, name, "a list of ints", _kind(value), cure)
+        raise argument_error(spec.stem, name, f"a list of {'ints' if is_int else 'floats'}", _kind(value), cure)
+    wrong = (*_NO_NUMBER, float, bool) if is_int else (*_NO_NUMBER, bool)
     for i, x in enumerate(value):
-        if isinstance(x, (*_NO_NUMBER, float, bool)):
+        if isinstance(x, wrong):
             got = _kind(x) if isinstance(x, Tensor) else repr(x)
-            raise argument_error(spec.stem, f"{name}[{i}]", "an int", got, "Pass a number.")
+            expected = "an int" if is_int else "a float"
+            raise argument_error(spec.stem, f"{name}[{i}]", expected, got, "Pass a number.")
 
 
 def _kind(x: Any) -> str:

@@ -14,9 +14,6 @@ from torch.distributed import distributed_c10d as c10d
 from npu_fused_graph.errors import UnsupportedDeviceError, argument_error
 from npu_fused_graph.spec import OpSpec
 
-SOC_PREFIX = "Ascend910B"
-"""How torch_npu names the chips of Atlas A2, the only ones CANN's fused operators here run on."""
-
 _BASE_FORMATS = {0: "NCHW", 2: "ND", 30: "NCDHW"}
 """Formats (ACL numbers) whose memory is that of an ordinary tensor."""
 
@@ -28,7 +25,7 @@ _domains: set[tuple[str, tuple[int, ...]]] = set()
 def check_device(spec: OpSpec, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """A12, A40: the chip and the memory format of NPU tensors. Raises UnsupportedDeviceError, InvalidArgumentError."""
     tensors = list(tensors)
-    if spec.group_sizes:
+    if spec.chips:
         check_soc(spec, soc_name(tensors[0][1].device))
     for name, tensor in tensors:
         number = torch.ops.npu.get_npu_format(tensor)
@@ -46,10 +43,10 @@ def soc_name(device: torch.device | None = None) -> str:
 
 
 def check_soc(spec: OpSpec, name: str) -> None:
-    """A40. Raises UnsupportedDeviceError unless ``name`` is a chip of Atlas A2."""
-    if not name.startswith(SOC_PREFIX):
+    """A40. Raises UnsupportedDeviceError unless ``name`` is a chip the op exists on."""
+    if not spec.runs_on(name):
         raise UnsupportedDeviceError(
-            f"[{spec.stem}] device: expected {SOC_PREFIX}x (Atlas A2), got {name!r}. Keep the separate ops there."
+            f"[{spec.stem}] device: expected {spec.chips_text}, got {name!r}. Keep the separate ops there."
         )
 
 

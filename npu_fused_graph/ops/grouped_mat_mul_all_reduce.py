@@ -1,6 +1,6 @@
 """GroupedMatMulAllReduce: y_i = all_reduce(x_i @ weight_i + bias_i) for up to 64 groups in one operator.
 
-Source: requirements 001 and 000, and specs/matmul_all_reduce.md section 2.
+Source: requirements 001 and 000; CANN's public sources of the operator.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ SPEC = OpSpec(
     source="requirement 001 (MindSpeed's document of npu_grouped_mat_mul_all_reduce)",
     constraints=CONSTRAINTS,
     group_sizes=(2, 4, 8),
+    chips=("Ascend910B",),
 )
 
 
@@ -146,7 +147,7 @@ def reference(
     split_item: int = 0,
     mode: ReduceMode = "once",
 ) -> list[Tensor]:
-    """The operator on CPU with the roundings of the kernel (specification 2.2): p = RN(product + bias), RN(sum p).
+    """The operator on CPU with the roundings of the kernel: p = RN(product + bias), RN(sum p).
 
     rank: this rank in its group. What the ranks exchange at a time is bounded, and names the
     rows of every group, so that ranks with different groups notice.

@@ -1,4 +1,4 @@
-"""The constraints of GroupedMatMulAllReduce (specification 2.3, B1 to B20), one function per numbered row.
+"""The constraints of GroupedMatMulAllReduce (B1 to B20), one function per numbered row.
 
 Like those of the other operators they see only facts that fake and real tensors have.
 """

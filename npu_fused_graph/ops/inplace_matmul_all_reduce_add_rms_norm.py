@@ -1,6 +1,6 @@
 """InplaceMatmulAllReduceAddRmsNorm: MatmulAllReduceAddRmsNorm whose sum takes the place of the residual.
 
-Source: requirement 002 and specs/matmul_all_reduce.md section 1.8; MindSpeed's npu_mm_all_reduce_add_rms_norm_.
+Source: requirement 002; MindSpeed's npu_mm_all_reduce_add_rms_norm_.
 """
 
 from __future__ import annotations

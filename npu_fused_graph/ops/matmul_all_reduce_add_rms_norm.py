@@ -1,7 +1,7 @@
 """MatmulAllReduceAddRmsNorm: y = all_reduce(x1 @ x2 + bias) + residual; norm_out = RMSNorm(y) * gamma.
 
-Source: requirement 002 and specs/matmul_all_reduce.md section 1, which the step numbers below refer to. Three
-scenarios: floating point (A16W16), full quantisation (A8W8) and weight-only quantisation (A16W8, A16W4).
+Source: requirement 002; CANN's public sources of the operator. Three scenarios: floating point (A16W16), full
+quantisation (A8W8) and weight-only quantisation (A16W8, A16W4).
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ SPEC = OpSpec(
     source="requirement 002 (MindSpeed's document of npu_mm_all_reduce_add_rms_norm)",
     constraints=CONSTRAINTS,
     group_sizes=(1, 2, 4, 8),
+    chips=("Ascend910B",),
 )
 
 
@@ -185,7 +186,7 @@ def reference(
     mode: ReduceMode = "once",
     y: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The operator on CPU with the roundings of the kernel (specification 1.2), in chunks of rows.
+    """The operator on CPU with the roundings of the kernel, in chunks of rows.
 
     rank: this rank in its group. mode: "once" sums partial results in float32 and rounds once, "seq" rounds after each
     addition; HCCL's own order lies in between. y: where the sum goes; may be residual itself.

@@ -1,4 +1,4 @@
-"""The constraints of MatmulAllReduceAddRmsNorm that axes and layouts do not express (specification 1.7, A6 to A42).
+"""The constraints of MatmulAllReduceAddRmsNorm that axes and layouts do not express (A6 to A42).
 
 Each function is one numbered row. They see only facts every tensor has, fake or real, so the same call is refused
 with the same text by the fake implementation, in eager mode and by the converter.

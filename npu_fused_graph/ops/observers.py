@@ -43,5 +43,5 @@ def observed(call: Callable[[], ObservedCall], run: Callable[[], Any]) -> Any:
     finishes = [finish for listener in listeners if (finish := listener(description)) is not None]
     results = run()
     for finish in finishes:
-        finish(results if isinstance(results, tuple) else (results,))
+        finish(results if isinstance(results, tuple) else () if results is None else (results,))
     return results

@@ -45,6 +45,7 @@ def _register_all(operators: tuple[ModuleType, ...]) -> tuple[torch.library.Libr
 
 def _register(library: torch.library.Library, module: ModuleType) -> None:
     spec: OpSpec = module.SPEC
+    _check_signatures(module)
     if spec.mutated:
         # A call without an overload's name takes the first that fits, so the one that users know comes first.
         _register_aliased(library, spec)
@@ -58,6 +59,32 @@ def _register(library: torch.library.Library, module: ModuleType) -> None:
     for tensor in _transposable(spec):
         # for passes: the weight as it is stored, so that no transpose stands in the graph
         _Overload(library, module, f"transposed_{tensor}", tensor).register()
+
+
+def _check_signatures(module: ModuleType) -> None:
+    """Raise TypeError where a function of an operator's module and its SPEC do not fit together."""
+    spec: OpSpec = module.SPEC
+    wanted = _signature(spec).parameters
+    public = getattr(module, spec.torch_name, None)
+    if public is not None:
+        given = inspect.signature(public).parameters
+        differ = [n for n in {**wanted, **given} if _form(wanted.get(n)) != _form(given.get(n))]
+        if differ or list(wanted) != list(given):
+            raise TypeError(f"[{spec.stem}] {spec.torch_name}: expected the SPEC's signature, got others: {differ}")
+    for name in ("reference", "decompose", "fake"):
+        taken = inspect.signature(getattr(module, name, _nothing)).parameters.values()
+        needed = {p.name for p in taken if p.default is p.empty} - {"rank", "all_reduce"}
+        if needed - set(wanted):
+            raise TypeError(
+                f"[{spec.stem}] {name}: expected parameters of the SPEC, got {sorted(needed - set(wanted))}"
+            )
+
+
+def _nothing() -> None: ...
+
+
+def _form(parameter: inspect.Parameter | None) -> Any:
+    return None if parameter is None else (parameter.kind, parameter.default)
 
 
 def _transposable(spec: OpSpec) -> list[str]:
@@ -130,6 +157,8 @@ class _Overload:
             schema = schema.replace("(a!)", "")
         library: Any = self.library  # its methods carry no types
         library.define(schema, tags=_TAGS)
+        if not self.spec.outputs:
+            torch.fx.node.has_side_effect(getattr(_packet(self.spec), self.name or "default"))
         library.impl(qualified, self.autograd, "Autograd", with_keyset=True)
         library.impl(qualified, self.cpu, "CPU")
         library.impl(qualified, self.npu, "PrivateUse1")
@@ -189,7 +218,7 @@ class _Overload:
             for o in self.spec.outputs
             if o.python_name not in self.mutated
         )
-        return outputs if len(outputs) > 1 else outputs[0]
+        return _unpacked(outputs)
 
     def autograd(self, keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
@@ -266,7 +295,12 @@ class _Overload:
             if not arguments[name].is_inference():
                 torch.autograd.graph.increment_version(arguments[name])
         new = [r for r, o in zip(results, self.spec.outputs, strict=True) if o.python_name not in self.mutated]
-        return tuple(new) if len(new) > 1 else new[0]
+        return _unpacked(tuple(new))
+
+
+def _unpacked(results: tuple[Any, ...]) -> Any:
+    """As an operator returns them: one by itself, none as None."""
+    return results if len(results) > 1 else results[0] if results else None
 
 
 def _has_tangent(x: Tensor) -> bool:
@@ -335,5 +369,6 @@ def _signature(spec: OpSpec) -> inspect.Signature:
             default = None
         elif name in attrs and attrs[name].default is not None:
             default = attrs[name].default
+            default = list(default) if isinstance(default, tuple) else default
         parameters.append(inspect.Parameter(name, kind, default=default))
     return inspect.Signature(parameters)

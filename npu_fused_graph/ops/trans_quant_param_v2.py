@@ -1,6 +1,6 @@
 """TransQuantParamV2: scales of a fully quantised matmul in the 64-bit form its fixpipe reads.
 
-Source: requirement 002 (dequant_scale), specs/matmul_all_reduce.md section 1.5 and CANN's public prototype. The word:
+Source: requirement 002 (dequant_scale) and CANN's public prototype. The word:
 bits 13-31 are the upper 19 bits of the float32 scale, bits 37-45 a signed offset, bit 46 is 1, the others are 0.
 """
 

@@ -51,10 +51,15 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Rule(Generic[S]):
-    """item: of the specification's section 4.4 (L1 to L19), or another section."""
+    """number: in docs/fusion_rules.md; a B is the constraint of the operator with that number."""
 
-    item: str
+    number: str
     check: Callable[[S, Context], Refusal | None]
+
+    @property
+    def statement(self) -> str:
+        """What must hold: the first paragraph of the check's text."""
+        return " ".join((self.check.__doc__ or "").partition("\n\n")[0].split())
 
 
 def check(site: S, context: Context, rules: Sequence[Rule[S]]) -> None:
@@ -69,16 +74,19 @@ def check(site: S, context: Context, rules: Sequence[Rule[S]]) -> None:
 
 
 def machine_has_the_op(site: AnySite, context: Context) -> Refusal | None:
+    """The installed CANN and the chip have the operator."""
     refusal = context.options.unavailable.get(context.spec.stem)
     return None if refusal is None else replace(refusal, node=site.reduce.node.name)
 
 
 def only_adds(site: AnySite, context: Context) -> Refusal | None:
+    """The collective computes a sum."""
     what = site.reduce.reduce_op
     return None if what == "sum" else refusals.ReduceOp.at(site.reduce.node, f"the collective computes {what!r}")
 
 
 def partial_sum_is_private(site: AnySite, context: Context) -> Refusal | None:
+    """Nothing but the collective reads what is reduced."""
     known = {*site.before, *site.reduce.inner}
     for node in site.before:
         others = [user for user in readers(node) if user not in known]
@@ -89,6 +97,7 @@ def partial_sum_is_private(site: AnySite, context: Context) -> Refusal | None:
 
 
 def group_is_known(site: AnySite, context: Context) -> Refusal | None:
+    """The group of the collective exists in this process."""
     group = site.reduce.group
     try:
         comm.resolve(group)
@@ -98,6 +107,7 @@ def group_is_known(site: AnySite, context: Context) -> Refusal | None:
 
 
 def group_has_a_size_of_the_op(site: AnySite, context: Context) -> Refusal | None:
+    """The group has as many ranks as the operator runs on."""
     size, sizes = comm.resolve(site.reduce.group).size(), context.spec.group_sizes
     if size in sizes:
         return None
@@ -106,6 +116,7 @@ def group_has_a_size_of_the_op(site: AnySite, context: Context) -> Refusal | Non
 
 
 def one_domain(site: AnySite, context: Context) -> Refusal | None:
+    """All fused operators of a graph use one group: CANN documents no support for more in a process."""
     group = site.reduce.group
     if context.domain in (None, group) or _is_same_group(group, str(context.domain)):
         return None
@@ -122,6 +133,7 @@ def _is_same_group(a: str, b: str) -> bool:
 
 
 def not_overlapped(site: AnySite, context: Context) -> Refusal | None:
+    """No other matmul runs between the collective and its wait: the model overlaps the two already."""
     positions, node = context.positions, site.reduce.node
     waits = [positions.of(x) for x in site.reduce.inner if is_call(x, *WAITS)]
     if not waits or not positions.heavy_between(positions.of(node), max(waits)):

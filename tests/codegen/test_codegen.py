@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from npu_fused_graph.codegen import generated_files
-from npu_fused_graph.codegen.__main__ import main
+from npu_fused_graph.codegen.__main__ import FUSIONS, main
 from npu_fused_graph.ops import specs
 
 ROOT = Path(__file__).parents[2]
@@ -23,9 +23,17 @@ def test_check_notices_a_stale_file_and_writing_cures_it(tmp_path: Path, capsys:
     assert "is not up to date" in capsys.readouterr().err
     assert main(["--root", str(tmp_path)]) == 0
     assert main(["--check", "--root", str(tmp_path)]) == 0
-    for path in generated_files(specs()):
+    for path in generated_files(specs(), FUSIONS):
         (tmp_path / path).write_text("edited")
     assert main(["--check", "--root", str(tmp_path)]) == 1
+
+
+def test_every_rule_says_what_must_hold() -> None:
+    for rules in FUSIONS.values():
+        for rule in rules:
+            assert rule.statement.endswith((".", ")")) and rule.number[0] in "LB", rule
+    page = (ROOT / "docs" / "fusion_rules.md").read_text(encoding="utf-8")
+    assert "| L13 | No other collective runs between the all-reduce and the add: " in page
 
 
 def test_wrong_root() -> None:

@@ -6,11 +6,13 @@ import gc
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from npu_fused_graph.comm import Rank, communicator
+from npu_fused_graph.comm.links import Links
 from npu_fused_graph.comm.threads import LocalGroup
 from tests.ranks import run_ranks, values
 
@@ -60,6 +62,28 @@ def _narrow(rank: int) -> list[list[int]]:
 def test_sums_of_narrow_whole_numbers() -> None:
     wanted = [[-2, 1], [2**16 - 2, 1], [2**32 - 2, 1], [1, 1]]
     assert values(run_ranks(_narrow, 2)) == [wanted, wanted]
+
+
+def _vouched_for(rank: int) -> tuple[list[int], int]:
+    """Sums of two collectives of a known run and one more, and how many of these compared themselves."""
+    here, compared = communicator("0"), 0
+    lines = ["sum = all_reduce"] * 2
+    known = here.begin(lines, 7, 0)
+    assert here.begin(lines, 7, known) == known
+    agree = Links.agree
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal compared
+        compared += 1
+        return agree(*args, **kwargs)
+
+    with mock.patch.object(Links, "agree", counted):
+        sums = [int(here.all_reduce(torch.tensor(rank + i))) for i in range(3)]
+    return sums, compared
+
+
+def test_what_the_beginning_vouched_for_is_not_compared_again() -> None:
+    assert values(run_ranks(_vouched_for, 2)) == [([1, 3, 5], 1)] * 2
 
 
 def test_what_a_rank_alone_gathers_is_its_own(one_rank: None) -> None:

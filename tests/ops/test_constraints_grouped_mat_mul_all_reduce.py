@@ -38,7 +38,7 @@ HEAD = [
     "Written by tests/ops/test_constraints_grouped_mat_mul_all_reduce.py from what each stage really says.",
     "*fake*: while a graph is traced; *eager*: when the operator runs by itself; *converter*: while TorchAir",
     "lowers a graph; *function*: the public function, before torch sees the arguments. Every text begins with",
-    "`[grouped_mat_mul_all_reduce]`. Numbers are those of specification 2.3; A38, A41 and A43 are the rules of",
+    "`[grouped_mat_mul_all_reduce]`. A38, A41 and A43 are the rules of",
     "npu_mm_all_reduce_add_rms_norm that hold here, too.",
 ]
 

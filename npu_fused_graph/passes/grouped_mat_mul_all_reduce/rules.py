@@ -1,4 +1,4 @@
-"""The conditions under which a site of GroupedMatMulAllReduce may be fused (specification 4.6): one function, one row.
+"""The conditions under which a site of GroupedMatMulAllReduce may be fused: one function, one row.
 
 PART_RULES hold for every all-reduce by itself, whatever it could be grouped with; SITE_RULES for those together.
 """
@@ -39,6 +39,7 @@ from npu_fused_graph.passes.tracing import named
 
 
 def _nothing_is_quantised(part: Part, context: Context) -> Refusal | None:
+    """The matmuls have no scales."""
     for member in part.members:
         if member.product.scales:
             node = member.product.node
@@ -47,6 +48,7 @@ def _nothing_is_quantised(part: Part, context: Context) -> Refusal | None:
 
 
 def _dtypes(part: Part, context: Context) -> Refusal | None:
+    """x, weight and result are float16, or all bfloat16."""
     for member in part.members:
         x, weight = member.product.x, member.product.weight
         if dtype_of(x) not in DTYPES:
@@ -58,6 +60,7 @@ def _dtypes(part: Part, context: Context) -> Refusal | None:
 
 
 def _weights_are_k_n(part: Part, context: Context) -> Refusal | None:
+    """The weights are stored as contiguous (k, n) matrices: the operator has no transpose."""
     for member in part.members:
         weight, node = member.product.weight, member.product.node
         if is_contiguous(weight) and not member.product.is_stored_transposed:
@@ -72,6 +75,7 @@ def _weights_are_k_n(part: Part, context: Context) -> Refusal | None:
 
 
 def _x_is_contiguous(part: Part, context: Context) -> Refusal | None:
+    """x is contiguous."""
     for member in part.members:
         x = member.product.x
         if not is_contiguous(x):
@@ -80,6 +84,7 @@ def _x_is_contiguous(part: Part, context: Context) -> Refusal | None:
 
 
 def _no_empty_group(part: Part, context: Context) -> Refusal | None:
+    """Every group has rows: CANN's tiling divides by their number."""
     for member in part.members:
         if member.row_count == 0 and isinstance(member.row_count, int):
             return refusals.EmptyGroup.at(member.product.node, f"{named(member.product.node)} has no rows")
@@ -87,6 +92,7 @@ def _no_empty_group(part: Part, context: Context) -> Refusal | None:
 
 
 def _columns_fit(part: Part, context: Context) -> Refusal | None:
+    """k and n are at most 65535."""
     for member in part.members:
         for size in member.weight_shape:
             if lower_bound(size) > MOST_COLUMNS:
@@ -95,6 +101,7 @@ def _columns_fit(part: Part, context: Context) -> Refusal | None:
 
 
 def _biases_are_vectors(part: Part, context: Context) -> Refusal | None:
+    """A bias is a vector of n."""
     for member in part.members:
         bias = member.product.bias
         if bias is not None and not is_vector(bias, member.weight_shape[1]):
@@ -103,7 +110,7 @@ def _biases_are_vectors(part: Part, context: Context) -> Refusal | None:
 
 
 def _joined_results_have_one_width(part: Part, context: Context) -> Refusal | None:
-    """They may have been flattened before they were joined."""
+    """Joined results have one width; they may have been flattened before they were joined."""
     n = part.members[0].weight_shape[1]
     for member in part.members[1:]:
         if not same_shape(member.weight_shape[1:], (n,)):
@@ -112,7 +119,7 @@ def _joined_results_have_one_width(part: Part, context: Context) -> Refusal | No
 
 
 def _shapes_can_be_spelled(part: Part, context: Context) -> Refusal | None:
-    """An explicit shape in a graph takes numbers only; what the op gives by itself needs none.
+    """Sizes are numbers, or the result has the shape the operator gives by itself.
 
     A bias, which only some ranks may have, needs the columns as a number.
     """
@@ -132,6 +139,7 @@ def _shapes_can_be_spelled(part: Part, context: Context) -> Refusal | None:
 
 
 def _grouped_matmul_is_reduced_whole(site: GroupedSite, context: Context) -> Refusal | None:
+    """All results of an npu_grouped_matmul are reduced together."""
     reduced = set(site.before)
     for grouped in dict.fromkeys(part.grouped for part in site.parts if part.grouped is not None):
         rest = [user for user in grouped.users if user not in reduced and user.users]
@@ -142,6 +150,7 @@ def _grouped_matmul_is_reduced_whole(site: GroupedSite, context: Context) -> Ref
 
 
 def _count(site: GroupedSite, context: Context) -> Refusal | None:
+    """There are 2 to 64 matmuls."""
     count = len(site.members)
     if 2 <= count <= MOST_GROUPS:
         return None
@@ -169,6 +178,7 @@ def late_operands(site: GroupedSite, positions: Positions) -> list[Node]:
 
 
 def _operands_can_come_first(site: GroupedSite, context: Context) -> Refusal | None:
+    """What the operator reads can be computed in front of the first reader of a result."""
     place, own = anchor(site, context.positions), set(site.inner)
     for late in late_operands(site, context.positions):
         needed = context.positions.needed(late, place)
@@ -184,6 +194,7 @@ def _extent(site: GroupedSite, positions: Positions) -> tuple[int, int]:
 
 
 def _nothing_is_written(site: GroupedSite, context: Context) -> Refusal | None:
+    """Nothing is written between the first matmul and the last all-reduce."""
     own = set(site.inner)
     writes = [node for node in context.positions.writes_between(*_extent(site, context.positions)) if node not in own]
     if not writes:
@@ -192,24 +203,26 @@ def _nothing_is_written(site: GroupedSite, context: Context) -> Refusal | None:
 
 
 def _one_stream(site: GroupedSite, context: Context) -> Refusal | None:
+    """No stream scope and no event lies inside the site."""
     if not context.positions.stream_changes_between(*_extent(site, context.positions)):
         return None
     return refusals.OtherStream.at(site.reduce.node, "a stream scope or an event lies inside the site")
 
 
 def _is_asked_for(site: GroupedSite, context: Context) -> Refusal | None:
+    """Grouping is asked for (``grouped=True``)."""
     if context.options.grouped:
         return None
     return refusals.Deprecated.at(site.reduce.node, f"CANN marks {context.spec.ge_type} as deprecated: off by default")
 
 
 PART_RULES: tuple[Rule[Part], ...] = (
-    Rule("CANN", machine_has_the_op),
+    Rule("L20", machine_has_the_op),
     Rule("L1", only_adds),
     Rule("L2", group_is_known),
     Rule("B17", group_has_a_size_of_the_op),
     Rule("L4", partial_sum_is_private),
-    Rule("2.4", _nothing_is_quantised),
+    Rule("L26", _nothing_is_quantised),
     Rule("B13", _dtypes),
     Rule("B18", _weights_are_k_n),
     Rule("B18", _x_is_contiguous),
@@ -217,7 +230,7 @@ PART_RULES: tuple[Rule[Part], ...] = (
     Rule("B14", _columns_fit),
     Rule("B12", _biases_are_vectors),
     Rule("B11", _joined_results_have_one_width),
-    Rule("4.6", _shapes_can_be_spelled),
+    Rule("L6", _shapes_can_be_spelled),
     Rule("L14", not_overlapped),
 )
 
@@ -227,6 +240,6 @@ SITE_RULES: tuple[Rule[GroupedSite], ...] = (
     Rule("L2", one_domain),
     Rule("L17", _one_stream),
     Rule("L19", _nothing_is_written),
-    Rule("4.6", _operands_can_come_first),
-    Rule("2.4", _is_asked_for),
+    Rule("L24", _operands_can_come_first),
+    Rule("L27", _is_asked_for),
 )

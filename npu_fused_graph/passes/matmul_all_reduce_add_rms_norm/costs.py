@@ -1,4 +1,4 @@
-"""What fusing gains, by the cost model of CANN's tiling (specification 6.2, 6.3): modelled for an 8-card Atlas A2.
+"""What fusing gains, by the cost model of CANN's public tiling: modelled for an 8-card Atlas A2.
 
 Nothing here was measured by us. The decision uses only sizes that are equal on all ranks; the local k is none.
 """

@@ -62,6 +62,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 
 def _nothing_is_scaled(site: Site, context: Context) -> Refusal | None:
+    """The residual is added without a factor (alpha)."""
     alpha = site.add.kwargs.get("alpha", 1)
     if alpha == 1:
         return None
@@ -79,6 +80,7 @@ def _one_reduce(site: Site, context: Context) -> Refusal | None:
 
 
 def _norm_is_private(site: Site, context: Context) -> Refusal | None:
+    """Nothing outside the norm reads what is computed inside it."""
     leaks = site.norm.leaks()
     if not leaks:
         return None
@@ -89,6 +91,7 @@ def _norm_is_private(site: Site, context: Context) -> Refusal | None:
 
 
 def _epsilon_is_literal(site: Site, context: Context) -> Refusal | None:
+    """Epsilon is a number in the graph: no tensor, no input."""
     epsilon = site.norm.epsilon
     if isinstance(epsilon, (float, int)):
         return None
@@ -111,6 +114,7 @@ def _epsilon_is_literal(site: Site, context: Context) -> Refusal | None:
 
 
 def _epsilon_is_in_range(site: Site, context: Context) -> Refusal | None:
+    """Epsilon lies between 0 and 1."""
     if 0 < site.norm.epsilon < 1:
         return None
     return refusals.EpsilonRange.at(site.norm.anchor, f"epsilon is {site.norm.epsilon}")
@@ -120,11 +124,13 @@ def _epsilon_is_in_range(site: Site, context: Context) -> Refusal | None:
 
 
 def _result_is_half(site: Site, context: Context) -> Refusal | None:
+    """The matmul's result is float16 or bfloat16."""
     node = site.product.node
     return None if dtype_of(node) in DTYPES else refusals.Dtype.at(node, f"the matmul is {dtype_name(node)}")
 
 
 def _dtypes_agree(site: Site, context: Context) -> Refusal | None:
+    """Operands and results have one dtype."""
     wanted = dtype_of(site.product.node)
     operands: dict[str, Node] = {"residual": site.residual}
     if not site.product.scales:
@@ -140,6 +146,7 @@ def _dtypes_agree(site: Site, context: Context) -> Refusal | None:
 
 
 def _residual_has_full_shape(site: Site, context: Context) -> Refusal | None:
+    """The residual has the shape of the reduced result: nothing is broadcast."""
     reduced, total = shape_of(site.reduced), shape_of(site.reduced)
     if site.norm.addends is None:
         total = shape_of(site.add)
@@ -151,6 +158,7 @@ def _residual_has_full_shape(site: Site, context: Context) -> Refusal | None:
 
 
 def _rows_stay_rows(site: Site, context: Context) -> Refusal | None:
+    """The norm runs over the matmul's last dim, and gamma is a vector of it."""
     n = shape_of(site.product.node)[-1:]
     gamma = site.norm.gamma
     kept = same_shape(shape_of(site.reduced)[-1:], n)
@@ -160,6 +168,7 @@ def _rows_stay_rows(site: Site, context: Context) -> Refusal | None:
 
 
 def _bias_is_vector(site: Site, context: Context) -> Refusal | None:
+    """The matmul's bias is a vector of n."""
     bias = site.product.bias
     if bias is None or is_vector(bias, shape_of(site.product.node)[-1]):
         return None
@@ -167,6 +176,7 @@ def _bias_is_vector(site: Site, context: Context) -> Refusal | None:
 
 
 def _layouts(site: Site, context: Context) -> Refusal | None:
+    """x1, residual, gamma and the sum are contiguous."""
     operands = {"x1": site.product.x, "residual": site.residual, "gamma": site.norm.gamma, "sum": site.total}
     for name, node in operands.items():
         if node is not None and not is_contiguous(node):
@@ -175,6 +185,7 @@ def _layouts(site: Site, context: Context) -> Refusal | None:
 
 
 def _weight_layout(site: Site, context: Context) -> Refusal | None:
+    """The weight is a contiguous matrix or the transpose of one."""
     weight, value = site.product.weight, value_of(site.product.weight)
     if is_contiguous(weight) or value.t().is_contiguous():
         return None
@@ -182,7 +193,7 @@ def _weight_layout(site: Site, context: Context) -> Refusal | None:
 
 
 def _shapes_can_be_spelled(site: Site, context: Context) -> Refusal | None:
-    """An explicit shape in a graph takes numbers only."""
+    """Sizes are numbers, or symbols of shapes with two or three dims: an explicit shape takes numbers only."""
     shapes = [shape_of(x) for x in (site.reduced, site.total, site.norm.output) if x is not None]
     if all(
         all(isinstance(size, int) for size in shape) or (len(shape) in (2, 3) and same_shape(shape, shapes[0]))
@@ -193,7 +204,7 @@ def _shapes_can_be_spelled(site: Site, context: Context) -> Refusal | None:
 
 
 def _quantisation_is_supported(site: Site, context: Context) -> Refusal | None:
-    """The op's own constraints: which scales go with which dtypes, shapes and group sizes."""
+    """The operator's own constraints hold: which scales go with which dtypes, shapes and group sizes."""
     if not site.product.scales:
         return None
     product, residual, gamma = site.product, value_of(site.residual), value_of(site.norm.gamma)
@@ -229,6 +240,7 @@ def late_operands(site: Site, positions: Positions) -> list[Node]:
 
 
 def _operands_can_come_first(site: Site, context: Context) -> Refusal | None:
+    """What the operator reads and the graph computes behind the add can be computed in front of it."""
     own = {site.add, *site.norm.inner, *site.after, *site.reduce.inner}
     for late in late_operands(site, context.positions):
         needed = context.positions.needed(late, site.add)
@@ -238,6 +250,7 @@ def _operands_can_come_first(site: Site, context: Context) -> Refusal | None:
 
 
 def _collectives_keep_their_order(site: Site, context: Context) -> Refusal | None:
+    """No other collective runs between the all-reduce and the add: the fused operator runs where the add was."""
     positions = context.positions
     between = positions.collectives_between(positions.of(site.reduce.node), positions.of(site.add))
     between = [node for node in between if node not in site.reduce.inner]
@@ -247,6 +260,7 @@ def _collectives_keep_their_order(site: Site, context: Context) -> Refusal | Non
 
 
 def _one_stream(site: Site, context: Context) -> Refusal | None:
+    """No stream scope and no event lies inside the site."""
     first, last = _extent(site, context)
     if not context.positions.stream_changes_between(first, last):
         return None
@@ -289,12 +303,14 @@ def _extent(site: Site, context: Context) -> tuple[int, int]:
 
 
 def _order_of_reduction_is_free(site: Site, context: Context) -> Refusal | None:
+    """Deterministic algorithms are not requested: the fused reduction has no fixed order."""
     if not torch.are_deterministic_algorithms_enabled():
         return None
     return refusals.DeterministicMode.at(site.reduce.node, "deterministic algorithms are requested")
 
 
 def _roundings_are_allowed(site: Site, context: Context) -> Refusal | None:
+    """The class of numerics of the rewrite is allowed (``numerics=``)."""
     allowed = context.options.numerics
     if NUMERICS.index(site.numerics) <= NUMERICS.index(allowed):
         return None
@@ -303,6 +319,7 @@ def _roundings_are_allowed(site: Site, context: Context) -> Refusal | None:
 
 
 def _rows_are_worth_it(site: Site, context: Context) -> Refusal | None:
+    """There are enough rows to gain anything (``min_rows=``)."""
     least, n = context.options.min_rows, shape_of(site.reduced)[-1]
     if least is None:
         least = costs.least_rows(n) if isinstance(n, int) else 0
@@ -329,32 +346,32 @@ def lower_bound(size: Any) -> int:
 
 
 RULES: tuple[Rule[Site], ...] = (
-    Rule("CANN", machine_has_the_op),
+    Rule("L20", machine_has_the_op),
     Rule("L1", only_adds),
     Rule("L4", partial_sum_is_private),
     Rule("L10", _result_is_half),
     Rule("L7", _nothing_is_scaled),
-    Rule("4.5", _one_reduce),
+    Rule("L21", _one_reduce),
     Rule("L16", _norm_is_private),
     Rule("L9", _epsilon_is_literal),
     Rule("L9", _epsilon_is_in_range),
     Rule("L6", _residual_has_full_shape),
     Rule("L10", _dtypes_agree),
     Rule("L8", _rows_stay_rows),
-    Rule("1.7", _bias_is_vector),
+    Rule("L22", _bias_is_vector),
     Rule("L12", _layouts),
     Rule("L12", _weight_layout),
     Rule("L6", _shapes_can_be_spelled),
-    Rule("1.7", _quantisation_is_supported),
+    Rule("L23", _quantisation_is_supported),
     Rule("L2", group_is_known),
     Rule("L2", group_has_a_size_of_the_op),
     Rule("L2", one_domain),
-    Rule("4.3", _operands_can_come_first),
+    Rule("L24", _operands_can_come_first),
     Rule("L17", _one_stream),
     Rule("L14", not_overlapped),
     Rule("L19", _nothing_is_written),
     Rule("L18", _order_of_reduction_is_free),
-    Rule("numerics", _roundings_are_allowed),
+    Rule("L25", _roundings_are_allowed),
     Rule("L15", _rows_are_worth_it),
 )
 """In the order they are asked; a site is refused for the first it breaks."""
