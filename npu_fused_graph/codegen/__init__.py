@@ -20,4 +20,4 @@ def generated_files(specs: Iterable[OpSpec], fusions: Mapping[str, Sequence[Rule
     return files
 
 
-__all__ = ["generated_files", "op_table", "proto_header", "rules_page"]
+__all__ = ["Rule", "generated_files", "op_table", "proto_header", "rules_page"]

@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from npu_fused_graph.codegen import generated_files
+from npu_fused_graph.codegen import Rule, generated_files
 from npu_fused_graph.ops import specs
 from npu_fused_graph.passes.grouped_mat_mul_all_reduce import rules as grouped
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import rules as norm
 
-FUSIONS = {
+FUSIONS: dict[str, tuple[Rule, ...]] = {
     "matmul_all_reduce_add_rms_norm": (*norm.RULES, *norm.ORDER_RULES),
     "grouped_mat_mul_all_reduce": (*grouped.PART_RULES, *grouped.SITE_RULES),
 }
