@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,12 @@ def test_converters_from_the_source_folder_are_refused(monkeypatch: pytest.Monke
     for name in ("converters", "converters.aten"):
         with pytest.raises(ImportError, match=r"Install the package \(pip install -e \.\)"):
             importlib.import_module(name)
+
+
+def test_a_wheel_holds_every_package() -> None:
+    """host/packages is data: what stands there is no part of this package's names."""
+    root = Path(__file__).parents[1]
+    listed = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in (root / "npu_fused_graph").rglob("__init__.py")}
+    found = {".".join(folder.relative_to(root).parts) for folder in folders if "packages" not in folder.parts}
+    assert set(listed) == found | {"npu_fused_graph.converters"}

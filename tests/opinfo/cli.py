@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     output = options.output or (TABLE if is_whole else None)
 
     wanted = units(options.only, tuple(options.dtype or DTYPES))
+    if not wanted:
+        parser.error(f"--only {options.only}: expected the name of an operator in torch's database, got none like it")
     done, lock = 0, threading.Lock()
 
     def progress(cases: list[Case]) -> None:
