@@ -38,8 +38,8 @@ _LATE = ("matmul_all_reduce_add_rms_norm", "npu_corrected", "aten")
 def register_all() -> None:
     """Register every converter of this package with TorchAir; call it as often as you like.
 
-    Covered: our operators; the aten ops TorchAir has no working converter for; aten.gelu, whose own converter
-    loses ``approximate``. From the first call after another package defined them: MindSpeed's
+    Covered: our operators; the aten ops TorchAir has no working converter for, or one that means something else
+    (docs/torchair_defects.md). From the first call after another package defined them: MindSpeed's
     npu_mm_all_reduce_add_rms_norm, transformers' grouped_mm_fallback, torch_npu's npu_rotary_mul (T11).
     TorchAir is imported already or importable: on a laptop after ``npu_fused_graph.load_torchair()``. Raises HostError
     otherwise.

@@ -118,7 +118,7 @@ class UnknownGroup(Refusal):
 class GroupSize(Refusal):
     """The op does not run on so many ranks."""
 
-    usual_cure = "Use a tensor-parallel size of 1, 2, 4 or 8."
+    usual_cure = "Use a tensor-parallel size of 1, 2, 4 or 8 (2, 4 or 8 for groups of matmuls)."
 
 
 class SecondGroup(Refusal):
@@ -182,7 +182,7 @@ class NormBeforeAdd(Refusal):
 
 
 class ScaledBeforeAdd(Refusal):
-    """A multiplier, gate or layer scale stands between the collective and the residual add."""
+    """A multiplier, gate or layer scale stands between the collective and the residual add, or the add has an alpha."""
 
     usual_cure = "Fold the multiplier into the weight of the linear."
 
