@@ -108,6 +108,7 @@ def _in_float64(op: Callable[..., Any], arguments: Any) -> Any:
 _NO_CONVERTER = re.compile(
     r"torch\.ops\.(\S+) (?:ge_converter|Ascend op converter) is not implemented"
     r"|Failed to auto-generated converter for (\S+) to AscendIR"
+    r"|No AscendIR (\w+) was found to be registered"
 )
 
 
@@ -125,7 +126,7 @@ def classed(error: Exception) -> Verdict:
     if isinstance(inner, (Unsupported, GuardOnDataDependentSymNode)) or type(inner).__module__.startswith("torch."):
         return Verdict("untraced", f"{kind}: {text}")
     if missing := _NO_CONVERTER.search(text):
-        return Verdict("refused", f"no converter for {missing[1] or missing[2]}")
+        return Verdict("refused", f"no converter for {missing[1] or missing[2] or f'the GE type {missing[3]}'}")
     if re.search(r"\btorch\.ops\.\w+\.\w+", text):
         return Verdict("refused", text)
     where = re.search(r"While executing %\S+ : .*?target=([\w.]+)", str(inner))

@@ -111,5 +111,5 @@ def remainder(cases: Iterable[Case]) -> str:
 def _general(cause: str) -> str:
     """The cause without the sizes of the one sample."""
     return re.sub(
-        r" Inputs?: .*|\. Nearest .*|, got .*|\(\(.*|FakeTensor.*", "", re.sub(r"\bu\d+\b", "u", cause)
+        r" Inputs?: .*|\. Nearest .*|, got\b.*|\(\(.*|FakeTensor.*", "", re.sub(r"\bu\d+\b", "u", cause)
     ).strip()
