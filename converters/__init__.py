@@ -64,7 +64,7 @@ def gaps(mode: str = "max-autotune") -> dict[str, Gap]:
 def _register_modules() -> None:
     try:
         import_module("torchair")
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise HostError(
             f"[converters] torchair: expected a TorchAir that imports, got: {error}. "
             "Call npu_fused_graph.load_torchair() first."

@@ -135,7 +135,8 @@ class OpSpec:
     stem: snake_case, names every file of the op. ge_type: GE op type. torch_name: of the public function and of
     MindSpeed's operator. signature: torch's argument order ("*" separates keyword-only ones). source: the document.
     group_sizes: numbers of ranks a communicating op runs on; () = it does not communicate. chips: it exists on; () = on
-    all. An op without outputs is called for what it does, so graphs keep it.
+    all. An op without outputs is called for what it does: inference graphs keep it (it has no place in one that is
+    split into forward and backward).
     """
 
     stem: str
@@ -193,6 +194,8 @@ class OpSpec:
                 attr = attrs[name]
                 value = list(attr.default) if isinstance(attr.default, tuple) else attr.default
                 default = "" if value is None else f"={value!r}"
+                if attr.is_nullable and isinstance(value, list):
+                    default = "=None"  # torch has no other default for it
                 arguments.append(f"{_SCHEMA_TYPES[attr.type]}{'?' * attr.is_nullable} {name}{default}")
         returns = [
             f"Tensor{alias.get(t.python_name, '')}{'[]' if t.kind == 'dynamic' else ''} {t.python_name}"

@@ -104,6 +104,6 @@ def test_a_wheel_holds_every_package() -> None:
     """host/packages is data: what stands there is no part of this package's names."""
     root = Path(__file__).parents[1]
     listed = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    folders = {path.parent for path in (root / "npu_fused_graph").rglob("__init__.py")}
-    found = {".".join(folder.relative_to(root).parts) for folder in folders if "packages" not in folder.parts}
+    folders = {path.parent.relative_to(root).parts for path in (root / "npu_fused_graph").rglob("__init__.py")}
+    found = {".".join(parts) for parts in folders if "packages" not in parts}
     assert set(listed) == found | {"npu_fused_graph.converters"}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy
 from torch import Tensor
 
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.spec import OpSpec
 
-_NO_NUMBER = (str, bytes, list, tuple, dict, type(None), Tensor)
+_NO_NUMBER = (str, bytes, list, tuple, dict, type(None), complex, Tensor)
 """Named by what they are not: numbers are symbolic while a graph is traced, and torch takes numpy's, too."""
 
 
@@ -62,7 +63,7 @@ def _check_numbers(spec: OpSpec, name: str, value: Any, *, is_int: bool) -> None
     if not isinstance(value, (list, tuple)):
         cure = "Call .tolist() on it." if hasattr(value, "tolist") else "Pass a list."
         raise argument_error(spec.stem, name, f"a list of {'ints' if is_int else 'floats'}", _kind(value), cure)
-    wrong = (*_NO_NUMBER, float, bool) if is_int else (*_NO_NUMBER, bool)
+    wrong = (*_NO_NUMBER, bool, numpy.bool_, *((float, numpy.floating) if is_int else ()))
     for i, x in enumerate(value):
         if isinstance(x, wrong):
             got = _kind(x) if isinstance(x, Tensor) else repr(x)

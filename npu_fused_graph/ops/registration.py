@@ -46,6 +46,8 @@ def _register_all(operators: tuple[ModuleType, ...]) -> tuple[torch.library.Libr
 def _register(library: torch.library.Library, module: ModuleType) -> None:
     spec: OpSpec = module.SPEC
     _check_signatures(module)
+    if len(spec.mutated) > 1 or (spec.mutated and len(spec.outputs) == 1):
+        raise TypeError(f"[{spec.stem}] outputs: expected one mutated input and a new result, got {spec.mutated}")
     if spec.mutated:
         # A call without an overload's name takes the first that fits, so the one that users know comes first.
         _register_aliased(library, spec)
@@ -70,21 +72,29 @@ def _check_signatures(module: ModuleType) -> None:
         given = inspect.signature(public).parameters
         differ = [n for n in {**wanted, **given} if _form(wanted.get(n)) != _form(given.get(n))]
         if differ or list(wanted) != list(given):
-            raise TypeError(f"[{spec.stem}] {spec.torch_name}: expected the SPEC's signature, got others: {differ}")
-    for name in ("reference", "decompose", "fake"):
-        taken = inspect.signature(getattr(module, name, _nothing)).parameters.values()
-        needed = {p.name for p in taken if p.default is p.empty} - {"rank", "all_reduce"}
-        if needed - set(wanted):
             raise TypeError(
-                f"[{spec.stem}] {name}: expected parameters of the SPEC, got {sorted(needed - set(wanted))}"
+                f"[{spec.stem}] {spec.torch_name}: expected the SPEC's parameters {list(wanted)}, got {list(given)}, "
+                f"others: {differ}"
             )
+    for name in ("reference", "decompose", "fake"):
+        taken = inspect.signature(getattr(module, name, _nothing)).parameters
+        others = sorted(set(taken) - set(wanted) - _BESIDE_SPEC)
+        if others:
+            raise TypeError(f"[{spec.stem}] {name}: expected parameters of the SPEC, got {others}")
+
+
+_BESIDE_SPEC = {"rank", "all_reduce", "mode", "y"}
+"""What a reference or decompose takes beside the operator's own arguments; y: memory for the first result."""
 
 
 def _nothing() -> None: ...
 
 
 def _form(parameter: inspect.Parameter | None) -> Any:
-    return None if parameter is None else (parameter.kind, parameter.default)
+    if parameter is None:
+        return None
+    default = parameter.default
+    return parameter.kind, type(default), default
 
 
 def _transposable(spec: OpSpec) -> list[str]:
@@ -243,6 +253,7 @@ class _Overload:
             arguments[self.transposed] = arguments[self.transposed].transpose(-1, -2)
         defaults = {a.python_name: a.default for a in self.spec.attrs if a.is_nullable}
         arguments |= {name: default for name, default in defaults.items() if name and arguments[name] is None}
+        arguments |= {name: list(value) for name, value in arguments.items() if isinstance(value, tuple)}
         self.spec.check(facts_of(self.spec, arguments))
         return arguments
 
@@ -368,7 +379,7 @@ def _signature(spec: OpSpec) -> inspect.Signature:
         if name in tensors and tensors[name].may_be_none:
             default = None
         elif name in attrs and attrs[name].default is not None:
-            default = attrs[name].default
-            default = list(default) if isinstance(default, tuple) else default
+            is_list = isinstance(attrs[name].default, tuple)
+            default = None if is_list and attrs[name].is_nullable else attrs[name].default
         parameters.append(inspect.Parameter(name, kind, default=default))
     return inspect.Signature(parameters)

@@ -30,26 +30,17 @@ def fuse_all(
     CommunicationError where the ranks decide differently (with compare_ranks).
     """
     ops.register()
+    check_passes(passes)
     _check_graph(gm)
     options = options or FusionOptions()
-    before = [node.name for node in gm.graph.nodes]
+    places = {node.name: place for place, node in enumerate(gm.graph.nodes)}
     sites = [site for run in passes for site in run(gm, options)]
-    places = _places(gm, before)
-    sites.sort(key=lambda site: places.get(site.node, len(before)))
+    sites.sort(key=lambda site: places.get(site.collective, len(places)))
     if options.compare_ranks:
         agreement.compare(sites)
     gm.graph.lint()
     gm.recompile()
     return sites
-
-
-def _places(gm: GraphModule, before: Sequence[str]) -> dict[str, int]:
-    """Where nodes were in the graph ``before``; of a new one, where the last node in front of it was."""
-    places = {name: i for i, name in enumerate(before)}
-    place = 0
-    for node in gm.graph.nodes:
-        place = places.setdefault(node.name, place)
-    return places
 
 
 def check_passes(passes: Any) -> None:

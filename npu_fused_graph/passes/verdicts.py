@@ -26,7 +26,8 @@ class FusionSite:
     numerics: class of the rewrite, for fused sites and those refused because of it. refusal: None = fused.
     shape: of the sum, if it is known; rows: its rows, if their number is known. gain: time of the separate kernels
     divided by the fused one's, as CANN's cost model has it on an 8-card Atlas A2 (modelled, not measured).
-    matmuls, collectives: how many the site has; fused they are one node.
+    matmuls, collectives: how many the site has; fused they are one node. collective: name of the first in the graph as
+    it was; "" of those in a graph of a node, or in none.
     """
 
     op: str
@@ -41,6 +42,7 @@ class FusionSite:
     gain: float | None = None
     matmuls: int = 1
     collectives: int = 1
+    collective: str = ""
 
     @property
     def is_fused(self) -> bool:

@@ -28,6 +28,10 @@ def test_check_notices_a_stale_file_and_writing_cures_it(tmp_path: Path, capsys:
     assert main(["--check", "--root", str(tmp_path)]) == 1
 
 
+def test_every_fusion_is_on_the_page() -> None:
+    assert set(FUSIONS) == {path.parent.name for path in (ROOT / "npu_fused_graph" / "passes").glob("*/fusion.py")}
+
+
 def test_every_rule_says_what_must_hold() -> None:
     for rules in FUSIONS.values():
         for rule in rules:

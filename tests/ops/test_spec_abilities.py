@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -66,17 +67,36 @@ def test_list_attributes() -> None:
     assert [(a.type, a.default) for a in WEIGH.ir_def().attrs] == [("VT_LIST_FLOAT", None), ("VT_LIST_INT", "{1, 2}")]
 
 
+def test_a_list_that_may_be_none_and_defaults_nobody_can_change() -> None:
+    spec = replace(WEIGH, attrs=(WEIGH.attrs[0], AttrSpec("steps", "ListInt", (1, 2), is_nullable=True)))
+    assert spec.torch_schema().endswith("int[]? steps=None) -> Tensor")
+
+    def greedy(x: Tensor, weights: list[float], steps: list[int]) -> Tensor:
+        steps.append(9)
+        return weigh(x, weights, steps[:-1])
+
+    x = torch.ones(2, 3).half()
+    for each in (spec, WEIGH):
+        with operator(each, reference=greedy) as op:
+            assert all(torch.equal(op(x, [2.0, 0.5]), x * 3) for _ in range(2))
+    with operator(spec, reference=weigh) as op:
+        assert torch.equal(op(x, [2.0, 0.5], steps=None), x * 3)
+
+
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
         ({"weights": 2.0}, r"\[toy_weigh\] weights: expected a list of floats, got float\. Pass a list\."),
         ({"weights": [1.0, True]}, r"\[toy_weigh\] weights\[1\]: expected a float, got True\. Pass a number\."),
         ({"steps": [1, 2.5]}, r"\[toy_weigh\] steps\[1\]: expected an int, got 2\.5\. Pass a number\."),
+        ({"steps": [1, np.float32(2)]}, r"\[toy_weigh\] steps\[1\]: expected an int, got "),
+        ({"weights": [1.0, np.bool_(True)]}, r"\[toy_weigh\] weights\[1\]: expected a float, got "),
+        ({"weights": [1j, 1.0]}, r"\[toy_weigh\] weights\[0\]: expected a float, got 1j\. Pass a number\."),
         ({"steps": torch.ones(2)}, r"\[toy_weigh\] steps: expected a list of ints, got Tensor\. Call \.tolist"),
     ],
 )
 def test_wrong_lists_are_refused(wrong: dict[str, Any], text: str) -> None:
-    right = {"x": torch.ones(2, 3), "weights": [1, 2.0], "steps": (1, 2)}
+    right = {"x": torch.ones(2, 3), "weights": [1, np.float32(2)], "steps": (1, np.int64(2))}
     check_types(WEIGH, right)
     with pytest.raises(InvalidArgumentError, match=text):
         check_types(WEIGH, right | wrong)
@@ -115,8 +135,17 @@ def test_functions_that_drifted_from_the_spec_are_refused() -> None:
     def toy_weigh(x: Tensor, weights: Sequence[float], *, steps: Sequence[int] = (1,)) -> Tensor:
         return x
 
-    text = r"toy_weigh: expected the SPEC's signature, got others: \['steps'\]"
+    text = r"toy_weigh: expected the SPEC's parameters .* others: \['steps'\]"
     with pytest.raises(TypeError, match=text), operator(WEIGH, reference=weigh, toy_weigh=toy_weigh):
+        pass
+
+    def as_it_is(x: Tensor, weights: Sequence[float], *, steps: Sequence[int] = (1, 2)) -> Tensor:
+        return weigh(x, weights, steps)
+
+    with operator(WEIGH, reference=weigh, toy_weigh=as_it_is):
+        pass
+    text = r"reference: expected parameters of the SPEC, got \['step'\]"
+    with pytest.raises(TypeError, match=text), operator(WEIGH, reference=lambda x, weights, step=1: x):
         pass
     text = r"reference: expected parameters of the SPEC, got \['scale'\]"
     with pytest.raises(TypeError, match=text), operator(WEIGH, reference=lambda x, scale, rank=None: x):

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, symbolic_trace
 
 import npu_fused_graph as nfg
 from npu_fused_graph import explain
 from npu_fused_graph.errors import InvalidArgumentError
+from npu_fused_graph.passes import fuse_all
 from tests.passes.blocks import Block
 from tests.passes.capture import fake_group
 
@@ -63,6 +64,18 @@ def test_sites_are_told_in_the_order_of_the_model() -> None:
     assert report.sites[1::2] == report.fused and report.sites[::2] == report.refused
 
 
+def test_what_is_moved_in_front_of_a_site_does_not_move_its_place() -> None:
+    block = Block()
+
+    def model(x: Tensor, residual: Tensor, gamma: Tensor) -> Any:
+        reduced = block.reduce(block.product(x))
+        dist.all_reduce(other := x * 2)
+        return block.norm(residual + reduced, gamma + 1, block.eps), other
+
+    first, second = explain(model, *INPUTS, torch.ones(32).half(), min_rows=0).sites
+    assert first.collective < second.collective and second.reason == "no_matmul"
+
+
 @pytest.mark.parametrize("world_size", [0, -1, "2"])
 def test_bad_world_size(world_size: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="world_size: expected a number of ranks"):
@@ -97,5 +110,8 @@ def test_what_is_no_model_or_config_is_refused() -> None:
 def test_bad_passes_and_listener_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="passes: expected a sequence of passes"):
         nfg.get_npu_backend(passes=None)  # type: ignore[arg-type]
+    for passes in (3, (3,)):
+        with pytest.raises(InvalidArgumentError, match="passes: expected a sequence of passes"):
+            fuse_all(symbolic_trace(torch.nn.Identity()), passes=passes)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="on_sites: expected a function"):
         nfg.get_npu_backend(on_sites=3)  # type: ignore[arg-type]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npu_fused_graph import ops
 from npu_fused_graph.errors import warn_once
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce import npu_grouped_mat_mul_all_reduce
+
+ops.register()
 
 
 def ascend_grouped_mat_mul_all_reduce(

@@ -67,7 +67,10 @@ def _record(group: Group) -> FusionSite:
     start = operand(group.node)
     producer = group.node if start is None else skip_identities(start)
     layer = module_path(producer) or module_path(group.node)
-    record = FusionSite(SPEC.stem, group.node.name, source_line(group.node), layer, group=group_of(group.node))
+    node = group.node
+    record = FusionSite(
+        SPEC.stem, node.name, source_line(node), layer, group=group_of(node), collective=node.name
+    )  # fmt: skip
     if not group.parts:
         return record
     site = GroupedSite(tuple(group.parts))

@@ -84,7 +84,9 @@ def _verdict(node: Node, matcher: Matcher, context: Context) -> FusionSite:
     start = operand(node)
     producer = node if start is None else skip_identities(start)
     layer = module_path(producer) or module_path(node)
-    record = FusionSite(SPEC.stem, node.name, source_line(node), layer, group=group_of(node))
+    record = FusionSite(
+        SPEC.stem, node.name, source_line(node), layer, group=group_of(node), collective=node.name
+    )  # fmt: skip
     try:
         site = matcher.match(node)
         rows, n = site.rows, shape_of(site.product.node)[-1]
