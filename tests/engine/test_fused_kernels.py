@@ -72,7 +72,7 @@ def test_a_transposed_weight_has_transposed_scales_per_group(ge_type: str) -> No
         assert_close(got, want, scale=8)
     other = run(ge_type, stored | {"residual": given["residual"].clone()}, antiquant_group_size=32, is_trans_b=True)
     assert all(torch.equal(a, b) for a, b in zip(other, plain, strict=True))
-    # a converter that only sets the flag fails GE's shape inference (specification 0, fact 6)
+    # a converter that only sets the flag fails GE's shape inference (CANN's public shape inference)
     flag_only = stored | {n: given[n] for n in ("antiquant_scale", "antiquant_offset")}
     with pytest.raises(Exception, match=r"fused \(.*\): expected antiquant_scale \[8, 3\], got \[3, 8\]"):
         run(ge_type, flag_only, antiquant_group_size=32, is_trans_b=True)

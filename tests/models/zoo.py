@@ -1,4 +1,4 @@
-"""Small random-weight transformers models: every architecture of the specification's table."""
+"""Small random-weight transformers models: the architectures users serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every constraint of specification 2.3 (B1 to B20): refused where it can first be known, with one text at every stage.
+"""Every constraint (B1 to B20): refused where it can first be known, with one text at every stage.
 
 For the converter the checks at trace time are taken away: it trusts nobody. The table of all of it is
 docs/grouped_mat_mul_all_reduce_constraints.md; ``NFG_ACCEPT=1`` rewrites it.

@@ -1,4 +1,4 @@
-"""Every constraint of the specification (1.7): refused where it can first be known, with one text at every stage.
+"""Every constraint (A1 to A43): refused where it can first be known, with one text at every stage.
 
 The converter is shown an operator of MindSpeed's prototype, whose own Meta implementation checks nothing. The table
 of all of it is docs/matmul_all_reduce_add_rms_norm_constraints.md; ``NFG_ACCEPT=1`` rewrites it.

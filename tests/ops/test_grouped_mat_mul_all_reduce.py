@@ -407,7 +407,7 @@ def test_infinities_of_ranks_cancel_to_nan() -> None:
 
 
 def test_bias_joins_before_the_product_is_rounded() -> None:
-    """Specification 2.2: the accumulator holds 80000 - 60000, which alone would be infinite."""
+    """The accumulator holds 80000 - 60000, which alone would be infinite."""
     bias = [torch.full((3,), -60000.0).half()]
     (y,) = op.reference(**ones(20000.0, 4), bias=bias, rank=Gathering())
     assert torch.equal(y, torch.full((2, 3), 20000.0).half())

@@ -300,7 +300,7 @@ def test_autocast_around_the_call_changes_nothing(scenario: str, dtype: torch.dt
 
 
 def test_large_bfloat16_values_do_not_overflow_in_the_norm() -> None:
-    """Squares are scaled by 1/n before they are summed (specification 1.2, step 6)."""
+    """Squares are scaled by 1/n before they are summed, as CANN's kernel does."""
     residual = torch.full((1, 2, 16), 1.2e19).bfloat16()
     zero = torch.zeros(2, 4).bfloat16()
     _, norm_out = OP(zero, torch.zeros(4, 16).bfloat16(), residual, torch.ones(16).bfloat16(), "0")

@@ -1,4 +1,4 @@
-"""Full and weight-only quantisation: where the formulas are easy to get wrong, and the specification's vectors."""
+"""Full and weight-only quantisation: where the formulas are easy to get wrong, and vectors."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_group_size_without_weight_only_quantisation_is_said_once() -> None:
         )  # fmt: skip
 
 
-# -- vectors of the specification ----------------------------------------------------------------------------
+# -- vectors ------------------------------------------------------------------------------------------------
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 
@@ -264,7 +264,7 @@ VECTORS: dict[str, Any] = {
     "a16w16 4x4096x11008": (BRAIN, lambda: plain(4, 4096, 11008, BRAIN)),
     "a16w16 9471x18x379": (BRAIN, lambda: plain(9471, 18, 379, BRAIN)),
 }  # fmt: skip
-"""Section 7.2, the reference's own tiling cases."""
+"""The reference's own tiling cases."""
 QUICK = ("a8w8 4x4096x11008 transposed", "a16w4 4x4096x11008 transposed", "a16w16 9471x18x379")
 
 
@@ -294,7 +294,7 @@ SHAPES = [
     (8, 1, 1), (3, 16, 2000), (3, 16, 2001), (3, 16, 2048), (2, 16, 12288), (2, 16, 12289), (5, 24, 37),
     (767, 8, 16), (768, 8, 16), (769, 8, 16),
 ]  # fmt: skip
-"""Section 7.4: edges of the reference kernel's vector modes and of its cut in m."""
+"""Edges of the reference kernel's vector modes and of its cut in m."""
 
 
 @pytest.mark.parametrize("dtype", [HALF, BRAIN])

@@ -24,8 +24,8 @@ def word(scale: float, offset: int = 0, *, rounds: bool = False) -> int:
     return (bits >> 13 << 13) | (1 << 46) | ((offset & 0x1FF) << 37)
 
 
-def test_examples_of_the_specification() -> None:
-    """Section 1.5: 1.0 -> 0x40003F800000, 0.5 -> 0x40003F000000."""
+def test_examples() -> None:
+    """1.0 -> 0x40003F800000, 0.5 -> 0x40003F000000."""
     assert nfg.npu_trans_quant_param(torch.tensor([1.0, 0.5])).tolist() == [0x40003F800000, 0x40003F000000]
 
 

@@ -1,7 +1,7 @@
 """Operators of other packages that a graph may hold, with their schemas and what they compute, in plain torch.
 
 torch_npu's schemas are those of its wheel; vLLM's and vllm-ascend's are written down from their public sources. The
-implementations follow the specification (matmul_all_reduce.md 1.2, 4.1, 4.2), not our code: they are the oracle.
+implementations follow CANN's public kernels and documents, not our code: they are the oracle.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, 
 
 
 def _normalised(x: Tensor, gamma: Tensor, epsilon: float = 1e-06) -> tuple[Tensor, Tensor]:
-    """Specification 1.2, steps 6 to 8: float32 statistics, one rounding before gamma and one after it."""
+    """As CANN's kernel: float32 statistics, one rounding before gamma and one after it."""
     wide = x.float()
     rstd = 1 / torch.sqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return (wide * rstd).to(x.dtype) * gamma, rstd
@@ -131,7 +131,7 @@ def _dynamic_quant(x: Tensor, **ignored: Any) -> tuple[Tensor, Tensor]:
 
 
 def _unpacked(scale: Tensor) -> Tensor:
-    """The float32 scale in the low half of npu_trans_quant_param's words (specification 1.5)."""
+    """The float32 scale in the low half of npu_trans_quant_param's words."""
     if scale.dtype not in (torch.int64, torch.uint64):
         return scale.float()
     low = scale.view(torch.int64) & 0xFFFFE000

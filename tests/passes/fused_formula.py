@@ -1,6 +1,6 @@
-"""What the fused operators compute, written from the specification (matmul_all_reduce.md 1.2, 1.5, 2.2).
+"""What the fused operators compute, written from CANN's public kernels, not from our operators.
 
-Accumulators the specification has in float32 are computed in float64 and rounded where it rounds. T is the dtype of the
+Accumulators they have in float32 are computed in float64 and rounded where they round. T is the dtype of the
 residual.
 """
 

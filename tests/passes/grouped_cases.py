@@ -68,7 +68,7 @@ def refused(reason: str, shapes: Any = (X, W, W), **options: Any) -> Any:
     return register
 
 
-# -- specification 4.6, one row after the other ---------------------------------------------------------------
+# -- what is grouped -------------------------------------------------------------------------------------------
 
 
 @fused((0, 3, 3), shapes=(X, W, W, W))

@@ -1,4 +1,4 @@
-"""Every way the two halves of a site are written: rows and columns of the verdict table (specification 4.1, 4.2).
+"""Every way the two halves of a site are written: rows and columns of the verdict table.
 
 A front half makes the reduced product of (x, weight): ``front(case, x) -> reduced``. A norm makes (norm_out, sum) of
 (reduced, residual). ``Case`` puts one of each together as a module.

@@ -41,11 +41,11 @@ def calls(*targets: Any) -> tuple[Graph, list[Node]]:
 def test_an_operator_that_is_given_a_communicator_is_a_collective(name: str) -> None:
     with operator(f"send(Tensor x, str {name}='0') -> Tensor") as send:
         graph, (_, node, _) = calls(torch.ops.aten.relu.default, send, torch.ops.aten.neg.default)
-        order = Positions(graph)
-        assert order.is_collective(node)
-        assert order.collectives_between(0, 4) == [node]
-        assert order.collectives_between(2, 4) == order.collectives_between(0, 2) == []
-        assert not order.is_free(node)
+        positions = Positions(graph)
+        assert positions.is_collective(node)
+        assert positions.collectives_between(0, 4) == [node]
+        assert positions.collectives_between(2, 4) == positions.collectives_between(0, 2) == []
+        assert not positions.is_free(node)
 
 
 @pytest.mark.parametrize("name", ["c10d.broadcast_", "c10d.barrier", "c10d_functional.all_reduce"])
@@ -57,28 +57,28 @@ def test_a_collective_that_takes_a_process_group_or_ranks(name: str) -> None:
 def test_others_are_none() -> None:
     with operator("send(Tensor x, str groups='0') -> Tensor") as send:
         graph, nodes = calls(torch.ops.aten.relu.default, send)
-        order = Positions(graph)
-        assert not any(map(order.is_collective, nodes))
-        assert order.collectives_between(-1, 4) == []
-        assert all(map(order.is_free, nodes))
+        positions = Positions(graph)
+        assert not any(map(positions.is_collective, nodes))
+        assert positions.collectives_between(-1, 4) == []
+        assert all(map(positions.is_free, nodes))
 
 
 def test_what_a_node_needs_is_behind_the_other_one() -> None:
     aten = torch.ops.aten
     graph, (first, before, between, last) = calls(*[aten.relu.default, aten.neg.default] * 2)
-    order = Positions(graph)
-    assert order.needed(last, before) == [between, last]
-    assert order.needed(before, last) == [before]
-    assert order.needed(last, first) == [before, between, last]
+    positions = Positions(graph)
+    assert positions.needed(last, before) == [between, last]
+    assert positions.needed(before, last) == [before]
+    assert positions.needed(last, first) == [before, between, last]
 
 
 def test_a_fused_collective_takes_the_place_of_the_old_one() -> None:
     with operator("send(Tensor x, str group='0') -> Tensor") as send:
         graph, (_, first, place, second) = calls(torch.ops.aten.relu.default, send, torch.ops.aten.neg.default, send)
-        order = Positions(graph)
+        positions = Positions(graph)
         with graph.inserting_after(place):
             fused = graph.call_function(send, (place,))
-        order.replace(fused, place)
-        order.move_collective([first], fused)
-        assert order.collectives_between(0, 5) == [fused, second]
-        assert order.collectives_between(2, 4) == [fused]
+        positions.replace(fused, place)
+        positions.move_collective([first], fused)
+        assert positions.collectives_between(0, 5) == [fused, second]
+        assert positions.collectives_between(2, 4) == [fused]

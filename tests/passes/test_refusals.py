@@ -1,4 +1,4 @@
-"""Every condition of the specification (4.4) and every item of "must not fuse" (4.5): refused, and for that reason."""
+"""Everything that must not be fused: refused, and for that reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DATA = Path(__file__).with_name("data")
 
 
 def table() -> list[tuple[str, str, str]]:
-    """(case, item of the specification, reason) of refusals.csv."""
+    """(case, rule or "site" where none was found, reason) of refusals.csv."""
     with (DATA / "refusals.csv").open(newline="") as file:
         _, *rows = csv.reader(file)
     return [(row[0], row[1], row[2]) for row in rows]

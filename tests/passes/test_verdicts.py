@@ -1,4 +1,4 @@
-"""Every cell of the catalogue of spellings: front halves x norms, against the verdict the specification gives it."""
+"""Every cell of the catalogue of spellings: front halves x norms, against the verdict that was written first."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 
 def _nothing_is_scaled(site: Site, context: Context) -> Refusal | None:
-    """The residual is added without a factor (alpha)."""
+    """The residual is added without a factor: no alpha, as no multiplier may stand between the two."""
     alpha = site.add.kwargs.get("alpha", 1)
     if alpha == 1:
         return None
