@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 import npu_fused_graph as nfg
 from npu_fused_graph.passes import CATALOGUE, FusionOptions, fuse_all
+from npu_fused_graph.passes.spellings.reduces import _BEYOND, _SCALES
 from tests.passes.blocks import Block, llama_norm
 from tests.passes.capture import capture, fake_group
+from tests.passes.foreign_ops import foreign_ops
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,20 @@ def test_a_second_group_is_refused() -> None:
     assert [s.reason for s in sites] == ["", "second_group", ""]
     assert other.group_name in sites[1].refusal.text  # type: ignore[union-attr]
     assert sites[1].cure
+    chain = Chain(world, other, world)
+
+    def behind_a_refused_one(x: Tensor, r: Tensor) -> Any:
+        return chain(funcol.all_reduce(x, "sum", world), r)
+
+    sites = fuse_all(capture(behind_a_refused_one, *inputs()), FusionOptions(min_rows=0))
+    assert [s.reason for s in sites] == ["no_matmul", "", "second_group", ""]
+
+
+def test_what_the_half_fused_operator_has_beyond_ours_is_known() -> None:
+    ours = {"x1", "x2", "hcom", "reduce_op", "bias", "comm_turn", *_SCALES}
+    with foreign_ops():
+        schema = torch.ops.npu.npu_mm_all_reduce_base.default._schema
+        assert {a.name for a in schema.arguments} - ours - {"comm_mode"} == set(_BEYOND)
 
 
 def test_a_site_that_is_refused_claims_no_group() -> None:
