@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 
@@ -62,6 +63,19 @@ def test_sites_are_told_in_the_order_of_the_model() -> None:
     report = explain(model, *INPUTS, min_rows=0)
     assert [site.reason for site in report.sites] == ["no_matmul", "", "no_matmul", ""]
     assert report.sites[1::2] == report.fused and report.sites[::2] == report.refused
+
+
+def test_groups_stand_where_their_first_collective_was() -> None:
+    block = Block()
+
+    def model(x: Tensor, residual: Tensor, weight: Tensor) -> Any:
+        flat = x.view(-1, 16)
+        parts = [funcol.all_reduce(flat @ w, "sum", dist.group.WORLD) + 1 for w in (weight, weight * 2)]
+        return block(x, residual), parts
+
+    sites = explain(model, *INPUTS, torch.ones(16, 32).half(), min_rows=0, grouped=True).sites
+    places = [site.op for site in sites if site.is_fused]
+    assert places == ["grouped_mat_mul_all_reduce", "matmul_all_reduce_add_rms_norm"]
 
 
 def test_what_is_moved_in_front_of_a_site_does_not_move_its_place() -> None:
