@@ -100,7 +100,7 @@ def _name(slot: int, program: Program) -> str:
 
 
 def _last_uses(program: Program) -> dict[int, list[int]]:
-    last: dict[int, int] = {spec.slot: -1 for spec in program.inputs}
+    last: dict[int, int] = {}
     for index, instruction in enumerate(program.instructions):
         for slot in instruction.outputs:
             last[slot] = index
@@ -111,8 +111,7 @@ def _last_uses(program: Program) -> dict[int, list[int]]:
         last.pop(slot, None)
     freed: dict[int, list[int]] = {}
     for slot, index in last.items():
-        if index >= 0:
-            freed.setdefault(index, []).append(slot)
+        freed.setdefault(index, []).append(slot)
     return freed
 
 

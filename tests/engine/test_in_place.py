@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
@@ -511,3 +512,28 @@ def test_dynamic_inputs_of_two_dtypes_are_refused() -> None:
     executable = compile_graph(graph_of(data, [node("p", "Pack", {"x0": "a", "x1": "b"}, N=2)], ["p"]))
     with pytest.raises(RuntimeError, match="expected inputs of one dtype"):
         executable.run(list(data.values()))
+
+
+def test_a_value_lives_no_longer_than_its_last_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peak memory: while c is computed the values of a, read by b alone, and of the unread d are gone; b, a result,
+    and x, the caller's, are there."""
+    monkeypatch.setattr(registry, "_KERNELS", registered_types())
+    made: dict[str, weakref.ref[Tensor]] = {}
+    alive: list[set[str]] = []
+
+    def doubled(x: Tensor, *, key: str) -> Tensor:
+        alive.append({name for name, value in made.items() if value() is not None})
+        y = x * 2
+        made[key] = weakref.ref(y)
+        return y
+
+    register_kernel("OwnDoubled", doubled)
+    chain = {"a": "x", "d": "x", "b": "a", "c": "b"}
+    nodes = [node(name, "OwnDoubled", {"x": x}, key=name) for name, x in chain.items()]
+    executable = compile_graph(graph_of({"x": torch.ones(3)}, nodes, ["b", "c"]))
+    for _ in range(2):
+        made.clear()
+        alive.clear()
+        b, c = executable.run([torch.ones(3)])
+        assert (b.tolist(), c.tolist()) == ([4.0] * 3, [8.0] * 3)
+        assert alive[0] == set() and alive[-1] == {"b"}
