@@ -29,7 +29,8 @@ class Fault:
     The rest are hooks of the stages: linear (site, x) -> product; product (site, product) -> product; reduce (site,
     product) -> reduced; reduced (site, reduced) -> reduced; add, operands (site, reduced, residual); total (site, sum)
     -> sum; norm (site, sum) -> norm; whole (site, reduced) -> (norm, sum), "" = none of it. free_edges: edges that
-    changes without a meaning may be made on. is_chainable: whether later sites may use the results.
+    changes without a meaning may be made on. is_chainable: whether later sites may use the results. mixes_rows: the
+    norm scales an element by other rows: a small difference of the sum has no bound in places of the norm's own row.
     """
 
     reasons: tuple[str, ...]
@@ -48,6 +49,7 @@ class Fault:
     bias: Callable[[Site], str] | None = None
     epsilon: str = ""
     is_chainable: bool = True
+    mixes_rows: bool = False
     free_edges: tuple[str, ...] = ("x", "sum", "norm")
     keeps_readers: bool = True
 
@@ -187,6 +189,7 @@ FAULTS: dict[str, Fault] = {
     "mean_over_the_wrong_axis": Fault(
         ("no_rms_norm",), is_three_dimensional, llama,
         norm=hooks.norm_of("{wide}.pow(2).mean(-2, keepdim=True) + {epsilon}"),
+        mixes_rows=True, is_chainable=False,
     ),
     "cubed": Fault(
         ("no_rms_norm",), site=llama, norm=hooks.norm_of("{wide}.abs().pow(3).mean(-1, keepdim=True) + {epsilon}")

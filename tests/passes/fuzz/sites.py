@@ -292,6 +292,9 @@ class Site:
 
     def _bound_norm(self, norm: str, source: str) -> None:
         noise = self.text.ulps.get(source, 0.0)
+        if noise and self.fault.mixes_rows:
+            self.text.ulps[norm] = math.inf
+            return
         is_fusable = not self.fault.reasons
         self.text.ulps[norm] = (NORMS[self.plan.norm].ulps if is_fusable or noise else 0.0) + 2 * noise
 
