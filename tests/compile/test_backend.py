@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx import Graph, GraphModule
 
 import npu_fused_graph as nfg
+from npu_fused_graph.aot.tensors_only import tensors_only
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedModeError
 
 
@@ -79,3 +81,24 @@ def test_a_plain_config_is_served() -> None:
     torch._dynamo.reset()
     with torch.no_grad():
         assert torch.compile(lambda x: x + 1, backend=backend, dynamic=False)(torch.ones(2)).tolist() == [2, 2]
+
+
+def test_an_object_that_the_graph_uses_is_refused() -> None:
+    """Objects in front of the backend, as a DTensor's mesh, are handed through; a graph that computes with one is none
+    of ours."""
+    graph = Graph()
+    x, mesh = graph.placeholder("x"), graph.placeholder("mesh")
+    graph.output((graph.call_function(torch.add, (x, 1)), mesh))
+    handed = tensors_only(lambda gm, inputs: gm)(GraphModule({}, graph), [torch.ones(2), "mesh"])
+    y, same = handed(torch.ones(2), "mesh")
+    assert y.tolist() == [2.0, 2.0] and same == "mesh"
+
+    graph = Graph()
+    x, mesh = graph.placeholder("x"), graph.placeholder("mesh")
+    graph.output((graph.call_function(torch.add, (x, mesh)),))
+    with pytest.raises(UnsupportedModeError) as caught:
+        tensors_only(lambda gm, inputs: gm)(GraphModule({}, graph), [torch.ones(2), "mesh"])
+    assert str(caught.value) == (
+        "[backend] input mesh: expected a tensor or a size, got an object the graph uses. Keep it out of the compiled "
+        "region."
+    )

@@ -19,6 +19,7 @@ from npu_fused_graph.comm.protocol import ReduceMode
 from npu_fused_graph.errors import CommunicationError, InvalidArgumentError
 from npu_fused_graph.ops import _chunks
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
+from npu_fused_graph.ops.ascend import native_op
 from npu_fused_graph.testing import assert_close
 from tests.ops.exact import exact, partial
 from tests.ops.gathering import Gathering
@@ -355,3 +356,19 @@ with ThreadPoolExecutor(8) as pool:
 
 def test_threads_may_race_to_register() -> None:
     subprocess.run([sys.executable, "-c", REGISTER_IN_THREADS], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("namespace", ["mindspeed", "npu"])
+def test_the_device_has_an_implementation_where_one_is_registered_for_it(namespace: str) -> None:
+    name = op.SPEC.torch_name
+    assert native_op(op.SPEC) is None
+    library = torch.library.Library(namespace, "FRAGMENT")
+    try:
+        library.define(f"{name}(Tensor x1) -> Tensor")
+        assert native_op(op.SPEC) is None, "a schema alone is none"
+        library.impl(name, lambda x1: x1, "PrivateUse1")
+        found = native_op(op.SPEC)
+        assert found is not None and found.name() == f"{namespace}::{name}"
+    finally:
+        library._destroy()
+        vars(getattr(torch.ops, namespace)).pop(name, None)

@@ -330,3 +330,12 @@ def test_nan_and_infinity_go_through(value: float) -> None:
     assert torch.equal(y[0, 0], torch.full((4,), value).half()) or (y[0, 0].isnan().all() and np.isnan(value))
     assert norm_out[0, 0].isnan().all()
     assert y[0, 1].isfinite().all()
+
+
+def test_words_that_do_not_lie_side_by_side_unpack_the_same() -> None:
+    words = ints(4, 6, limit=2**31 - 1, dtype=torch.int32)
+    wide = torch.stack([words, words + 1], -1).flatten(1)[:, ::2]
+    assert not wide.is_contiguous() and torch.equal(wide, words)
+    assert torch.equal(unpacked_int4(wide, 1), unpacked_int4(words, 1))
+    assert torch.equal(unpacked_int4(words.t(), 0), unpacked_int4(words, 1).t())
+    assert torch.equal(unpacked_int4(wide.t(), 0), unpacked_int4(words, 1).t())

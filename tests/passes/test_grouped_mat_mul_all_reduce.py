@@ -24,7 +24,7 @@ from npu_fused_graph.testing import assert_close
 from tests.passes import lockstep
 from tests.passes.capture import capture_as, capture_with_arguments, fake_group
 from tests.passes.foreign_ops import foreign_ops
-from tests.passes.grouped_cases import FUSED, REFUSED, Fused, Graph
+from tests.passes.grouped_cases import FUSED, REFUSED, Fused, Graph, ar
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*expected one communication domain:UserWarning")
 
@@ -265,3 +265,13 @@ def test_sites_of_both_passes_in_one_model() -> None:
 def test_bad_option(value: Any) -> None:
     with pytest.raises(nfg.errors.InvalidArgumentError, match="grouped: expected True or False"):
         FusionOptions(grouped=value)
+
+
+def test_each_of_a_chain_says_what_ended_it() -> None:
+    def chain(x: Tensor, w: Tensor, v: Tensor, u: Tensor) -> Any:
+        return ar(ar(ar(x @ w).relu() @ v).relu() @ u)
+
+    with fake_group(2):
+        gm = captured(Graph(chain, ((6, 16), (16, 32), (32, 16), (16, 32))))
+        sites = grouped_sites(gm, grouped=True)
+    assert [site.reason for site in sites] == ["critical_path", "critical_path", "single_reduce"]

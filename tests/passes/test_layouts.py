@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 import npu_fused_graph as nfg
+from npu_fused_graph.passes import FusionOptions, fuse_all
 from tests.passes.blocks import Block, all_reduce_in_place, llama_norm
+from tests.passes.capture import capture
 
 N, K = 32, 16
 BLOCK = Block("linear", k=K, seed=1)
@@ -56,3 +58,19 @@ def test_a_transpose_made_contiguous(name: str, in_place: bool) -> None:
             for got, wanted in zip(results, MODELS[name](x, r), strict=True):
                 assert torch.equal(got, wanted)
     assert [site.is_fused for site in sites] == [True]
+
+
+def test_an_activation_of_more_than_three_dims_becomes_rows() -> None:
+    """The op takes x1 of two or three dims (A3)."""
+    x, r = torch.ones(2, 2, 3, K).half(), torch.ones(2, 2, 3, N).half()
+
+    def model(x: Tensor, r: Tensor) -> Any:
+        return step(x, r)
+
+    for lead, wanted in (((2, 2, 3), (12, K)), ((4, 3), (4, 3, K)), ((12,), (12, K))):
+        gm = capture(model, x.view(*lead, K), r.view(*lead, N))
+        assert [site.is_fused for site in fuse_all(gm, FusionOptions(min_rows=0))] == [True]
+        (fused,) = (node for node in gm.graph.nodes if "npu_mm_all_reduce_add_rms_norm" in str(node.target))
+        assert tuple(fused.args[0].meta["val"].shape) == wanted
+        if len(lead) < 3:
+            assert "view" not in str(fused.args[0].target), "it is as it came"

@@ -280,6 +280,23 @@ def test_what_is_no_matmul_has_the_cure_of_its_kind() -> None:
     assert cure.startswith("Nothing to change here: ")
 
 
+def test_a_sum_into_which_another_result_goes_before_the_norm() -> None:
+    def model(x: Tensor, residual: Tensor) -> Any:
+        total = (residual + reduced(x)).view(8, 32) + all_reduce(F.linear(x.view(8, 16), OTHER))
+        return llama_norm(total, GAMMA, 1e-6)
+
+    first, _ = explain(model, *INPUTS, min_rows=0).sites
+    assert first.refusal is not None and first.reason == "sum_of_reduces"
+    assert first.refusal.text == f"add_1 ({at(model, 'total = ')}) adds another reduced result"
+
+
+def test_a_float32_sum_that_no_norm_reads_is_refused_for_its_dtype() -> None:
+    def model(x: Tensor, residual: Tensor) -> Any:
+        return residual + all_reduce(F.linear(x, WEIGHT.float()))
+
+    assert text_of(model, *(x.float() for x in INPUTS))[0] == "the reduced result is float32"
+
+
 def test_parts_that_are_added_were_gathered_along_no_other_dim() -> None:
     def model(x: Tensor, residual: Tensor) -> Any:
         y = funcol.reduce_scatter_tensor(F.linear(x, WEIGHT).view(8, 32), "sum", 0, dist.group.WORLD)

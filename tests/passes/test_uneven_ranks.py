@@ -10,9 +10,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor
+from torch.fx import Graph
 
 import npu_fused_graph as nfg
 from npu_fused_graph.passes import FusionOptions, fuse_all
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.empty_shard import zero_columns
+from npu_fused_graph.passes.spellings.products import Product
 from tests.passes import lockstep
 from tests.passes.capture import capture_with_arguments, fake_group
 from tests.passes.foreign_ops import foreign_ops
@@ -135,3 +138,21 @@ def test_a_vector_after_the_reduce_stays_the_ranks_own() -> None:
         wanted = x.double() @ w.double() + vectors[rank].double() + r.double()
         assert torch.equal(total, wanted.half()), "eighths: every sum is exact"
         assert torch.equal(norm, _norm(total, g))
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["packed along k", "packed along n"])
+@pytest.mark.parametrize("is_stored_transposed", [False, True])
+@pytest.mark.parametrize("group", [0, 32])
+def test_zeros_in_front_of_a_packed_weight_are_whole_words(axis: int, is_stored_transposed: bool, group: int) -> None:
+    """int4 as int32, eight to a word along the axis stored last: what is added must be whole words of the axis."""
+    shape = (0, N) if axis == 0 else (0, N // 8)
+    weight = torch.empty_strided(shape, (1, 8) if axis == 0 else (N // 8, 1), dtype=torch.int32)
+    graph = Graph()
+    x, w = graph.placeholder("x"), graph.placeholder("w")
+    x.meta["val"], w.meta["val"] = torch.empty(M, 0), weight.t() if is_stored_transposed else weight
+    scales = {"antiquant_scale": x, "antiquant_group_size": group}
+    pads = zero_columns(Product(graph.call_function(torch.mm, (x, w)), x, w, is_stored_transposed, None, scales))
+    columns = 64 if group else 8 if axis == 0 else 1
+    rows = columns // 8 if axis == 0 else columns
+    wanted = {"x": [0, columns], "weight": [0, rows] if is_stored_transposed else [0, 0, 0, rows]}
+    assert pads == (wanted | {"antiquant_scale": [0, 0, 0, 2]} if group else wanted)
