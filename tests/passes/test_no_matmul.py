@@ -54,10 +54,12 @@ def operator(name: str) -> Iterator[Any]:
         return
     vars(operators).pop(packet, None)  # a packet knows the overloads of the time when it was made
     library = torch.library.Library(namespace, "FRAGMENT")
-    library.define(f"{rest}(Tensor x) -> Tensor")
-    yield getattr(getattr(operators, packet), overload or "default")
-    library._destroy()
-    vars(operators).pop(packet, None)
+    try:
+        library.define(f"{rest}(Tensor x) -> Tensor")
+        yield getattr(getattr(operators, packet), overload or "default")
+    finally:
+        library._destroy()
+        vars(operators).pop(packet, None)
 
 
 def test_a_row_for_each_operator() -> None:
