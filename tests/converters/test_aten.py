@@ -63,28 +63,25 @@ def forget_compiled_code() -> Iterator[None]:
 class OpCalls(torch.nn.Module):
     """Calls of ops as one function of all their tensors: one compilation covers many samples and their dtypes.
 
-    A module, because Dynamo takes a module's numbers for constants even with dynamic=True.
+    Written out as a torch.fx graph: Dynamo has nothing but the calls to trace, and their numbers are constants even
+    with dynamic=True.
     """
 
     def __init__(self, calls: list[tuple[Any, Call]]) -> None:
         super().__init__()
-        self._ops = [op for op, _ in calls]
+        graph = torch.fx.Graph()
         leaves = [pytree.tree_flatten((call.args, call.kwargs)) for _, call in calls]
-        self._leaves = [items for items, _ in leaves]
-        self._specs = [spec for _, spec in leaves]
-        self._places = [[i for i, x in enumerate(items) if isinstance(x, torch.Tensor)] for items in self._leaves]
-        self.tensors = [items[i] for items, places in zip(self._leaves, self._places, strict=True) for i in places]
+        self.tensors = [x for items, _ in leaves for x in items if isinstance(x, torch.Tensor)]
+        inputs = iter([graph.placeholder(f"x{i}") for i in range(len(self.tensors))])
+        results = []
+        for (op, _), (items, spec) in zip(calls, leaves, strict=True):
+            filled = [next(inputs) if isinstance(x, torch.Tensor) else x for x in items]
+            results.append(graph.call_function(op, *pytree.tree_unflatten(filled, spec)))
+        graph.output(results)
+        self._calls = torch.fx.GraphModule(self, graph)
 
-    def forward(self, *tensors: torch.Tensor) -> list[Any]:
-        results, start = [], 0
-        for op, leaves, spec, places in zip(self._ops, self._leaves, self._specs, self._places, strict=True):
-            filled = list(leaves)
-            for place in places:
-                filled[place] = tensors[start]
-                start += 1
-            args, kwargs = pytree.tree_unflatten(filled, spec)
-            results.append(op(*args, **kwargs))
-        return results
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self._calls(*tensors)
 
 
 BATCH = 10
