@@ -65,7 +65,8 @@ class TensorSpec:
 class AttrSpec:
     """One attribute in GE order. default None = required; of a list: a tuple.
 
-    py: Python's name; "" = GE's; None = not in Python. is_nullable: Python may pass None for the default.
+    py: Python's name; "" = GE's; None = not in Python. is_nullable: Python may pass None for the default. is_hint: for
+    how fast, not for what; where nothing depends on it any value is taken.
     """
 
     name: str
@@ -73,6 +74,7 @@ class AttrSpec:
     default: str | int | float | bool | tuple[int, ...] | tuple[float, ...] | None = None
     py: str | None = ""
     is_nullable: bool = False
+    is_hint: bool = False
     doc: str = ""
 
     @property
@@ -127,6 +129,11 @@ class Constraint:
     number: str
     check: Callable[[OpSpec, CallFacts], None]
 
+    @property
+    def statement(self) -> str:
+        """What must hold: the check's text."""
+        return " ".join((self.check.__doc__ or "").split())
+
 
 @dataclass(frozen=True, slots=True)
 class OpSpec:
@@ -134,9 +141,10 @@ class OpSpec:
 
     stem: snake_case, names every file of the op. ge_type: GE op type. torch_name: of the public function and of
     MindSpeed's operator. signature: torch's argument order ("*" separates keyword-only ones). source: the document.
-    group_sizes: numbers of ranks a communicating op runs on; () = it does not communicate. chips: it exists on; () = on
-    all. An op without outputs is called for what it does: inference graphs keep it (it has no place in one that is
-    split into forward and backward).
+    group_sizes: numbers of ranks a communicating op runs on, a range where any of many; () = it does not communicate.
+    chips: it exists on; () = on all. backward: stem of the op that computes its gradient; "" = there is none. An op
+    without outputs is called for what it does: inference graphs keep it (it has no place in one that is split into
+    forward and backward).
     """
 
     stem: str
@@ -150,8 +158,9 @@ class OpSpec:
     doc: str
     source: str
     constraints: tuple[Constraint, ...] = field(default=())
-    group_sizes: tuple[int, ...] = field(default=())
+    group_sizes: Sequence[int] = field(default=())
     chips: tuple[Chip, ...] = field(default=())
+    backward: str = ""
 
     # -- derived -------------------------------------------------------------------------------------------
 
@@ -256,11 +265,18 @@ class OpSpec:
     def check_group(self, name: str, size: int) -> None:
         """Raise InvalidArgumentError unless the op runs on ``size`` ranks. name: of the group, for the text."""
         if size not in self.group_sizes:
-            *most, last = map(str, self.group_sizes)
             raise argument_error(
-                self.stem, self.communicator, f"a group of {', '.join(most)} or {last} ranks", f"{name!r} with {size}",
+                self.stem, self.communicator, f"a group of {self.group_sizes_text} ranks", f"{name!r} with {size}",
                 "Use another tensor-parallel size.",
             )  # fmt: skip
+
+    @property
+    def group_sizes_text(self) -> str:
+        """For texts."""
+        if isinstance(self.group_sizes, range):
+            return f"{self.group_sizes[0]} to {self.group_sizes[-1]}"
+        *most, last = map(str, self.group_sizes)
+        return f"{', '.join(most)} or {last}" if most else last
 
     def _check_shapes(self, call: CallFacts) -> dict[str, Any]:
         sizes: dict[str, Any] = {}

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from npu_fused_graph.codegen.op_table import op_table
 from npu_fused_graph.codegen.proto import proto_header
-from npu_fused_graph.codegen.rules_page import Rule, rules_page
+from npu_fused_graph.codegen.rules_page import Fusions, Reason, refusals_page, rules_data, rules_page
 from npu_fused_graph.spec import OpSpec
 
 
-def generated_files(specs: Iterable[OpSpec], fusions: Mapping[str, Sequence[Rule]]) -> dict[Path, str]:
-    """Text by path, relative to the project's root. fusions: rules by stem."""
-    specs = tuple(specs)
+def generated_files(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reason]) -> dict[Path, str]:
+    """Text by path, relative to the project's root. fusions: rules by stem. reasons: classes of refusals."""
+    specs, reasons = tuple(specs), tuple(reasons)
     files = {Path("ge_op_protos") / f"{spec.stem}_proto.h": proto_header(spec) for spec in specs}
     files[Path("ge_op_protos") / "README.md"] = op_table(specs)
     files[Path("docs") / "fusion_rules.md"] = rules_page(fusions)
+    files[Path("docs") / "fusion_refusals.md"] = refusals_page(fusions, reasons)
+    files[Path("npu_fused_graph") / "rules.json"] = rules_data(specs, fusions, reasons)
     return files
 
 
-__all__ = ["Rule", "generated_files", "op_table", "proto_header", "rules_page"]
+__all__ = ["Fusions", "generated_files", "op_table", "proto_header"]

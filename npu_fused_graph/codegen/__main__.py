@@ -6,12 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from npu_fused_graph.codegen import Rule, generated_files
+from npu_fused_graph.codegen import Fusions, generated_files
 from npu_fused_graph.ops import specs
 from npu_fused_graph.passes.grouped_mat_mul_all_reduce import rules as grouped
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import rules as norm
+from npu_fused_graph.passes.refusals import CATALOGUE
 
-FUSIONS: dict[str, tuple[Rule, ...]] = {
+FUSIONS: Fusions = {
     "matmul_all_reduce_add_rms_norm": (*norm.RULES, *norm.ORDER_RULES),
     "grouped_mat_mul_all_reduce": (*grouped.PART_RULES, *grouped.SITE_RULES),
 }
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[codegen] --root: expected the project's root, got {arguments.root}. Run it there.", file=sys.stderr)
         return 2
     stale = 0
-    for path, text in generated_files(specs(), FUSIONS).items():
+    for path, text in generated_files(specs(), FUSIONS, CATALOGUE.values()).items():
         target = arguments.root / path
         if target.exists() and target.read_text(encoding="utf-8") == text:
             continue

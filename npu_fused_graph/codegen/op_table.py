@@ -25,6 +25,7 @@ def _operator(spec: OpSpec) -> list[str]:
         "",
         f"{spec.doc} Python: `npu_fused_graph.{spec.torch_name}`. Prototype: `{spec.stem}_proto.h`. "
         f"Source: {spec.source}.",
+        *_where(spec),
         "",
         "```",
         f"npu_fused_graph::{spec.torch_schema()}",
@@ -47,6 +48,17 @@ def _operator(spec: OpSpec) -> list[str]:
     lines += ["", f"| scenario | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [f"| {row.scenario} | {' | '.join(row.dtypes.get(n, '-') for n in names)} |" for row in spec.rows]
     return lines
+
+
+def _where(spec: OpSpec) -> list[str]:
+    """What the operator needs around it."""
+    found = [
+        f"Ranks: {spec.group_sizes_text}." if spec.group_sizes else "",
+        f"Chips: {spec.chips_text}." if spec.chips else "",
+        f"Gradient: `{spec.backward}`." if spec.backward else "",
+    ]
+    text = " ".join(filter(None, found))
+    return ["", text] if text else []
 
 
 def _tensor_row(tensor: TensorSpec, kind: str) -> str:

@@ -11,16 +11,19 @@ INT32_MAX = 2**31 - 1
 
 
 def only_sums(spec: OpSpec, call: CallFacts) -> None:
+    """reduce_op is "sum"."""
     if call.attrs["reduce_op"] != "sum":
         raise argument_error(spec.stem, "reduce_op", "'sum'", repr(call.attrs["reduce_op"]), "Only sums are reduced.")
 
 
 def automatic_turns(spec: OpSpec, call: CallFacts) -> None:
+    """comm_turn is 0."""
     if call.attrs["comm_turn"] != 0:
         raise argument_error(spec.stem, "comm_turn", "0 (automatic)", call.attrs["comm_turn"], "Leave it out.")
 
 
 def named_communicator(spec: OpSpec, call: CallFacts) -> None:
+    """The communicator is named by a string of 1 to 127 bytes."""
     name = call.attrs[spec.communicator]
     if not isinstance(name, str) or not 0 < len(name.encode()) <= 127:
         raise argument_error(
@@ -30,6 +33,7 @@ def named_communicator(spec: OpSpec, call: CallFacts) -> None:
 
 
 def one_device(spec: OpSpec, call: CallFacts) -> None:
+    """All tensors are on one device."""
     given = [named for tensor in spec.tensors for named in call.facts(tensor)]
     first, device = given[0][0], given[0][1].device
     for name, facts in given:

@@ -68,6 +68,7 @@ def _dims(call: CallFacts, tensors: str) -> Iterator[tuple[str, TensorFacts]]:
 
 
 def _b1_not_empty(spec: OpSpec, call: CallFacts) -> None:
+    """There is at least one tensor in x and in weight."""
     for name in ("x", "weight"):
         if not call.lists[name]:
             raise argument_error(spec.stem, name, "at least one tensor", "an empty list", "Pass the groups' tensors.")
@@ -79,6 +80,7 @@ def _b1_not_empty(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b2_split_item(spec: OpSpec, call: CallFacts) -> None:
+    """split_item is 0, 1, 2 or 3."""
     split_item = call.attrs["split_item"]
     if split_item not in (0, 1, 2, 3):
         raise argument_error(
@@ -88,6 +90,7 @@ def _b2_split_item(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b3_group_limit(spec: OpSpec, call: CallFacts) -> None:
+    """There are at most 64 groups."""
     counts: dict[str, Any] = {name: len(facts) for name, facts in call.lists.items()}
     counts["group_list"] = len(call.attrs["group_list"] or ())
     if call.lists["weight"]:
@@ -98,6 +101,7 @@ def _b3_group_limit(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b4_one_x_per_weight(spec: OpSpec, call: CallFacts) -> None:
+    """split_item 0 and 2: one x per weight, no group_list."""
     if splits_x(call):
         return
     split_item, count, wanted = call.attrs["split_item"], len(call.lists["x"]), len(call.lists["weight"])
@@ -114,6 +118,7 @@ def _b4_one_x_per_weight(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b5_one_x(spec: OpSpec, call: CallFacts) -> None:
+    """split_item 1 and 3: one x."""
     if splits_x(call) and len(call.lists["x"]) != 1:
         split_item = call.attrs["split_item"]
         raise argument_error(
@@ -123,6 +128,7 @@ def _b5_one_x(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b6_group_list_given(spec: OpSpec, call: CallFacts) -> None:
+    """split_item 1 and 3: as many numbers in group_list as there are groups."""
     if not splits_x(call):
         return
     group_list, groups = call.attrs["group_list"] or (), _groups(call)
@@ -136,6 +142,7 @@ def _b6_group_list_given(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b20_group_list_is_constant(spec: OpSpec, call: CallFacts) -> None:
+    """group_list is constant in a graph."""
     for i, end in enumerate(call.attrs["group_list"] or ()):
         if not is_known(end):
             raise argument_error(
@@ -145,6 +152,7 @@ def _b20_group_list_is_constant(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b7_group_list_is_cumulative(spec: OpSpec, call: CallFacts) -> None:
+    """group_list holds running totals that end with the rows of x."""
     if not splits_x(call):
         return
     group_list, rows = list(call.attrs["group_list"]), call.lists["x"][0].shape[0]
@@ -159,6 +167,7 @@ def _b7_group_list_is_cumulative(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b9_dimensions(spec: OpSpec, call: CallFacts) -> None:
+    """x has 2 to 6 dims with split_item 0, else 2; a weight has 2, or with split_item 3 all weights are one of 3."""
     most = MOST_DIMS if call.attrs["split_item"] == 0 else 2
     for name, facts in _dims(call, "x"):
         if not 2 <= len(facts.shape) <= most:
@@ -177,6 +186,7 @@ def _b9_dimensions(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b10_k(spec: OpSpec, call: CallFacts) -> None:
+    """x and its weight have the same k."""
     for x_name, x, weight_name, (k, _) in _products(call):
         if x.shape[-1] != k:
             raise argument_error(
@@ -186,6 +196,7 @@ def _b10_k(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b11_one_n(spec: OpSpec, call: CallFacts) -> None:
+    """split_item 2 and 3: all weights have the same n."""
     if not joins_y(call):
         return
     (_, _, first, (_, n)), *rest = _products(call)
@@ -198,6 +209,7 @@ def _b11_one_n(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b12_bias(spec: OpSpec, call: CallFacts) -> None:
+    """There is no bias, or one of shape (n) for each group."""
     bias = call.lists["bias"]
     if not bias:
         return
@@ -220,6 +232,7 @@ def _b12_bias(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b14_columns(spec: OpSpec, call: CallFacts) -> None:
+    """x and weight have at most 65535 columns."""
     for tensors in ("x", "weight"):
         for name, facts in _dims(call, tensors):
             if exceeds(facts.shape[-1], MOST_COLUMNS):
@@ -229,6 +242,7 @@ def _b14_columns(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b15_sizes(spec: OpSpec, call: CallFacts) -> None:
+    """Sizes fit into 31 bits when rounded up to 32 bytes."""
     step = _ALIGNMENT // 2  # elements of float16 and bfloat16
     most = INT32_MAX // step * step
     for tensors in ("x", "weight"):
@@ -242,6 +256,7 @@ def _b15_sizes(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _b13_dtypes(spec: OpSpec, call: CallFacts) -> None:
+    """Everything is float16; or x, weight and results are bfloat16 and bias is float32."""
     known = [row.dtypes for row in spec.rows]
     first = call.lists["x"][0].dtype
     row = next((dtypes for dtypes in known if dtypes["x"] == first), None)

@@ -88,6 +88,7 @@ def _check_limit(spec: OpSpec, text: str, size: Any, limit: int) -> None:
 
 
 def _a6_rows(spec: OpSpec, call: CallFacts) -> None:
+    """x1 has as many rows as residual: b * s."""
     residual = _tensor(call, "residual")
     rows, wanted = _rows(call), residual.shape[0] * residual.shape[1]
     if rows != wanted:
@@ -98,6 +99,7 @@ def _a6_rows(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a13_scenario(spec: OpSpec, call: CallFacts) -> None:
+    """x1 and x2 are T and T, int8 and int8, or T and int8 or int4, where T is float16 or bfloat16."""
     if scenario(call) is None:
         x1, x2 = _tensor(call, "x1").dtype, _tensor(call, "x2").dtype
         raise argument_error(
@@ -115,6 +117,7 @@ def _scenario_cure(x1: str, x2: str) -> str:
 
 
 def _a22_residual_gamma(spec: OpSpec, call: CallFacts) -> None:
+    """residual and gamma are both float16 or both bfloat16."""
     residual, gamma = _tensor(call, "residual"), _tensor(call, "gamma")
     if residual.dtype not in _FLOATS or gamma.dtype != residual.dtype:
         raise argument_error(
@@ -125,6 +128,7 @@ def _a22_residual_gamma(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a31_group_size_unused(spec: OpSpec, call: CallFacts) -> None:
+    """antiquant_group_size has no effect outside weight-only quantisation: a warning."""
     size = call.attrs["antiquant_group_size"]
     if size and scenario(call) != "weight-only quantisation":
         warn_once(
@@ -134,11 +138,13 @@ def _a31_group_size_unused(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a33_k(spec: OpSpec, call: CallFacts) -> None:
+    """k is at least 1."""
     if _k_n(call)[0] == 0:
         raise argument_error(spec.stem, "x1", "k of at least 1", "k = 0", "There is nothing to multiply.")
 
 
 def _a37_epsilon(spec: OpSpec, call: CallFacts) -> None:
+    """epsilon lies between 0 and 1."""
     if not 0 < call.attrs["epsilon"] < 1:
         raise argument_error(
             spec.stem, "epsilon", "a number in (0, 1)", call.attrs["epsilon"], "Usual are 1e-5 and 1e-6."
@@ -149,17 +155,20 @@ def _a37_epsilon(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a14_float_dtypes(spec: OpSpec, call: CallFacts) -> None:
+    """Floating point: x2, bias, residual and gamma have the dtype of x1."""
     if scenario(call) == "float":
         for name in ("x2", "bias", "residual", "gamma"):
             _expect_dtype(spec, call, name, (_tensor(call, "x1").dtype,), "the dtype of x1")
 
 
 def _a15_float_has_no_scales(spec: OpSpec, call: CallFacts) -> None:
+    """Floating point: no scale and no offset is given."""
     if scenario(call) == "float":
         _refuse_given(spec, call, _QUANT_INPUTS, "to quantise with floating-point x1 and x2")
 
 
 def _a32_float_sizes(spec: OpSpec, call: CallFacts) -> None:
+    """Floating point: every size is at most 2**31 - 1."""
     if scenario(call) == "float":
         k, n = _k_n(call)
         for name, size in (("b * s", _rows(call)), ("k", k), ("n", n)):
@@ -174,6 +183,7 @@ def _is_full(call: CallFacts) -> bool:
 
 
 def _a16_dequant_scale_given(spec: OpSpec, call: CallFacts) -> None:
+    """Full quantisation: dequant_scale is given."""
     if _is_full(call) and call.tensors.get("dequant_scale") is None:
         raise argument_error(
             spec.stem, "dequant_scale", "a tensor with int8 x1 and x2", "None",
@@ -182,16 +192,19 @@ def _a16_dequant_scale_given(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a17_full_has_no_antiquant(spec: OpSpec, call: CallFacts) -> None:
+    """Full quantisation: antiquant_scale and antiquant_offset are left out."""
     if _is_full(call):
         _refuse_given(spec, call, ("antiquant_scale", "antiquant_offset"), "with int8 x1 and x2")
 
 
 def _a18_full_bias(spec: OpSpec, call: CallFacts) -> None:
+    """Full quantisation: bias is int32."""
     if _is_full(call):
         _expect_dtype(spec, call, "bias", ("int32",), "with int8 x1 and x2")
 
 
 def _a19_a20_dequant_dtype(spec: OpSpec, call: CallFacts) -> None:
+    """Full quantisation: dequant_scale is words, int64 or uint64, with a float16 residual, else bfloat16."""
     if _is_full(call):
         allowed = _PACKED_SCALES if _tensor(call, "residual").dtype == "float16" else ("bfloat16",)
         scale = _tensor(call, "dequant_scale")
@@ -213,6 +226,7 @@ def _dequant_cure(dtype: str, *, is_packed: bool) -> str:
 
 
 def _a21_dequant_shape(spec: OpSpec, call: CallFacts) -> None:
+    """Full quantisation: dequant_scale has shape (1), (n) or (1, n)."""
     if _is_full(call):
         n = _k_n(call)[1]
         shape = _tensor(call, "dequant_scale").shape
@@ -224,6 +238,7 @@ def _a21_dequant_shape(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a23_full_sizes(spec: OpSpec, call: CallFacts) -> None:
+    """Full quantisation: k and the axis of x2 that is stored last are at most 65535, the rows 2**31 - 1."""
     if not _is_full(call):
         return
     k, n = _k_n(call)
@@ -244,6 +259,7 @@ def _is_weight_only(call: CallFacts) -> bool:
 
 
 def _a24_weight_only_sizes(spec: OpSpec, call: CallFacts) -> None:
+    """Weight-only quantisation: k and n are at most 65535, the rows 2**31 - 1."""
     if _is_weight_only(call):
         k, n = _k_n(call)
         for text, size, limit in (("b * s", _rows(call), INT32_MAX), ("k", k, _UINT16_MAX), ("n", n, _UINT16_MAX)):
@@ -251,6 +267,7 @@ def _a24_weight_only_sizes(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a25_antiquant_scale(spec: OpSpec, call: CallFacts) -> None:
+    """Weight-only quantisation: antiquant_scale is given; it, bias, residual and gamma have the dtype of x1."""
     if _is_weight_only(call):
         if call.tensors.get("antiquant_scale") is None:
             raise argument_error(
@@ -261,11 +278,13 @@ def _a25_antiquant_scale(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a26_weight_only_has_no_dequant(spec: OpSpec, call: CallFacts) -> None:
+    """Weight-only quantisation: dequant_scale is left out."""
     if _is_weight_only(call):
         _refuse_given(spec, call, ("dequant_scale",), "with floating-point x1")
 
 
 def _a28_offset(spec: OpSpec, call: CallFacts) -> None:
+    """antiquant_offset has the shape and dtype of antiquant_scale."""
     offset = call.tensors.get("antiquant_offset")
     if _is_weight_only(call) and offset is not None:
         scale = _tensor(call, "antiquant_scale")
@@ -277,6 +296,7 @@ def _a28_offset(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a29_group_size(spec: OpSpec, call: CallFacts) -> None:
+    """antiquant_group_size is 0, or a multiple of 32 from 32 to k - 1."""
     size = call.attrs["antiquant_group_size"]
     if _is_weight_only(call) and size != 0:
         k = _k_n(call)[0]
@@ -288,6 +308,7 @@ def _a29_group_size(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a30_group_of_one_scale(spec: OpSpec, call: CallFacts) -> None:
+    """One antiquant_scale for the whole tensor has no groups."""
     size = call.attrs["antiquant_group_size"]
     if _is_weight_only(call) and size and _tensor(call, "antiquant_scale").shape in ((1,), (1, 1)):
         raise argument_error(
@@ -296,6 +317,7 @@ def _a30_group_of_one_scale(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _a27_antiquant_shape(spec: OpSpec, call: CallFacts) -> None:
+    """antiquant_scale has shape (1), (n) or (1, n), with groups one row for each."""
     if not _is_weight_only(call):
         return
     size = call.attrs["antiquant_group_size"]

@@ -24,6 +24,7 @@ _OFFSET_BITS = 0x1FF
 
 
 def _check_dtypes(spec: OpSpec, call: CallFacts) -> None:
+    """scale and offset are float32."""
     for name, facts in call.tensors.items():
         if facts is not None and facts.dtype != "float32":
             is_packed = name == "scale" and facts.dtype in ("int64", "uint64")
@@ -32,6 +33,7 @@ def _check_dtypes(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _check_shapes(spec: OpSpec, call: CallFacts) -> None:
+    """offset has the shape of scale, or one of two vectors has one element."""
     scale, offset = call.tensors["scale"], call.tensors.get("offset")
     assert scale is not None
     if offset is None or offset.shape == scale.shape:
@@ -45,6 +47,7 @@ def _check_shapes(spec: OpSpec, call: CallFacts) -> None:
 
 
 def _check_round_mode(spec: OpSpec, call: CallFacts) -> None:
+    """round_mode is 0 or 1."""
     if call.attrs["round_mode"] not in (0, 1):
         raise argument_error(
             spec.stem, "round_mode", "0 (truncate) or 1 (round to nearest even)", call.attrs["round_mode"], "Pass 0."

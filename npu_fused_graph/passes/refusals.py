@@ -449,3 +449,7 @@ class NoEagerKernel(Refusal):
     """TorchAir's mode runs ops one by one, and no package here brings a kernel for this one."""
 
     usual_cure = "Use mode 'max-autotune', or import mindspeed.ops first."
+
+
+OF_THE_MACHINE = (GeTypeNotRegistered, GeIrDiffers, Soc, NoEagerKernel)
+"""What keeps an operator from being used at all."""

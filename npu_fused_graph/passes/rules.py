@@ -49,12 +49,15 @@ class Context:
     domain: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Rule(Generic[S]):
-    """number: in docs/fusion_rules.md; a B is the constraint of the operator with that number."""
+    """number: in docs/fusion_rules.md; a B is the constraint of the operator with that number. reasons: what it refuses
+    with.
+    """
 
-    number: str
-    check: Callable[[S, Context], Refusal | None]
+    def __init__(self, number: str, check: Callable[[S, Context], Refusal | None], *reasons: type[Refusal]) -> None:
+        self.number = number
+        self.check = check
+        self.reasons = reasons
 
     @property
     def statement(self) -> str:
@@ -67,6 +70,7 @@ def check(site: S, context: Context, rules: Sequence[Rule[S]]) -> None:
     for rule in rules:
         refusal = rule.check(site, context)
         if refusal is not None:
+            assert isinstance(refusal, rule.reasons), (rule.number, refusal.reason)
             raise Refused(refusal)
 
 
