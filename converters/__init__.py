@@ -23,14 +23,7 @@ if __name__ != "npu_fused_graph.converters":
     )
 
 _lock = RLock()
-_MODULES = (
-    "matmul_all_reduce_add_rms_norm",
-    "inplace_matmul_all_reduce_add_rms_norm",
-    "grouped_mat_mul_all_reduce",
-    "trans_quant_param_v2",
-    "collectives",
-    "aten",
-)
+_MODULES = ("fused", "collectives", "aten")
 _LATE = ("matmul_all_reduce_add_rms_norm", "npu_corrected", "aten")
 """Those that also take over operators other packages define, which may be after us."""
 

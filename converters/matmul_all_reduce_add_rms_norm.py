@@ -1,27 +1,14 @@
-"""npu_mm_all_reduce_add_rms_norm -> MatmulAllReduceAddRmsNorm."""
+"""What GE has differently for MatmulAllReduceAddRmsNorm: transposed weights, int4 and words; MindSpeed's operator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 
-from npu_fused_graph.converters.capability import require_ge_type
-from npu_fused_graph.converters.hcom import ge_group
+from npu_fused_graph.converters.fused import Lowering, converter
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
-from npu_fused_graph.ops.registration import facts_of
-from npu_fused_graph.spec import OpSpec, TensorFacts
-
-
-def register() -> None:
-    import torchair
-
-    overloads = torch.ops.npu_fused_graph.npu_mm_all_reduce_add_rms_norm
-    torchair.register_fx_node_ge_converter(overloads.default)(converter(SPEC))
-    stored = converter(SPEC, is_stored_transposed=True)
-    torchair.register_fx_node_ge_converter(overloads.transposed_x2)(stored)
 
 
 def register_late() -> None:
@@ -33,92 +20,28 @@ def register_late() -> None:
 
     packet = getattr(torch.ops.mindspeed, SPEC.torch_name, None)
     if packet is not None:
-        torchair.register_fx_node_ge_converter(packet.default)(converter(SPEC))
+        torchair.register_fx_node_ge_converter(packet.default)(converter(SPEC, prepare))
 
 
-def converter(spec: OpSpec, *, is_stored_transposed: bool = False) -> Callable[..., Any]:
-    """The converter of ``spec``, the out-of-place or the in-place type. is_stored_transposed: of transposed_x2."""
+def prepare(call: Lowering) -> None:
+    """A weight as it is stored, scales that lie as it does, int4 elements, words of GE's type."""
     from torchair._ge_concrete_graph import ge_apis as ge
-    from torchair.ge import attr, custom_op
 
-    def convert(
-        x1: Any,
-        x2: Any,
-        residual: Any,
-        gamma: Any,
-        hcom: str,
-        *,
-        reduce_op: str = "sum",
-        epsilon: float = 1e-06,
-        bias: Any = None,
-        antiquant_scale: Any = None,
-        antiquant_offset: Any = None,
-        dequant_scale: Any = None,
-        antiquant_group_size: int = 0,
-        comm_turn: int = 0,
-        meta_outputs: Any = None,
-    ) -> Any:
-        tensors = {
-            "x1": x1, "x2": x2, "bias": bias, "residual": residual, "gamma": gamma,
-            "antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset, "dequant_scale": dequant_scale,
-        }  # fmt: skip
-        attributes = {
-            "hcom": hcom, "reduce_op": reduce_op, "epsilon": epsilon, "antiquant_group_size": antiquant_group_size,
-            "comm_turn": comm_turn,
-        }  # fmt: skip
-        facts = _check(spec, tensors, attributes, is_stored_transposed)
-        weight, is_trans_b = (x2, True) if is_stored_transposed else untransposed(x2)
-        if facts.is_packed and is_trans_b != facts.is_transposed:
-            # int4 words lie along the axis that is stored last, whatever op the layout came from
-            weight, is_trans_b = ge.Transpose(weight, [1, 0]), facts.is_transposed
-        if is_trans_b and antiquant_group_size:
-            # GE wants scales per group transposed together with the weight
-            antiquant_scale = _swapped(antiquant_scale)
-            antiquant_offset = None if antiquant_offset is None else _swapped(antiquant_offset)
-        return custom_op(
-            spec.ge_type,
-            inputs={
-                "x1": x1,
-                "x2": _as_int4(weight) if facts.is_packed else weight,
-                "bias": bias,
-                "residual": residual,
-                "gamma": gamma,
-                "antiquant_scale": antiquant_scale,
-                "antiquant_offset": antiquant_offset,
-                "dequant_scale": _as_uint64(dequant_scale),
-            },
-            outputs=[o.name for o in spec.outputs],
-            attrs={
-                "group": attr.Str(ge_group(spec, hcom)),
-                "reduce_op": attr.Str(reduce_op),
-                "is_trans_a": attr.Bool(False),
-                "is_trans_b": attr.Bool(is_trans_b),
-                "comm_turn": attr.Int(comm_turn),
-                # what has no effect must not reach GE's shape inference
-                "antiquant_group_size": attr.Int(antiquant_group_size if antiquant_scale is not None else 0),
-                "epsilon": attr.Float(epsilon),
-            },
-        )
-
-    return convert
-
-
-def _check(
-    spec: OpSpec, tensors: Mapping[str, Any], attributes: Mapping[str, Any], is_stored_transposed: bool
-) -> TensorFacts:
-    """The same rules as in eager mode and at trace time: another package's operator may come without any.
-
-    Returns the facts of x2.
-    """
-    require_ge_type(spec)
-    metas: dict[str, Any] = {name: None if t is None else t.meta for name, t in tensors.items()}
-    if is_stored_transposed:
-        metas["x2"] = metas["x2"].t()
-    call = facts_of(spec, {**metas, **attributes})
-    spec.check(call)
-    x2 = call.tensors["x2"]
-    assert x2 is not None
-    return x2
+    inputs, attrs, facts = call.inputs, call.attrs, call.facts.tensors["x2"]
+    assert facts is not None
+    weight, is_trans_b = (inputs["x2"], True) if call.stored == "x2" else untransposed(inputs["x2"])
+    if facts.is_packed and is_trans_b != facts.is_transposed:
+        # int4 words lie along the axis that is stored last, whatever op the layout came from
+        weight, is_trans_b = ge.Transpose(weight, [1, 0]), facts.is_transposed
+    if inputs["antiquant_scale"] is None:
+        attrs["antiquant_group_size"] = 0  # what has no effect must not reach GE's shape inference
+    if is_trans_b and attrs["antiquant_group_size"]:
+        # GE wants scales per group transposed together with the weight
+        for name in ("antiquant_scale", "antiquant_offset"):
+            inputs[name] = None if inputs[name] is None else _swapped(inputs[name])
+    inputs["x2"] = _as_int4(weight) if facts.is_packed else weight
+    inputs["dequant_scale"] = _as_uint64(inputs["dequant_scale"])
+    attrs["is_trans_b"] = is_trans_b
 
 
 def untransposed(x: Any) -> tuple[Any, bool]:

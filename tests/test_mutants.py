@@ -176,7 +176,8 @@ def test_faults_of_the_package_are_valid() -> None:
     files = target_files(NPU_FUSED_GRAPH, ROOT)
     assert {
         "converters/hcom.py",
-        "converters/trans_quant_param_v2.py",
+        "converters/fused.py",
+        "npu_fused_graph/engine/kernels/fused.py",
         "npu_fused_graph/passes/spellings/norms.py",
     } <= set(files)
     assert not [path for path in files if "aten" in path or "samples" in path]

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {"errors", "spec", "comm"},
     "passes": {"comm", "errors", "ops", "spec"},
     "aot": {"errors", "passes"},
-    "engine": {"errors", "ir", "comm", "ops"},
+    "engine": {"errors", "ir", "spec", "comm", "ops"},
     "inspector": {"errors", "ir", "spec"},
     "codegen": {"spec", "ops", "passes"},
     "converters": {"comm", "errors", "spec", "ops"},

@@ -34,6 +34,10 @@ class Rank(ABC):
         """For each of ``xs`` the sum over the ranks in rank order, in its dtype; one exchange."""
         return [sum_ranks(parts, mode) for parts in zip(*self.gather(xs), strict=True)]
 
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over the ranks of one tensor, rounded as this group's own all-reduce does."""
+        return self.sums([x])[0]
+
     def barrier(self) -> None:
         """Go on when all ranks are here."""
         self.gather([torch.empty(0)])

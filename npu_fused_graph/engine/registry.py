@@ -147,24 +147,31 @@ def kernel(
 
     def register(fn: F) -> F:
         for ge_type in ge_types:
-            if ge_type in _KERNELS:
-                raise UnsupportedOpError(
-                    f"[engine] {ge_type}: expected one kernel per type, got a second one, {fn.__name__}."
+            add(
+                _describe(
+                    ge_type,
+                    fn,
+                    frozenset(ignored),
+                    tuple(same_dtype),
+                    tuple(mutates),
+                    pure,
+                    dense,
+                    specialise,
+                    is_collective=is_collective,
                 )
-            _KERNELS[ge_type] = _describe(
-                ge_type,
-                fn,
-                frozenset(ignored),
-                tuple(same_dtype),
-                tuple(mutates),
-                pure,
-                dense,
-                specialise,
-                is_collective=is_collective,
             )
         return fn
 
     return register
+
+
+def add(kernel: Kernel) -> None:
+    """Register a kernel whose facts are known from elsewhere than a signature. Raises UnsupportedOpError."""
+    if kernel.ge_type in _KERNELS:
+        raise UnsupportedOpError(
+            f"[engine] {kernel.ge_type}: expected one kernel per type, got a second one, {kernel.fn!r}."
+        )
+    _KERNELS[kernel.ge_type] = kernel
 
 
 def register_kernel(

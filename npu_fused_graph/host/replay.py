@@ -181,9 +181,7 @@ def _each_rank(
 
 
 def _wanted(function: Callable[..., Any], arguments: Mapping[str, Any], rank: LocalRank) -> dict[str, Any]:
-    offered = {
-        **arguments, "rank": rank, "all_reduce": rank.all_reduce
-    }  # fmt: skip
+    offered = {**arguments, "rank": rank}
     return {name: value for name, value in offered.items() if name in inspect.signature(function).parameters}
 
 

@@ -17,18 +17,19 @@ STEMS = (
 """Every operator; docs/writing_an_operator.md says what else a new one needs."""
 
 
-def _modules() -> tuple[ModuleType, ...]:
+def modules() -> tuple[ModuleType, ...]:
+    """The module of every operator."""
     return tuple(import_module(f"{__name__}.{stem}") for stem in STEMS)
 
 
 @lru_cache(maxsize=1)
 def specs() -> tuple[OpSpec, ...]:
     """The SPEC of every operator."""
-    return tuple(module.SPEC for module in _modules())
+    return tuple(module.SPEC for module in modules())
 
 
 def register() -> None:
     """Define the operators under ``torch.ops.npu_fused_graph``; calling it again does nothing."""
     from npu_fused_graph.ops.registration import register_all
 
-    register_all(_modules())
+    register_all(modules())

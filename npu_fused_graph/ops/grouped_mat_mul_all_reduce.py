@@ -5,7 +5,7 @@ Source: requirements 001 and 000; CANN's public sources of the operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -51,7 +51,7 @@ SPEC = OpSpec(
         AttrSpec("splitItem", "Int", 0, py="split_item", is_nullable=True, doc="1, 3: x is split; 2, 3: y is joined"),
         AttrSpec("group", "String", py="hcomm", doc="communicator"),
         AttrSpec("reduceOp", "String", "sum", py="reduce_op"),
-        AttrSpec("commTurn", "Int", 0, py="comm_turn"),
+        AttrSpec("commTurn", "Int", 0, py="comm_turn", is_hint=True),
     ),
     rows=(
         DTypeRow(
@@ -194,13 +194,13 @@ def _reduce(pending: list[tuple[Tensor, Tensor]], rank: Rank, mode: ReduceMode) 
 def decompose(
     x: Sequence[Tensor],
     weight: Sequence[Tensor],
-    all_reduce: Callable[[Tensor], Tensor],
+    rank: Rank,
     *,
     bias: Sequence[Tensor] | None = None,
     group_list: Sequence[int] | None = None,
     split_item: int = 0,
 ) -> list[Tensor]:
-    """The same in basic torch ops: the graph before fusion. all_reduce: the sum over ranks of one tensor."""
+    """The same in basic torch ops: the graph before fusion."""
     if split_item in (1, 3):
         x = [x[0][start:end] for start, end in pairwise([0, *(group_list or ())])]
     if weight[0].dim() == 3:
@@ -215,7 +215,7 @@ def decompose(
             products.append((torch.matmul(t.float(), w.float()) + bias[i]).to(t.dtype))
     if split_item in (2, 3):
         products = [torch.cat(products)]
-    return [all_reduce(p) if p.numel() else p for p in products]
+    return [rank.all_reduce(p) if p.numel() else p for p in products]
 
 
 # -- exact ----------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ SPEC = OpSpec(
         AttrSpec("reduce_op", "String", "sum"),
         AttrSpec("is_trans_a", "Bool", False, py=None),
         AttrSpec("is_trans_b", "Bool", False, py=None, doc="x2 is stored as (n, k)"),
-        AttrSpec("comm_turn", "Int", 0),
+        AttrSpec("comm_turn", "Int", 0, is_hint=True),
         AttrSpec("antiquant_group_size", "Int", 0),
         AttrSpec("epsilon", "Float", 1e-06),
     ),
@@ -284,7 +284,7 @@ def decompose(
     x2: Tensor,
     residual: Tensor,
     gamma: Tensor,
-    all_reduce: Callable[[Tensor], Tensor],
+    rank: Rank,
     *,
     epsilon: float = 1e-06,
     bias: Tensor | None = None,
@@ -293,7 +293,7 @@ def decompose(
     dequant_scale: Tensor | None = None,
     antiquant_group_size: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The same in basic torch ops: the graph before fusion. all_reduce: the sum over ranks of one tensor."""
+    """The same in basic torch ops: the graph before fusion."""
     if residual.numel() == 0:
         return torch.empty_like(residual), torch.empty_like(residual)
     if dequant_scale is not None:
@@ -304,7 +304,7 @@ def decompose(
                 x2 = _nibbles(x2, packed_axis(x2, x1.size(-1)))
             x2 = _float_weight(x2, antiquant_scale, antiquant_offset, antiquant_group_size)
         product = torch.matmul(x1, x2) if bias is None else torch.nn.functional.linear(x1, x2.t(), bias)
-    y = all_reduce(product).reshape(residual.shape) + residual
+    y = rank.all_reduce(product).reshape(residual.shape) + residual
     variance = y.to(torch.float32).pow(2).mean(-1, keepdim=True)
     normalised = y.to(torch.float32) * torch.rsqrt(variance + epsilon)
     return y, gamma * normalised.to(y.dtype)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from threading import Lock
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,21 +51,44 @@ def _register(library: torch.library.Library, module: ModuleType) -> None:
         # A call without an overload's name takes the first that fits, so the one that users know comes first.
         _register_aliased(library, spec)
         _Overload(library, module, UNALIASED).register()
-        _Overload(library, module, FUNCTIONAL).register()
-        _Overload(library, module, CONSUMING).register()
-        for tensor in _transposable(spec):
-            _Overload(library, module, f"{CONSUMING}_transposed_{tensor}", tensor).register()
-        return
-    _Overload(library, module, "").register()
-    for tensor in _transposable(spec):
-        # for passes: the weight as it is stored, so that no transpose stands in the graph
-        _Overload(library, module, f"transposed_{tensor}", tensor).register()
+    for name, stored in _overload_names(spec):
+        _Overload(library, module, name, stored).register()
+
+
+def _overload_names(spec: OpSpec) -> list[tuple[str, str]]:
+    """(name, argument that is passed as it is stored) of every overload that may stand in a graph.
+
+    Passes call those that take a weight as it is stored, so that no transpose stands in the graph.
+    """
+    names = [(FUNCTIONAL, ""), (CONSUMING, "")] if spec.mutated else [("", "")]
+    prefix = f"{CONSUMING}_" if spec.mutated else ""
+    stored = [t.python_name for t in spec.inputs if t.contiguous == "transposable"]
+    return names + [(f"{prefix}transposed_{name}", name) for name in stored]
+
+
+class LoweredOverload(NamedTuple):
+    """An overload that converters see. stored: argument that is passed as it is stored instead of transposed, or "".
+    is_copied: what the op writes may be read by others.
+    """
+
+    op: Any
+    stored: str
+    is_copied: bool
+
+
+def lowered_overloads(spec: OpSpec) -> list[LoweredOverload]:
+    """Every overload of a registered operator that may stand in a graph."""
+    packet = _packet(spec)
+    return [
+        LoweredOverload(getattr(packet, name or "default"), stored, name == FUNCTIONAL)
+        for name, stored in _overload_names(spec)
+    ]
 
 
 def _check_signatures(module: ModuleType) -> None:
     """Raise TypeError where a function of an operator's module and its SPEC do not fit together."""
     spec: OpSpec = module.SPEC
-    wanted = _signature(spec).parameters
+    wanted = signature(spec).parameters
     public = getattr(module, spec.torch_name, None)
     if public is not None:
         given = inspect.signature(public).parameters
@@ -76,6 +98,12 @@ def _check_signatures(module: ModuleType) -> None:
                 f"[{spec.stem}] {spec.torch_name}: expected the SPEC's parameters {list(wanted)}, got {list(given)}, "
                 f"others: {differ}"
             )
+    for name in ("backward", "setup_context"):
+        if hasattr(module, name) != bool(spec.backward):
+            raise TypeError(
+                f"[{spec.stem}] backward: expected {name} where the SPEC names the operator of the gradient, and only "
+                f"there, got {spec.backward!r} and {'a' if hasattr(module, name) else 'no'} function"
+            )
     for name in ("reference", "decompose", "fake"):
         taken = inspect.signature(getattr(module, name, _nothing)).parameters
         others = sorted(set(taken) - set(wanted) - _BESIDE_SPEC)
@@ -83,7 +111,7 @@ def _check_signatures(module: ModuleType) -> None:
             raise TypeError(f"[{spec.stem}] {name}: expected parameters of the SPEC, got {others}")
 
 
-_BESIDE_SPEC = {"rank", "all_reduce", "mode", "y"}
+_BESIDE_SPEC = {"rank", "mode", "y"}
 """What a reference or decompose takes beside the operator's own arguments; y: memory for the first result."""
 
 
@@ -95,10 +123,6 @@ def _form(parameter: inspect.Parameter | None) -> Any:
         return None
     default = parameter.default
     return parameter.kind, type(default), default
-
-
-def _transposable(spec: OpSpec) -> list[str]:
-    return [tensor.python_name for tensor in spec.inputs if tensor.contiguous == "transposable"]
 
 
 UNALIASED, FUNCTIONAL, CONSUMING = "unaliased", "functional", "consuming"
@@ -116,10 +140,10 @@ def _register_aliased(library: torch.library.Library, spec: OpSpec) -> None:
     other rows. The functional overload and a copy_ are functionalised like any in-place op of torch.
     """
     library.define(spec.torch_schema(), tags=_TAGS)
-    signature = _signature(spec)
+    parameters = signature(spec)
 
     def call(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        arguments = signature.bind(*args, **kwargs).arguments
+        arguments = parameters.bind(*args, **kwargs).arguments
         if any(_is_functional(arguments[name]) for name in spec.mutated):
             results = getattr(_packet(spec), FUNCTIONAL)(*args, **kwargs)
             return tuple(
@@ -154,7 +178,7 @@ class _Overload:
         self.name = name
         self.transposed = transposed
         self.mutated = () if name.startswith((FUNCTIONAL, CONSUMING)) else self.spec.mutated
-        self.signature = _signature(self.spec)
+        self.signature = signature(self.spec)
 
     def register(self) -> None:
         bare = self.spec.operator_name
@@ -169,7 +193,12 @@ class _Overload:
         library.define(schema, tags=_TAGS)
         if not self.spec.outputs:
             torch.fx.node.has_side_effect(getattr(_packet(self.spec), self.name or "default"))
-        library.impl(qualified, self.autograd, "Autograd", with_keyset=True)
+        if self.spec.backward and not self.name:
+            torch.library.register_autograd(
+                f"{NAMESPACE}::{qualified}", self.module.backward, setup_context=self.module.setup_context, lib=library
+            )
+        else:
+            library.impl(qualified, self.autograd, "Autograd", with_keyset=True)
         library.impl(qualified, self.cpu, "CPU")
         library.impl(qualified, self.npu, "PrivateUse1")
         if all(t.kind != "required" for t in self.spec.inputs):
@@ -201,7 +230,7 @@ class _Overload:
             name = arguments[self.spec.communicator]
             group = comm.resolve(name)
             ascend.check_group(self.spec, group)
-            arguments["all_reduce"] = functools.partial(_all_reduce, group=group)
+            arguments["rank"] = comm.ProcessGroupRank(group)
             if native is not None:
                 arguments[self.spec.communicator] = ascend.hccl_name(group, name)
         with torch._C._DisableAutocast():
@@ -248,12 +277,9 @@ class _Overload:
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        arguments = dict(bound.arguments)
+        arguments = completed(self.spec, bound.arguments)
         if self.transposed:
             arguments[self.transposed] = arguments[self.transposed].transpose(-1, -2)
-        defaults = {a.python_name: a.default for a in self.spec.attrs if a.is_nullable}
-        arguments |= {name: default for name, default in defaults.items() if name and arguments[name] is None}
-        arguments |= {name: list(value) for name, value in arguments.items() if isinstance(value, tuple)}
         self.spec.check(facts_of(self.spec, arguments))
         return arguments
 
@@ -319,17 +345,19 @@ def _has_tangent(x: Tensor) -> bool:
     return forward_ad._current_level >= 0 and unpack(x).tangent is not None
 
 
-def _all_reduce(x: Tensor, *, group: torch.distributed.ProcessGroup) -> Tensor:
-    torch.distributed.all_reduce(x, group=group)
-    return x
-
-
 def _overlap(a: Tensor, b: Tensor) -> bool:
     """Whether two contiguous or transposed tensors share memory; such tensors have no gaps."""
     if not a.numel() or not b.numel():
         return False
     first, second = a.data_ptr(), b.data_ptr()
     return first < second + b.numel() * b.element_size() and second < first + a.numel() * a.element_size()
+
+
+def completed(spec: OpSpec, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by Python name, defaults in place of None where an attribute has one; lists instead of tuples."""
+    defaults = {a.python_name: a.default for a in spec.attrs if a.is_nullable}
+    filled = {name: defaults.get(name) if value is None else value for name, value in arguments.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items()}
 
 
 def facts_of(spec: OpSpec, arguments: dict[str, Any]) -> CallFacts:
@@ -366,7 +394,7 @@ def tensor_facts(x: Tensor) -> TensorFacts:
     return TensorFacts(tuple(x.shape), str(x.dtype).removeprefix("torch."), is_contiguous, is_transposed, x.device.type)
 
 
-def _signature(spec: OpSpec) -> inspect.Signature:
+def signature(spec: OpSpec) -> inspect.Signature:
     tensors = {t.python_name: t for t in spec.inputs}
     attrs = {a.python_name: a for a in spec.attrs}
     kind: inspect._ParameterKind = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -26,6 +26,7 @@ from npu_fused_graph.ir.text import node_text, to_text
 from npu_fused_graph.ops import grouped_mat_mul_all_reduce as op
 from npu_fused_graph.testing import assert_close, assert_same_graph
 from tests.engine.graphs import graph_of, node
+from tests.ops.gathering import Reducing
 from tests.ops.grouped_exact import exact
 from tests.passes.capture import fake_group
 
@@ -146,7 +147,7 @@ def test_one_node_and_its_results(index: int) -> None:
         for got, want in zip(run, wanted, strict=True):
             assert got.dtype is sample["x"][0].dtype
             assert_close(got, want, scale=6)  # see tests/ops
-        unfused = op.decompose(**sample, all_reduce=lambda x: x + x)
+        unfused = op.decompose(**sample, rank=Reducing(lambda x: x + x))
         for got, other in zip(run, unfused, strict=True):
             assert_close(got, other.double(), scale=4)
         assert all(torch.equal(a, b) for a, b in zip(run, results[0], strict=True))

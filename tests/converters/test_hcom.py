@@ -149,7 +149,7 @@ class Layer(nn.Module):
 def _twice(rank: int, folder: str, hcom: str) -> list[Any]:
     torchair = nfg.load_torchair()
     from npu_fused_graph import converters
-    from npu_fused_graph.converters import matmul_all_reduce_add_rms_norm as converter
+    from npu_fused_graph.converters import fused as converter
 
     converters.register_all()
     graphs: list[Any] = []

@@ -23,6 +23,7 @@ from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as in_pla
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.testing import assert_close, assert_same_graph
 from tests.ops.exact import exact
+from tests.ops.gathering import Gathering
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -105,7 +106,7 @@ def check_graph(graph: Graph, ge_type: str, sample: dict[str, Any]) -> None:
 
 
 def check_results(results: tuple[Tensor, Tensor], sample: dict[str, Any]) -> None:
-    wanted = op.decompose(**sample, all_reduce=lambda x: x)
+    wanted = op.decompose(**sample, rank=Gathering())
     real = exact([sample], sample["residual"], sample["gamma"], sample["epsilon"])
     scale = 8 if sample.get("antiquant_scale") is not None else 4  # see tests/ops
     for got, want, number in zip(results, wanted, real, strict=True):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 
 import npu_fused_graph as nfg
-from npu_fused_graph.engine.registry import find
+from npu_fused_graph.engine import registered_types, registry
 from tests.passes.blocks import Block, llama_norm
 from tests.ranks import Outcome, run_ranks
 
@@ -49,17 +49,16 @@ def _run(rank: int, rows: int = 4, group: Any = None, times: int = 1) -> int:
 
 def _killed(rank: int, healthy_runs: int) -> int:
     if rank == 1:
-        reference, calls = find(FUSED).fn, 0
+        kernel, calls = registered_types()[FUSED], 0
 
-        @functools.wraps(reference)  # the signature is the IR
         def dies_in_the_second_site(*inputs: Any, **attributes: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == 2 * healthy_runs + 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return reference(*inputs, **attributes)
+            return kernel.fn(*inputs, **attributes)
 
-        nfg.register_kernel(FUSED, dies_in_the_second_site, ignored=("comm_turn",), replace=True)
+        registry._KERNELS[FUSED] = replace(kernel, fn=dies_in_the_second_site)
     return _run(rank, times=healthy_runs + 1)
 
 

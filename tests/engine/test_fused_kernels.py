@@ -88,18 +88,18 @@ def test_the_in_place_type_writes_the_buffer_it_is_given() -> None:
 
 
 BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    "transposed x1": ("float", {}, {"is_trans_a": True}, "expected is_trans_a=False, reduce_op='sum'"),
-    "reduce_op": ("float", {}, {"reduce_op": "max"}, "expected is_trans_a=False, reduce_op='sum', got False, 'max'"),
+    "transposed x1": ("float", {}, {"is_trans_a": True}, "expected is_trans_a=False, got True"),
+    "reduce_op": ("float", {}, {"reduce_op": "max"}, "reduce_op: expected 'sum', got 'max'"),
     "int64 words": (
         "full",
         {"dequant_scale": torch.ones(8, dtype=torch.int64)},
         {},
         "expected a combination of dtypes",
     ),
-    "float scale": ("full", {"dequant_scale": torch.ones(8).half()}, {}, "expected a combination of dtypes"),
-    "bias": ("full", {"bias": torch.ones(8).half()}, {}, "expected a combination of dtypes"),
-    "mixed": ("float", {"gamma": torch.ones(8).bfloat16()}, {}, "expected a combination of dtypes"),
-    "float32": ("float", {"x1": torch.ones(6, 80), "x2": torch.ones(80, 8)}, {}, "expected a combination of dtypes"),
+    "float scale": ("full", {"dequant_scale": torch.ones(8).half()}, {}, "dequant_scale: expected "),
+    "bias": ("full", {"bias": torch.ones(8).half()}, {}, "bias: expected int32 (with int8 x1 and x2), got float16"),
+    "mixed": ("float", {"gamma": torch.ones(8).bfloat16()}, {}, "gamma: expected "),
+    "float32": ("float", {"x1": torch.ones(6, 80), "x2": torch.ones(80, 8)}, {}, "x1, x2: expected "),
 }
 
 
@@ -110,6 +110,16 @@ def test_refused(ge_type: str, name: str) -> None:
     with pytest.raises(Exception, match=r"\[engine\] fused") as caught:
         run(ge_type, tensors(kind) | change, **attrs)
     assert text in str(caught.value)
+
+
+def test_what_a_spec_forbids_is_refused_when_it_runs() -> None:
+    graph = graph_of(
+        {"scale": torch.ones(8)},
+        [node("packed", "TransQuantParamV2", {"scale": "scale", "offset": None}, ("y",), round_mode=2)],
+        ["packed:0"],
+    )
+    with pytest.raises(Exception, match=r"packed \(TransQuantParamV2\): round_mode: expected 0 .* got 2"):
+        compile_graph(graph).run([torch.ones(8)])
 
 
 def test_number_of_ranks() -> None:

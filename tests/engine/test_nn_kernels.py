@@ -228,7 +228,6 @@ UNSUPPORTED_ATTRS = [
     ("DynamicQuant", "dst_type", 29),
     ("AscendQuantV2", "round_mode", "up"),
     ("AscendQuantV2", "axis", 0),
-    ("TransQuantParamV2", "round_mode", 2),
     ("MoeFinalizeRoutingV2", "drop_pad_mode", 4),
     ("HardSigmoidGrad", "alpha", 0.2),
     ("SigmoidGrad", "complex_conj", True),

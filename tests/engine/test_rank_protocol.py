@@ -10,10 +10,12 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from npu_fused_graph.comm import Rank, communicator
+from npu_fused_graph.comm import ProcessGroupRank, Rank, communicator
 from npu_fused_graph.comm.links import Links
 from npu_fused_graph.comm.threads import LocalGroup
+from npu_fused_graph.errors import CommunicationError
 from tests.ranks import run_ranks, values
 
 
@@ -45,6 +47,23 @@ def _wanted(size: int, rank: int) -> list[Any]:
 @pytest.mark.parametrize("size", [2, 4])
 def test_threads(size: int) -> None:
     assert LocalGroup(size).run(_used) == [_wanted(size, rank) for rank in range(size)]
+
+
+def _by_torch(rank: int) -> list[Any]:
+    """A device's rank, on gloo: sums, gathers of two that are not contiguous, and no windows."""
+    me = ProcessGroupRank(dist.group.WORLD)
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).t() + rank
+    found: list[Any] = [me.rank, me.size, me.all_reduce(x).tolist(), x[0, 1].item()]
+    found.append([[part.tolist() for part in parts] for parts in me.gather([x, torch.tensor([rank])])])
+    with pytest.raises(CommunicationError, match=r"\[comm\] windows: expected ranks on CPU"):
+        me.windows(4)
+    return found
+
+
+def test_a_process_group_of_torch() -> None:
+    rows = [[[[1.0 + r, 3.0 + r], [2.0 + r, 4.0 + r]], [r]] for r in range(2)]
+    wanted = [[r, 2, [[3.0, 7.0], [5.0, 9.0]], 3.0 + r, rows] for r in range(2)]
+    assert values(run_ranks(_by_torch, 2)) == wanted
 
 
 def _narrow(rank: int) -> list[list[int]]:

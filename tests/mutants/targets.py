@@ -43,6 +43,8 @@ NPU_FUSED_GRAPH = Project(
         "npu_fused_graph/engine/straight_line.py",
         "npu_fused_graph/ops/*.py",
         "npu_fused_graph/comm/*.py",
+        "npu_fused_graph/engine/kernels/fused.py",
+        "converters/fused.py",
         "converters/{stem}.py",
         "converters/hcom.py",
     ),

@@ -24,3 +24,14 @@ class Gathering(Rank):
 
     def windows(self, size: int) -> list[Tensor]:
         raise NotImplementedError
+
+
+class Reducing(Gathering):
+    """all_reduce: from this rank's tensor to the sum."""
+
+    def __init__(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._all_reduce = all_reduce
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return self._all_reduce(x)

@@ -18,7 +18,7 @@ from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops import _chunks
 from npu_fused_graph.ops import grouped_mat_mul_all_reduce as op
 from npu_fused_graph.testing import assert_close
-from tests.ops.gathering import Gathering
+from tests.ops.gathering import Gathering, Reducing
 from tests.ops.grouped_exact import exact, partials
 from tests.passes.capture import fake_group
 
@@ -142,7 +142,7 @@ def test_reference_and_decompose_of_one_rank(index: int) -> None:
     wanted = exact([sample])
     for got, want in zip(op.reference(**sample, rank=Gathering()), wanted, strict=True):
         assert_close(got, want, scale=2)
-    for got, want in zip(op.decompose(**sample, all_reduce=lambda x: x), wanted, strict=True):
+    for got, want in zip(op.decompose(**sample, rank=Gathering()), wanted, strict=True):
         assert got.dtype is sample["x"][0].dtype
         assert_close(got, want, scale=4)
 
@@ -157,7 +157,7 @@ def test_decompose_reduces_each_result_once(index: int) -> None:
         reduced.append(tuple(x.shape))
         return x * 4
 
-    results = op.decompose(**sample, all_reduce=all_reduce)
+    results = op.decompose(**sample, rank=Reducing(all_reduce))
     assert reduced == [tuple(y.shape) for y in exact([sample]) if y.numel()]
     for got, want in zip(results, exact([sample] * 4), strict=True):
         assert_close(got, want, scale=12)
@@ -233,8 +233,8 @@ def test_one_stacked_weight_is_the_list_of_its_parts(dtype: torch.dtype) -> None
     stacked = call | {"weight": [torch.stack(call["weight"])]}
     assert equal(OP(**call, hcomm="0"), OP(**stacked, hcomm="0"))
     assert equal(
-        op.decompose(**call, all_reduce=lambda x: x),
-        op.decompose(**stacked, all_reduce=lambda x: x),
+        op.decompose(**call, rank=Gathering()),
+        op.decompose(**stacked, rank=Gathering()),
     )
 
 
@@ -392,7 +392,7 @@ def test_float16_overflows_to_infinity_as_it_does_unfused() -> None:
     for value, k in ((20000.0, 3), (20000.0, 4)):  # the sum of two is too large, or this rank's part is
         call = ones(value, k)
         (fused,) = OP(**call, hcomm="0")
-        (unfused,) = op.decompose(**call, all_reduce=lambda x: x + x)
+        (unfused,) = op.decompose(**call, rank=Reducing(lambda x: x + x))
         assert torch.equal(fused, torch.full((2, 3), torch.inf).half())
         assert torch.equal(unfused, fused)
     (fused,) = OP(**ones(-20000.0, 4), hcomm="0")
@@ -416,7 +416,7 @@ def test_bias_joins_before_the_product_is_rounded() -> None:
 def test_float32_bias_is_not_rounded_first() -> None:
     """bfloat16 has steps of 2 from 256 on and none between 1 and 1 + 2**-7: 257 would be a tie and go to 256."""
     call = ones(256.0, 1, torch.bfloat16) | {"bias": [torch.full((3,), 1.0 + 2**-10)]}
-    for (y,) in (op.reference(**call, rank=Gathering()), op.decompose(**call, all_reduce=lambda x: x)):
+    for (y,) in (op.reference(**call, rank=Gathering()), op.decompose(**call, rank=Gathering())):
         assert torch.equal(y, torch.full((2, 3), 258.0).bfloat16())
 
 

@@ -15,6 +15,7 @@ from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.ops import specs
 from npu_fused_graph.testing import assert_close
+from tests.ops.gathering import Gathering
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -46,13 +47,13 @@ def test_as_the_functional_form_into_the_residual(index: int) -> None:
     assert torch.equal(arguments["residual"], y)
     assert torch.equal(got[1], norm_out)
     assert arguments["residual"]._version > version, "autograd must notice the write"
-    decomposed = op.decompose(**fresh(sample), all_reduce=lambda x: x)
+    decomposed = op.decompose(**fresh(sample), rank=Gathering())
     assert all(a.shape == b.shape for a, b in zip(decomposed, got, strict=True))
 
 
 def test_decompose_writes_too() -> None:
     arguments = fresh(SAMPLES[0])
-    y, _ = op.decompose(**arguments, all_reduce=lambda x: x)
+    y, _ = op.decompose(**arguments, rank=Gathering())
     assert y is arguments["residual"]
     assert not torch.equal(y, SAMPLES[0]["residual"])
 

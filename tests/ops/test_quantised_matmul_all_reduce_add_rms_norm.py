@@ -15,6 +15,7 @@ from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.ops.int4 import unpacked_int4
 from npu_fused_graph.testing import assert_close
 from tests.ops.exact import exact, nibbles
+from tests.ops.gathering import Gathering
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -132,7 +133,7 @@ def test_int4_with_one_word_on_an_axis(k: int, n: int, is_transposed: bool) -> N
     arguments, y, norm_out = call(torch.float16, n, x1=x1, x2=packed, antiquant_scale=scale)
     plain = arguments | {"x2": weight.to(torch.int8)}
     check(plain, y, norm_out, scale=4)
-    other = op.decompose(**arguments, all_reduce=lambda x: x)
+    other = op.decompose(**arguments, rank=Gathering())
     assert torch.equal(other[0], y)
 
 
@@ -157,7 +158,7 @@ def test_decompose_splits_a_long_k() -> None:
     arguments, y, _ = call(
         torch.bfloat16, 8, x1=ints(3, k), x2=ints(k, 8, seed=1), dequant_scale=torch.ones(8).bfloat16()
     )
-    other, _ = op.decompose(**arguments, all_reduce=lambda x: x)
+    other, _ = op.decompose(**arguments, rank=Gathering())
     assert torch.equal(y, other)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import npu_fused_graph as nfg
 from npu_fused_graph.ops import grouped_mat_mul_all_reduce as op
 from npu_fused_graph.testing import assert_close
+from tests.ops.gathering import Reducing
 from tests.ops.grouped_exact import exact
 from tests.ranks import run_ranks, values
 
@@ -92,7 +93,7 @@ def _rank(rank: int, ranks: int, compiled: list[Case]) -> list[Any]:
             part = shard(case, rank, ranks)
             fused = nfg.npu_grouped_mat_mul_all_reduce(**part, hcomm="0")
             assert all(y.dtype is case[1] for y in fused)
-            unfused = op.decompose(**part, all_reduce=_sum)
+            unfused = op.decompose(**part, rank=Reducing(_sum))
             results.append([[y.float().numpy() for y in found] for found in (fused, unfused)])
             if case in compiled:
                 torch._dynamo.reset()

@@ -13,51 +13,46 @@ import pytest
 import torch
 from torch import Tensor
 
+import npu_fused_graph as nfg
+from npu_fused_graph.codegen import op_table
 from npu_fused_graph.codegen.proto import proto_header
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedDeviceError
-from npu_fused_graph.ops import ascend, registration
+from npu_fused_graph.ops import ascend
 from npu_fused_graph.ops._arguments import check_types
-from npu_fused_graph.spec import AttrSpec, DTypeRow, OpSpec, TensorSpec
+from npu_fused_graph.spec import AttrSpec, OpSpec, TensorSpec
+from tests.ops import toys
+from tests.ops.toys import gain, gain_grad, line_up, note
+from tests.ops.toys import weigh as weigh_toy
 from tests.passes.capture import capture
 
-X, Y = TensorSpec("x", ("m n",)), TensorSpec("y", like="x")
-WEIGH = OpSpec(
-    stem="toy_weigh", ge_type="ToyWeigh", torch_name="toy_weigh", signature=("x", "weights", "*", "steps"),
-    inputs=(X,), outputs=(Y,),
-    attrs=(AttrSpec("weights", "ListFloat"), AttrSpec("steps", "ListInt", (1, 2))),
-    rows=(DTypeRow("any", {"x": "float16", "y": "float16"}),), doc="Weighs.", source="this test",
-)  # fmt: skip
-NOTE = OpSpec(
-    stem="toy_note", ge_type="ToyNote", torch_name="toy_note", signature=("x",), inputs=(X,), outputs=(), attrs=(),
-    rows=(DTypeRow("any", {"x": "float16"}),), doc="Notes.", source="this test", chips=("Ascend910_93",),
-)  # fmt: skip
-
-
-def weigh(x: Tensor, weights: Sequence[float], steps: Sequence[int]) -> Tensor:
-    return x * sum(weight * step for weight, step in zip(weights, steps, strict=True))
+WEIGH, NOTE = weigh_toy.SPEC, note.SPEC
+X, Y = WEIGH.inputs[0], WEIGH.outputs[0]
+weigh = weigh_toy.reference
 
 
 @contextmanager
 def operator(spec: OpSpec, **functions: Callable[..., Any]) -> Iterator[Any]:
-    """The operator as the package registers its own."""
+    """An operator made of these functions."""
     module = ModuleType(spec.stem)
     vars(module).update(functions, SPEC=spec)
-    library = torch.library.Library(registration.NAMESPACE, "FRAGMENT")
-    try:
-        registration._register(library, module)
-        yield getattr(torch.ops.npu_fused_graph, spec.torch_name)
-    finally:
-        library._destroy()
-        vars(torch.ops.npu_fused_graph).pop(spec.torch_name, None)  # torch.ops may remember what it once found
+    with toys.eager(module) as op:
+        yield op
+
+
+def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    torch._dynamo.reset()
+    return torch.compile(fn, backend=nfg.get_npu_backend(), dynamic=False, fullgraph=True)
 
 
 def test_list_attributes() -> None:
     assert WEIGH.torch_schema() == "toy_weigh(Tensor x, float[] weights, *, int[] steps=[1, 2]) -> Tensor"
-    with operator(WEIGH, reference=weigh) as op:
+    with toys.operator(weigh_toy) as op:
         x = torch.ones(2, 3).half()
         assert torch.equal(op(x, [2.0, 0.5]), x * 3)
         assert torch.equal(op(x, [2.0, 0.5], steps=[0, 4]), x * 2)
         gm = capture(lambda x: op(x, [2.0, 0.5], steps=[3, 4]), x)
+        assert torch.equal(compiled(lambda x: op(x, [2.0, 0.5], steps=[0, 4]))(x), x * 2)
+        assert torch.equal(compiled(lambda x: op(x, [2.0, 0.5]))(x), x * 3)
     (call,) = gm.graph.find_nodes(op="call_function", target=op.default)
     assert (call.args[1:], call.kwargs) == (([2.0, 0.5],), {"steps": [3, 4]})
     assert call.meta["val"].shape == (2, 3)
@@ -103,28 +98,77 @@ def test_wrong_lists_are_refused(wrong: dict[str, Any], text: str) -> None:
 
 
 def test_an_operator_without_outputs_is_called_and_stays_in_graphs() -> None:
-    noted: list[float] = []
+    noted = note.noted
+    noted.clear()
     assert NOTE.torch_schema() == "toy_note(Tensor x) -> ()"
-    with operator(NOTE, reference=lambda x: noted.append(float(x.sum()))) as op:
+    with toys.operator(note) as op:
         assert op(torch.ones(2, 3).half()) is None
         assert noted == [6.0]
 
         def model(x: Tensor) -> Tensor:
             op(x)
+            op(x + x)
             return x + 1
 
         gm = capture(model, torch.ones(2, 3).half())
         gm.graph.eliminate_dead_code()
-        assert gm.graph.find_nodes(op="call_function", target=op.default)
+        assert len(gm.graph.find_nodes(op="call_function", target=op.default)) == 2
+        run = compiled(model)
+        for value in (1, 2):  # the first run of a graph is another path than the later ones
+            y = run(torch.full((2, 3), value).half())
+            assert torch.equal(y, torch.full((2, 3), value + 1).half())
+    assert noted == [6.0, 6.0, 12.0, 12.0, 24.0]
     assert "OUTPUT" not in proto_header(NOTE).replace("INPUT", "")
 
 
-def test_an_operator_of_another_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:Your compiler for AOTAutograd is returning a function:UserWarning"
+)  # TorchAir's does
+def test_a_gradient_is_an_operator_too() -> None:
+    uses = gain_grad.uses
+    uses.clear()
+    with toys.operator(gain_grad), toys.operator(gain) as op:
+        torch.library.opcheck(op.default, (torch.rand(2, 3, requires_grad=True),), {"factor": 3.0})
+        for run in (lambda x: op(x, factor=3.0), compiled(lambda x: op(x, factor=3.0))):
+            uses.clear()
+            x = torch.ones(2, 3, requires_grad=True)
+            y = run(x)
+            assert torch.equal(y, torch.full((2, 3), 3.0))
+            y.sum().backward()
+            assert torch.equal(x.grad, torch.full((2, 3), 3.0))  # type: ignore[arg-type]
+            assert uses  # more than once: TorchAir infers shapes of backward graphs by calling their operators
+    assert "Gradient: `toy_gain_grad`." in op_table([gain.SPEC])
+
+
+@pytest.mark.parametrize(
+    ("spec", "functions"),
+    [(gain.SPEC, ("setup_context",)), (gain.SPEC, ("backward",)), (WEIGH, ("backward", "setup_context"))],
+)
+def test_a_gradient_is_said_in_both_places(spec: OpSpec, functions: Sequence[str]) -> None:
+    given = {name: getattr(gain, name) for name in functions}
+    with pytest.raises(TypeError, match=r"backward: expected "), operator(spec, reference=weigh, **given):
+        pass
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_communicating_without_a_reduce() -> None:
+    with toys.operator(line_up) as op:
+        x = torch.arange(6.0).half().view(2, 3)
+        assert torch.equal(op(x, "0"), torch.cat([x, x]))
+        assert torch.equal(compiled(lambda x: op(x, "0"))(x), torch.cat([x, x]))
+    text = r"\[toy_line_up\] group: expected a group of 1 to 768 ranks, got 'tp' with 769\. "
+    with pytest.raises(InvalidArgumentError, match=text):
+        line_up.SPEC.check_group("tp", 769)
+    assert "Ranks: 1 to 768." in op_table([line_up.SPEC])
+
+
+def test_an_operator_of_another_chip() -> None:
     ascend.check_soc(NOTE, "Ascend910_9382")
     ascend.check_soc(NOTE, "")
     text = r"\[toy_note\] device: expected Ascend910_93x \(Atlas A3\), got 'Ascend910B3'\. "
     with pytest.raises(UnsupportedDeviceError, match=text):
         ascend.check_soc(NOTE, "Ascend910B3")
+    assert "Chips: Ascend910_93x (Atlas A3)." in op_table([NOTE])
     both = replace(NOTE, chips=("Ascend910B", "Ascend910_93"))
     assert both.chips_text == "Ascend910Bx (Atlas A2) or Ascend910_93x (Atlas A3)"
     assert both.runs_on("Ascend910B3") and both.runs_on("Ascend910_9382") and not both.runs_on("Ascend310P3")

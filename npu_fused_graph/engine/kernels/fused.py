@@ -1,147 +1,188 @@
-"""Kernels of our fused op types: the reference implementations, fed with the engine's communicator.
+"""Kernels of our own operators, from their SPECs: the checks of eager mode, then the reference.
 
-What GE's shape inference or op definition would refuse is refused here too.
+What GE's shape inference or op definition would refuse is refused here too. ``PREPARE`` turns the arguments of an
+operator that GE has in another form than Python into Python's; see the operator's module in ``converters``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from npu_fused_graph import ops
 from npu_fused_graph.comm import communicator
-from npu_fused_graph.engine.kernels._checks import require
-from npu_fused_graph.engine.registry import Ints, kernel
+from npu_fused_graph.engine.registry import AttrParam, InputParam, Kernel, add
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError
 from npu_fused_graph.ir.graph import Node
-from npu_fused_graph.ops import grouped_mat_mul_all_reduce as grouped
-from npu_fused_graph.ops import inplace_matmul_all_reduce_add_rms_norm as in_place
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as mm_ar_norm
-from npu_fused_graph.ops import trans_quant_param_v2 as quant_param
 from npu_fused_graph.ops.observers import ObservedCall, observed
 from npu_fused_graph.ops.registration import facts_of
+from npu_fused_graph.spec import OpSpec
 
 antiquantised = mm_ar_norm.antiquantised
 
-
-@kernel("MatmulAllReduceAddRmsNorm", ignored=("comm_turn",), pure=False, dense=True, is_collective=True)
-def matmul_all_reduce_add_rms_norm(
-    x1: Tensor,
-    x2: Tensor,
-    bias: Tensor | None,
-    residual: Tensor,
-    gamma: Tensor,
-    antiquant_scale: Tensor | None = None,
-    antiquant_offset: Tensor | None = None,
-    dequant_scale: Tensor | None = None,
-    *,
-    group: str,
-    reduce_op: str = "sum",
-    is_trans_a: bool = False,
-    is_trans_b: bool = False,
-    antiquant_group_size: int = 0,
-    epsilon: float = 1e-06,
-    node: Node,
-) -> tuple[Tensor, Tensor]:
-    if is_trans_a or reduce_op != "sum":
-        raise _unsupported(node, "is_trans_a=False, reduce_op='sum'", f"{is_trans_a}, {reduce_op!r}")
-    tensors = {
-        "x1": x1, "x2": x2, "bias": bias, "residual": residual, "gamma": gamma, "antiquant_scale": antiquant_scale,
-        "antiquant_offset": antiquant_offset, "dequant_scale": dequant_scale,
-    }  # fmt: skip
-    _check_dtypes(node, tensors)
-    if is_trans_b:
-        x2 = x2.t()
-    if antiquant_scale is not None and antiquant_group_size:
-        k, n = x2.shape
-        groups = -(-k // antiquant_group_size)
-        wanted = (n, groups) if is_trans_b else (groups, n)
-        if antiquant_scale.shape != wanted:
-            raise _unsupported(node, f"antiquant_scale {list(wanted)}", list(antiquant_scale.shape))
-        if is_trans_b:
-            antiquant_scale = antiquant_scale.t()
-            antiquant_offset = None if antiquant_offset is None else antiquant_offset.t()
-    peer = communicator(group)
-    mm_ar_norm.SPEC.check_group(group, peer.size)
-    op = in_place if node.type == in_place.SPEC.ge_type else mm_ar_norm
-    arguments = {
-        **tensors, "x2": x2, "antiquant_scale": antiquant_scale, "antiquant_offset": antiquant_offset,
-    }  # fmt: skip
-    attributes = {"epsilon": epsilon, "antiquant_group_size": antiquant_group_size}
-    result: tuple[Tensor, Tensor] = observed(
-        lambda: ObservedCall(
-            op.SPEC, arguments, {"hcom": group, "reduce_op": reduce_op, **attributes, "comm_turn": 0}, peer.group,
-            node.name,
-        ),
-        lambda: op.reference(**arguments, **attributes, rank=peer),
-    )  # fmt: skip
-    return result
+Prepare = Callable[[dict[str, Any], dict[str, Any], Node], None]
+"""Changes tensors and attributes, both by GE name, of a call of a node."""
 
 
-kernel(
-    "InplaceMatmulAllReduceAddRmsNorm",
-    ignored=("comm_turn",),
-    mutates=("residual",),
-    pure=False,
-    dense=True,
-    is_collective=True,
-)(matmul_all_reduce_add_rms_norm)
-
-
-@kernel("GroupedMatMulAllReduce", ignored=("commTurn",), pure=False, dense=True, is_collective=True)
-def grouped_mat_mul_all_reduce(
-    x: list[Tensor],
-    weight: list[Tensor],
-    bias: list[Tensor],
-    group_list: Ints | None = None,
-    *,
-    splitItem: int = 0,
-    group: str,
-    reduceOp: str = "sum",
-    node: Node,
-) -> tuple[list[Tensor]]:
-    if any(w.dim() != 2 for w in weight):
-        raise _unsupported(node, "weights (k, n)", [list(w.shape) for w in weight])
-    lists = {"x": x, "weight": weight, "bias": [] if len(bias) == 1 and not bias[0].numel() else bias}
-    tensors: dict[str, Any] = dict(lists)
-    attributes = {
-        "hcomm": group, "group_list": group_list, "split_item": splitItem, "reduce_op": reduceOp, "comm_turn": 0
-    }  # fmt: skip
-    try:
-        grouped.SPEC.check(facts_of(grouped.SPEC, {**tensors, **attributes}))
-    except InvalidArgumentError as error:
-        raise UnsupportedOpError(f"[engine] {node.name} ({node.type}): {str(error).partition('] ')[2]}") from None
-    peer = communicator(group)
-    grouped.SPEC.check_group(group, peer.size)
-    results: list[Tensor] = observed(
-        lambda: ObservedCall(grouped.SPEC, tensors, attributes, peer.group, node.name),
-        lambda: grouped.reference(**tensors, group_list=group_list, split_item=splitItem, rank=peer),
+def register_operator(module: ModuleType, prepare: Prepare | None = None) -> None:
+    """Give the engine the kernel of an operator."""
+    spec: OpSpec = module.SPEC
+    add(
+        Kernel(
+            spec.ge_type,
+            FusedKernel(module, prepare),
+            tuple(InputParam(t.name, t.kind, "ints" if t.is_constant else None) for t in spec.inputs),
+            tuple(
+                AttrParam(a.name, a.name, a.default, a.default is None, False, vt)
+                for a, vt in zip(spec.attrs, (a.type for a in spec.ir_def().attrs), strict=True)
+            ),
+            wants_node=True,
+            ignored=frozenset(),
+            same_dtype=(),
+            mutates=tuple(t.name for t in spec.inputs if t.python_name in spec.mutated),
+            pure=bool(spec.outputs) and not spec.group_sizes,
+            dense=True,
+            is_collective=bool(spec.group_sizes),
+            specialise=None,
+            outputs=tuple((o.name, _kind(o.kind)) for o in spec.outputs),
+        )
     )
-    return (results,)
 
 
-@kernel("TransQuantParamV2", specialise=require("TransQuantParamV2", round_mode=(0, 1)))
-def trans_quant_param_v2(scale: Tensor, offset: Tensor | None = None, *, round_mode: int = 0, node: Node) -> Tensor:
-    if scale.dtype.itemsize != 4 or not scale.is_floating_point():
-        raise _unsupported(node, "a float32 scale", scale.dtype)
-    result: Tensor = observed(
-        lambda: ObservedCall(
-            quant_param.SPEC, {"scale": scale, "offset": offset}, {"round_mode": round_mode}, None, node.name
-        ),
-        lambda: quant_param.reference(scale, offset, round_mode),
-    )
-    return result
+def _kind(kind: str) -> Literal["required", "dynamic"]:
+    return "dynamic" if kind == "dynamic" else "required"
 
 
-_ROWS = [row.dtypes for row in mm_ar_norm.SPEC.rows]
+PASSED = 1000
+"""Calls that a kernel remembers to have checked; a graph of unknown sizes has many."""
 
 
-def _check_dtypes(node: Node, tensors: dict[str, Tensor | None]) -> None:
-    """Some column of the op definition must fit; int4 weights are held as int8."""
-    dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in tensors.items() if x is not None}
-    if not any(all(row[name] == dtype for name, dtype in dtypes.items()) for row in _ROWS):
-        raise _unsupported(node, "a combination of dtypes in ge_op_protos/README.md", dtypes)
+class FusedKernel:
+    """The reference of an operator, called with a node's inputs and attributes.
+
+    Checks look at dtypes, shapes and plain values: what passed once passes again.
+    """
+
+    def __init__(self, module: ModuleType, prepare: Prepare | None) -> None:
+        self._spec: OpSpec = module.SPEC
+        self._reference = module.reference
+        self._prepare = prepare
+        wanted = set(inspect.signature(module.reference).parameters)
+        self._inputs = [(t.name, t.python_name) for t in self._spec.inputs]
+        self._attrs = [(a.name, a.python_name) for a in self._spec.attrs if a.python_name and not a.is_hint]
+        self._hints = {a.python_name: a.default for a in self._spec.attrs if a.is_hint}
+        self._unwanted = {py for _, py in (*self._inputs, *self._attrs)} - wanted
+        self._wants_rank = "rank" in wanted
+        self._passed: set[Any] = set()
+
+    def __call__(self, *inputs: Any, node: Node, **attrs: Any) -> Any:
+        spec = self._spec
+        tensors = {name: x for (name, _), x in zip(self._inputs, inputs, strict=True)}
+        key = (*map(_facts, inputs), *map(_facts, attrs.values()))
+        if self._prepare is not None:
+            self._prepare(tensors, attrs, node)
+        arguments = {py: tensors[name] for name, py in self._inputs}
+        for name, py in self._attrs:
+            arguments[py] = attrs[name]
+        if key not in self._passed:
+            self._check(node, arguments | self._hints)
+            self._check_dtypes(node, tensors)
+            if len(self._passed) == PASSED:
+                self._passed.clear()
+            self._passed.add(key)
+        given, group = arguments.copy(), None
+        for name in self._unwanted:
+            del given[name]
+        if spec.group_sizes:
+            peer = communicator(attrs["group"])
+            spec.check_group(attrs["group"], peer.size)
+            group = peer.group
+            if self._wants_rank:
+                given["rank"] = peer
+        result = observed(
+            lambda: self._description(arguments | self._hints, node, group), lambda: self._reference(**given)
+        )
+        return (result,) if len(spec.outputs) == 1 and spec.outputs[0].kind == "dynamic" else result
+
+    def _check_dtypes(self, node: Node, tensors: dict[str, Any]) -> None:
+        """Some column of the op definition must fit; int4 weights are held as int8, no bias as an empty one."""
+        dtypes = {}
+        for name, value in tensors.items():
+            found = [value] if isinstance(value, Tensor) else value or ()
+            names = {str(x.dtype).removeprefix("torch.") for x in found if isinstance(x, Tensor)}
+            if names:
+                dtypes[name] = " and ".join(sorted(names))
+        if not any(all(row.dtypes.get(name) == dtype for name, dtype in dtypes.items()) for row in self._spec.rows):
+            raise unsupported(node, "a combination of dtypes in ge_op_protos/README.md", dtypes)
+
+    def _check(self, node: Node, arguments: dict[str, Any]) -> None:
+        try:
+            self._spec.check(facts_of(self._spec, arguments))
+        except InvalidArgumentError as error:
+            raise UnsupportedOpError(f"[engine] {node.name} ({node.type}): {str(error).partition('] ')[2]}") from None
+
+    def _description(
+        self, arguments: dict[str, Any], node: Node, group: torch.distributed.ProcessGroup | None
+    ) -> ObservedCall:
+        names = {t.python_name for t in self._spec.tensors}
+        tensors = {name: value for name, value in arguments.items() if name in names}
+        attrs = {name: value for name, value in arguments.items() if name not in names}
+        return ObservedCall(self._spec, tensors, attrs, group, node.name)
 
 
-def _unsupported(node: Node, expected: str, got: Any) -> UnsupportedOpError:
+def _facts(value: Any) -> Any:
+    """All of a value that checks look at, hashable."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape
+    return tuple(map(_facts, value)) if isinstance(value, (list, tuple)) else value
+
+
+def unsupported(node: Node, expected: str, got: Any) -> UnsupportedOpError:
     return UnsupportedOpError(f"[engine] {node.name} ({node.type}): expected {expected}, got {got}.")
+
+
+# -- what is irregular -----------------------------------------------------------------------------------------
+
+
+def _matmul(tensors: dict[str, Any], attrs: dict[str, Any], node: Node) -> None:
+    """A stored weight, and scales per group that lie as it does, the other way round."""
+    if attrs["is_trans_a"]:
+        raise unsupported(node, "is_trans_a=False", True)
+    x2, scale, offset = (tensors[name] for name in ("x2", "antiquant_scale", "antiquant_offset"))
+    size, is_trans_b = attrs["antiquant_group_size"], attrs["is_trans_b"]
+    if scale is not None and size:
+        n, k = x2.shape if is_trans_b else x2.shape[::-1]
+        groups = -(-k // size)
+        wanted = (n, groups) if is_trans_b else (groups, n)
+        if scale.shape != wanted:
+            raise unsupported(node, f"antiquant_scale {list(wanted)}", list(scale.shape))
+        if is_trans_b:
+            tensors["antiquant_scale"] = scale.t()
+            tensors["antiquant_offset"] = None if offset is None else offset.t()
+    if is_trans_b:
+        tensors["x2"] = x2.t()
+
+
+def _grouped(tensors: dict[str, Any], attrs: dict[str, Any], node: Node) -> None:
+    """Weights are matrices; one tensor without elements is no bias."""
+    if any(w.dim() != 2 for w in tensors["weight"]):
+        raise unsupported(node, "weights (k, n)", [list(w.shape) for w in tensors["weight"]])
+    bias = tensors["bias"]
+    if len(bias) == 1 and not bias[0].numel():
+        tensors["bias"] = []
+
+
+PREPARE: dict[str, Prepare] = {
+    "matmul_all_reduce_add_rms_norm": _matmul,
+    "inplace_matmul_all_reduce_add_rms_norm": _matmul,
+    "grouped_mat_mul_all_reduce": _grouped,
+}
+
+for _module in ops.modules():
+    register_operator(_module, PREPARE.get(_module.SPEC.stem))
