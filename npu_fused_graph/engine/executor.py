@@ -20,14 +20,15 @@ from npu_fused_graph.engine.program import (
     build_program,
     cast,
     flatten,
+    freed_slots,
+    last_uses,
     to_host,
+    used_slots,
 )
-from npu_fused_graph.engine.straight_line import Compiled, generate, used_slots
+from npu_fused_graph.engine.straight_line import Compiled, generate
 from npu_fused_graph.errors import CommunicationError, ExecutionError, GraphError
 from npu_fused_graph.ir.graph import Graph, Source
 from npu_fused_graph.ir.modeldef import read_model
-
-_COPIES = ("TensorMove", "Identity")
 
 
 def compile_model(data: bytes) -> Executable:
@@ -135,7 +136,7 @@ class Executable:
         self._copied = None
         passed_on: dict[int, int] = {}  # instruction -> argument it hands back untouched
         storages = _StorageLog(program, values, assigned)
-        free_after = _free_after(program)
+        freed = freed_slots(program)
         for index, instruction in enumerate(program.instructions):
             try:
                 args = [_load(arg, values) for arg in instruction.args]
@@ -155,7 +156,7 @@ class Executable:
             for slot, value, dtype in zip(instruction.outputs, outputs, instruction.casts, strict=True):
                 values[slot] = cast(value, dtype)
             storages.record(index, instruction, values)
-            for slot in free_after[index]:
+            for slot in freed[index]:
                 if slot in values:
                     storages.release(slot, values.pop(slot))
         results = [values[slot] for slot in program.results]
@@ -260,7 +261,7 @@ class _StorageLog:
         for slot in instruction.outputs:
             self._add(slot, values[slot])
         read = used_slots(instruction)
-        if instruction.node.type in _COPIES and len(read) == 1 and values[read[0]].is_contiguous():
+        if instruction.kernel.is_copy and len(read) == 1 and values[read[0]].is_contiguous():
             self.candidates.append((index, read[0], instruction.outputs[0]))
 
     def release(self, slot: int, value: Tensor) -> None:
@@ -272,12 +273,12 @@ class _StorageLog:
 
     def removable_copies(self) -> set[int]:
         """Copies whose source memory is not read after them, and is ours or about to be overwritten anyway."""
-        last_read = self._last_reads()
+        last_use = last_uses(self.program)
         taken: set[int] = set()  # buffers handed on already
         found: set[int] = set()
         for index, source, target in self.candidates:
             buffer = self.buffer_of[source]
-            if buffer in taken or any(last_read.get(slot, -1) > index for slot in self.slots_of[buffer]):
+            if buffer in taken or any(last_use.get(slot, -1) > index for slot in self.slots_of[buffer]):
                 continue
             if buffer in self.foreign:
                 # the caller's buffer: only if what it will receive is what this copy becomes
@@ -288,28 +289,6 @@ class _StorageLog:
             taken.add(buffer)
             found.add(index)
         return found
-
-    def _last_reads(self) -> dict[int, int]:
-        last: dict[int, int] = {}
-        for index, instruction in enumerate(self.program.instructions):
-            for slot in used_slots(instruction):
-                last[slot] = index
-        for slot in self.program.results:
-            last[slot] = len(self.program.instructions)
-        return last
-
-
-def _free_after(program: Program) -> list[list[int]]:
-    last: dict[int, int] = {}
-    for index, instruction in enumerate(program.instructions):
-        for slot in [*used_slots(instruction), *instruction.outputs]:
-            last[slot] = index
-    kept = set(program.results) | set(program.consts)
-    free: list[list[int]] = [[] for _ in program.instructions]
-    for slot, index in last.items():
-        if slot not in kept:
-            free[index].append(slot)
-    return free
 
 
 def _load(arg: Any, values: dict[int, Tensor]) -> Any:

@@ -24,7 +24,7 @@ class _Plan:
     groups: Mapping[str, list[Node]]
     lines: dict[str, list[str]]
     digests: dict[str, int]
-    is_static: bool
+    has_fixed_sizes: bool
 
 
 _plans: dict[int, _Plan] = {}
@@ -37,7 +37,7 @@ def handshake(graph: Graph, groups: Mapping[str, list[Node]], inputs: Iterable[T
     Point-to-point nodes are left out: they compare on their own, and only two ranks run them.
     """
     plan = _plan(graph, groups)
-    shapes = 0 if plan.is_static else _shapes_hash(inputs)
+    shapes = 0 if plan.has_fixed_sizes else _shapes_hash(inputs)
     if len(seen) > 4096:
         seen.clear()
     for name, lines in plan.lines.items():
@@ -58,11 +58,11 @@ def _plan(graph: Graph, groups: Mapping[str, list[Node]]) -> _Plan:
         lines = {name: texts for name, texts in lines.items() if texts}
         digests = {name: digest_of("\n".join(t.partition(" = ")[2] for t in texts)) for name, texts in lines.items()}
         shapes = [node.outputs[0].shape for node in graph.of_type("Data", "RefData")]
-        # a scalar input may be a size of its own
-        is_static = all(shape and min(shape) >= 0 for shape in shapes)
+        # a scalar input may be a size, which another rank may have otherwise
+        has_fixed_sizes = all(shape and min(shape) >= 0 for shape in shapes)
         if len(_plans) >= 64:
             _plans.pop(next(iter(_plans)))
-        plan = _plans[id(groups)] = _Plan(groups, lines, digests, is_static)
+        plan = _plans[id(groups)] = _Plan(groups, lines, digests, has_fixed_sizes)
     return plan
 
 

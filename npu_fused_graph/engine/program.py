@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.engine.dtypes import to_torch
-from npu_fused_graph.engine.registry import AttrParam, InputParam, Kernel, find
+from npu_fused_graph.engine.registry import AttrParam, InputParam, Kernel, find, unsupported
 from npu_fused_graph.errors import GraphError, UnsupportedOpError
 from npu_fused_graph.ir import dtypes as ir_dtypes
 from npu_fused_graph.ir.graph import DTypeValue, Graph, Node, NodeInput, Source, TensorValue
@@ -73,7 +73,9 @@ class InputSpec:
 
 @dataclass(slots=True)
 class Program:
-    """A graph ready to run. consts: tensors by slot. results: slot of each NetOutput input."""
+    """A graph ready to run. consts: tensors by slot. results: slot of each NetOutput input. is_static: every input has
+    one shape.
+    """
 
     graph: Graph
     inputs: list[InputSpec]
@@ -142,7 +144,7 @@ class _Builder:
 
     def _input(self, node: Node) -> InputSpec:
         desc = node.outputs[0]
-        shape = None if desc.shape == (-2,) else desc.shape
+        shape = desc.shape
         return InputSpec(
             name=node.name,
             slot=self.new_slot(Source(node.name, 0)),
@@ -160,16 +162,17 @@ class _Builder:
         attrs = bind_attrs(node, kernel)
         arguments = [self._argument(arg, param, kernel) for arg, param in zip(args, kernel.inputs, strict=True)]
         call: Callable[..., Any] | None = None
-        if kernel.specialise is not None:
-            known = {
-                param.name: arg
-                for param, arg in zip(kernel.inputs, arguments, strict=True)
-                if not _has_slot(arg) and arg is not None
-            }
-            try:
+        try:
+            _check_form(kernel, arguments, attrs)
+            if kernel.specialise is not None:
+                known = {
+                    param.name: arg
+                    for param, arg in zip(kernel.inputs, arguments, strict=True)
+                    if not _has_slot(arg) and arg is not None
+                }
                 call = kernel.specialise(known, attrs)
-            except UnsupportedOpError as error:
-                raise UnsupportedOpError(f"{error} Node: {node.name}.") from None
+        except UnsupportedOpError as error:
+            raise UnsupportedOpError(f"{error} Node: {node.name}.") from None
         if call is None:
             if kernel.wants_node:
                 attrs["node"] = node
@@ -192,7 +195,7 @@ class _Builder:
         slot = self.slots[item.source]
         const = self.consts.get(slot)
         if const is None:
-            if kernel.ge_type == "ViewCopy" and param.name in kernel.mutates and not self._is_moved(item.source):
+            if param.name in kernel.copied and not self._is_moved(item.source):
                 return Slot(slot, "clone")
             return Slot(slot, param.host or ("dense" if kernel.dense else None))
         if param.name in kernel.mutates:
@@ -215,6 +218,45 @@ class _Builder:
             # a view of another constant must not share its storage with an owner of its own lifetime
             self.consts[slot] = value.clone(memory_format=torch.contiguous_format) if value.numel() else value
         return True
+
+
+def _check_form(kernel: Kernel, arguments: list[Arg], attrs: dict[str, Any]) -> None:
+    """Raise UnsupportedOpError for values and inputs that the kernel does not cover."""
+    for name, values in kernel.allowed.items():
+        if attrs[name] not in values:
+            raise unsupported(kernel.ge_type, name, " or ".join(map(repr, values)), attrs[name])
+    for param, argument in zip(kernel.inputs, arguments, strict=True):
+        if param.name in kernel.unfed and argument is not None:
+            got = "a tensor" if _has_slot(argument) else argument
+            raise unsupported(kernel.ge_type, param.name, "the input left out", got)
+
+
+def last_uses(program: Program) -> dict[int, int]:
+    """By slot, the index of the instruction that makes or reads it last; past the end for results."""
+    last: dict[int, int] = {}
+    for index, instruction in enumerate(program.instructions):
+        for slot in [*used_slots(instruction), *instruction.outputs]:
+            last[slot] = index
+    return last | dict.fromkeys(program.results, len(program.instructions))
+
+
+def freed_slots(program: Program) -> list[list[int]]:
+    """Of each instruction, the slots nobody needs behind it."""
+    freed: list[list[int]] = [[] for _ in program.instructions]
+    for slot, index in last_uses(program).items():
+        if index < len(freed) and slot not in program.consts:
+            freed[index].append(slot)
+    return freed
+
+
+def used_slots(instruction: Instruction) -> list[int]:
+    """Slots an instruction reads, without repetition."""
+    seen: dict[int, None] = {}
+    for arg in instruction.args:
+        for item in arg if isinstance(arg, list) else [arg]:
+            if isinstance(item, Slot):
+                seen[item.number] = None
+    return list(seen)
 
 
 def bind_inputs(node: Node, params: tuple[InputParam, ...]) -> list[NodeInput | list[NodeInput] | None]:

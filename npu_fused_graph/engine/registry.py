@@ -14,16 +14,18 @@ A kernel is a plain function whose signature is the op's IR::
 
 A kernel may return views of its inputs and never writes into an input that is not in ``mutates``. Names that
 are Python keywords take a trailing underscore. An attribute that changes nothing on a CPU is listed in
-``ignored``; one that is neither a parameter nor ignored makes the graph fail to load.
+``ignored``; one that is neither a parameter nor ignored makes the graph fail to load, and so do values that are not
+``allowed`` and inputs that must be ``unfed``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import keyword
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from threading import RLock
 from types import UnionType
@@ -91,15 +93,24 @@ class AttrParam:
     """GE's name of the type, from the annotation or the default; "" where neither tells it."""
 
 
+Allowed = dict[str, tuple[object, ...]]
+"""By attribute the values a kernel covers."""
+Specialise = Callable[[dict[str, Any], dict[str, Any]], KernelFn | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A registered kernel and what its signature says.
+    """A registered kernel, what its signature says, and facts that no signature tells.
 
-    same_dtype: inputs that GE requires to share one dtype. mutates: inputs written in place (the output of the
-    same name is that buffer). pure: same inputs, same outputs, no effect; such nodes are folded when constant.
+    outputs: IR names of the results and whether each is a list, in IR order.
+    ignored: attributes that change nothing here. allowed: values of attributes it covers; unfed: optional inputs it
+    does not cover: others fail the load. same_dtype: inputs that GE requires to share one dtype.
+    mutates: inputs written in place (the output of the same name is that buffer). copied: those of them that are copied
+    first, unless a TensorMove made them private. is_copy: its result is its one input, dense, in memory of its own; a
+    copy whose source nobody reads later is left out.
+    pure: same inputs, same outputs, no effect; such nodes are folded when constant.
     is_collective: all ranks of its group run it together, and compare its attributes before the graph runs.
     dense: every tensor must lie in memory in the order of its axes, as all of GE's do; a kernel without it gets views.
-    outputs: IR names of the results and whether each is a list, in IR order.
     specialise: called at load with the constant inputs and attributes; may return a faster function of the
     remaining inputs' positions (same positional arguments) or None.
     """
@@ -108,15 +119,19 @@ class Kernel:
     fn: KernelFn
     inputs: tuple[InputParam, ...]
     attrs: tuple[AttrParam, ...]
-    wants_node: bool
-    ignored: frozenset[str]
-    same_dtype: tuple[str, ...]
-    mutates: tuple[str, ...]
-    pure: bool
-    dense: bool
-    is_collective: bool
-    specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None
     outputs: tuple[tuple[str, OutputKind], ...]
+    wants_node: bool
+    ignored: frozenset[str] = frozenset()
+    allowed: Allowed = field(default_factory=dict)
+    unfed: tuple[str, ...] = ()
+    same_dtype: tuple[str, ...] = ()
+    mutates: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    is_copy: bool = False
+    pure: bool = True
+    dense: bool = False
+    is_collective: bool = False
+    specialise: Specialise | None = None
 
     def ir_def(self) -> IrDef:
         """The op's IR as the signature tells it, for types that no REG_OP text describes."""
@@ -136,30 +151,28 @@ _lock = RLock()
 def kernel(
     *ge_types: str,
     ignored: Iterable[str] = (),
+    allowed: Allowed | None = None,
+    unfed: Iterable[str] = (),
     same_dtype: Iterable[str] = (),
     mutates: Iterable[str] = (),
+    copied: Iterable[str] = (),
+    is_copy: bool = False,
     pure: bool = True,
     dense: bool = False,
     is_collective: bool = False,
-    specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None = None,
+    specialise: Specialise | None = None,
 ) -> Callable[[F], F]:
     """Register the decorated function for ``ge_types``. See the module's text and :class:`Kernel`."""
 
     def register(fn: F) -> F:
         for ge_type in ge_types:
-            add(
-                _describe(
-                    ge_type,
-                    fn,
-                    frozenset(ignored),
-                    tuple(same_dtype),
-                    tuple(mutates),
-                    pure,
-                    dense,
-                    specialise,
-                    is_collective=is_collective,
-                )
-            )
+            known = _described(ge_type, fn, tuple(mutates))
+            facts: dict[str, Any] = {
+                "ignored": frozenset(ignored), "allowed": allowed or {}, "unfed": tuple(unfed),
+                "same_dtype": tuple(same_dtype), "copied": tuple(copied), "is_copy": is_copy, "pure": pure,
+                "dense": dense, "is_collective": is_collective, "specialise": specialise,
+            }  # fmt: skip
+            add(dataclasses.replace(known, **facts))
         return fn
 
     return register
@@ -213,8 +226,8 @@ def register_kernel(
         raise UnsupportedOpError(
             f"[engine] {ge_type}: expected a type without a kernel, got one that has one. Pass replace=True."
         )
-    found = _describe(
-        ge_type, fn, frozenset(ignored), (), tuple(mutates), pure, True, None, tuple(outputs),
+    found = dataclasses.replace(
+        _described(ge_type, fn, tuple(mutates), tuple(outputs)), ignored=frozenset(ignored), pure=pure, dense=True,
         is_collective=is_collective or (known is not None and known.is_collective),
     )  # fmt: skip
     unknown = sorted(set(found.mutates) - {p.name for p in found.inputs})
@@ -246,6 +259,14 @@ def registered_types() -> dict[str, Kernel]:
     return dict(_KERNELS)
 
 
+def unsupported(ge_type: str, name: str, expected: str, got: object) -> UnsupportedOpError:
+    """The error for an input or attribute ``name`` that the kernel of ``ge_type`` does not cover. got: an attribute's
+    value, or whatever was fed.
+    """
+    text = f"{got.dtype} {list(got.shape)}" if isinstance(got, torch.Tensor) else repr(got)
+    return UnsupportedOpError(f"[engine] {ge_type}.{name}: expected {expected}, got {text}.")
+
+
 def _load_families() -> None:
     global _loaded
     if _loaded:
@@ -261,19 +282,8 @@ def _ir_name(param: str) -> str:
     return param[:-1] if param.endswith("_") and keyword.iskeyword(param[:-1]) else param
 
 
-def _describe(
-    ge_type: str,
-    fn: KernelFn,
-    ignored: frozenset[str],
-    same_dtype: tuple[str, ...],
-    mutates: tuple[str, ...],
-    pure: bool,
-    dense: bool,
-    specialise: Callable[[dict[str, Any], dict[str, Any]], KernelFn | None] | None,
-    outputs: tuple[str, ...] = (),
-    *,
-    is_collective: bool = False,
-) -> Kernel:
+def _described(ge_type: str, fn: KernelFn, mutates: tuple[str, ...], outputs: tuple[str, ...] = ()) -> Kernel:
+    """What the signature says."""
     hints = get_type_hints(fn)
     inputs: list[InputParam] = []
     attrs: list[AttrParam] = []
@@ -312,10 +322,8 @@ def _describe(
                 f"[engine] {ge_type}: expected a kernel with named parameters, got *{param.name} in {fn.__name__}. "
                 "Inputs are positional parameters, attributes keyword-only ones."
             )
-    return Kernel(
-        ge_type, fn, tuple(inputs), tuple(attrs), wants_node, ignored, same_dtype, mutates, pure, dense,
-        is_collective, specialise, _outputs(ge_type, hints.get("return"), mutates, outputs),
-    )  # fmt: skip
+    found = _outputs(ge_type, hints.get("return"), mutates, outputs)
+    return Kernel(ge_type, fn, tuple(inputs), tuple(attrs), found, wants_node, mutates=mutates)
 
 
 def _outputs(

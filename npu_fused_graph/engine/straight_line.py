@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from npu_fused_graph.engine.program import Instruction, Program, Slot
+from npu_fused_graph.engine.program import Instruction, Program, Slot, freed_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ def generate(program: Program, *, casts: list[list[Any]], moves: dict[int, int])
 
     moves: instructions that hand one argument on as their result: a no-op, or a copy whose source dies there.
     """
-    last_use = _last_uses(program)
+    freed = freed_slots(program)
     names: dict[str, Any] = {f"c{slot}": value for slot, value in program.consts.items()}
     body: list[str] = []
     lines: dict[int, Instruction] = {}
@@ -50,7 +50,7 @@ def generate(program: Program, *, casts: list[list[Any]], moves: dict[int, int])
             if dtype is not None:
                 names[f"d{index}_{k}"] = dtype
                 statement += f"; {target} = {target}.to(d{index}_{k})"
-        dead = [f"v{slot}" for slot in last_use.get(index, ())]
+        dead = [f"v{slot}" for slot in freed[index]]
         if dead:
             statement += f"; del {', '.join(dead)}"
         emit(statement)
@@ -97,29 +97,3 @@ def _argument(arg: Any, program: Program, names: dict[str, Any], key: str) -> st
 
 def _name(slot: int, program: Program) -> str:
     return f"c{slot}" if slot in program.consts else f"v{slot}"
-
-
-def _last_uses(program: Program) -> dict[int, list[int]]:
-    last: dict[int, int] = {}
-    for index, instruction in enumerate(program.instructions):
-        for slot in instruction.outputs:
-            last[slot] = index
-        for slot in used_slots(instruction):
-            if slot not in program.consts:
-                last[slot] = index
-    for slot in program.results:
-        last.pop(slot, None)
-    freed: dict[int, list[int]] = {}
-    for slot, index in last.items():
-        freed.setdefault(index, []).append(slot)
-    return freed
-
-
-def used_slots(instruction: Instruction) -> list[int]:
-    """Slots an instruction reads, without repetition."""
-    seen: dict[int, None] = {}
-    for arg in instruction.args:
-        for item in arg if isinstance(arg, list) else [arg]:
-            if isinstance(item, Slot):
-                seen[item.number] = None
-    return list(seen)

@@ -75,20 +75,21 @@ def _node(op: Any) -> Node:
             f"got {len(data_inputs)} inputs and {len(input_descs)} descriptors."
         )
     node.inputs = [NodeInput(_desc(d), s) for d, s in zip(input_descs, data_inputs, strict=True)]
-    node.outputs = [_desc(d) for d in op.output_desc]
+    node.outputs = [_desc(d, is_graph_input=op.type in ("Data", "RefData")) for d in op.output_desc]
     node.attrs = {key: _attr(value) for key, value in op.attr.items() if key not in _BOOKKEEPING}
     return node
 
 
-def _desc(desc: Any) -> TensorDesc:
+def _desc(desc: Any, *, is_graph_input: bool = False) -> TensorDesc:
+    """TorchAir leaves most shapes out, and writes a scalar input of the graph the same way; [-2] is an unknown rank."""
     attr = desc.attr
     shape = tuple(desc.shape.dim)
+    is_stated = shape != (-2,) and (bool(shape) or is_graph_input)
     fx_name = attr["_fx_tensor_name"].s.decode() if "_fx_tensor_name" in attr else None
     return TensorDesc(
         name=desc.name,
         dtype=dtypes.from_proto(desc.dtype),
-        # TorchAir leaves the shape of ordinary outputs out; an empty dim list is "unknown", or a scalar of Data.
-        shape=shape,
+        shape=shape if is_stated else None,
         dtype_trusted="_meta" in attr,
         fx_name=fx_name,
         device=desc.device_type,

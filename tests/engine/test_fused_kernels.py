@@ -74,7 +74,7 @@ def test_a_transposed_weight_has_transposed_scales_per_group(ge_type: str) -> No
     assert all(torch.equal(a, b) for a, b in zip(other, plain, strict=True))
     # a converter that only sets the flag fails GE's shape inference (CANN's public shape inference)
     flag_only = stored | {n: given[n] for n in ("antiquant_scale", "antiquant_offset")}
-    with pytest.raises(Exception, match=r"fused \(.*\): expected antiquant_scale \[8, 3\], got \[3, 8\]"):
+    with pytest.raises(Exception, match=r"fused \(.*\): antiquant_scale: expected shape \[8, 3\], got shape \[3, 8\]"):
         run(ge_type, flag_only, antiquant_group_size=32, is_trans_b=True)
 
 
@@ -88,13 +88,13 @@ def test_the_in_place_type_writes_the_buffer_it_is_given() -> None:
 
 
 BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    "transposed x1": ("float", {}, {"is_trans_a": True}, "expected is_trans_a=False, got True"),
+    "transposed x1": ("float", {}, {"is_trans_a": True}, "is_trans_a: expected False, got True"),
     "reduce_op": ("float", {}, {"reduce_op": "max"}, "reduce_op: expected 'sum', got 'max'"),
     "int64 words": (
         "full",
         {"dequant_scale": torch.ones(8, dtype=torch.int64)},
         {},
-        "expected a combination of dtypes",
+        "dtypes: expected a combination of ge_op_protos/README.md, got ",
     ),
     "float scale": ("full", {"dequant_scale": torch.ones(8).half()}, {}, "dequant_scale: expected "),
     "bias": ("full", {"bias": torch.ones(8).half()}, {}, "bias: expected int32 (with int8 x1 and x2), got float16"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C import _nn
 
-from npu_fused_graph.engine.kernels.pointwise import Op, in_int64, scalar, unary, unsupported, widened
+from npu_fused_graph.engine.kernels.pointwise import Op, in_int64, scalar, unary, widened
 from npu_fused_graph.engine.registry import KernelFn, kernel
 
 unary("Sigmoid", torch.sigmoid)
@@ -35,13 +35,10 @@ def relu(x: Tensor) -> Tensor:
 
 
 def _gelu_form(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn:
-    form = attrs["approximate"]
-    if form not in ("none", "tanh"):
-        raise unsupported("GeluV2", "approximate", "'none' or 'tanh'", form)
-    return functools.partial(_nn.gelu, approximate=form)
+    return functools.partial(_nn.gelu, approximate=attrs["approximate"])
 
 
-@kernel("GeluV2", specialise=_gelu_form)
+@kernel("GeluV2", allowed={"approximate": ("none", "tanh")}, specialise=_gelu_form)
 def gelu_v2(x: Tensor, *, approximate: str = "none") -> Tensor:
     return _nn.gelu(x, approximate=approximate)
 

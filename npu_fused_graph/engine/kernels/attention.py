@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import refuse_fed, require, unsupported
-from npu_fused_graph.engine.registry import Ints, kernel
+from npu_fused_graph.engine.registry import Ints, kernel, unsupported
 
 LAYOUTS = ("BSH", "BSND", "BNSD", "BNSD_BSND")
 SPARSE_MODES = (0, 1, 2, 3, 4)
@@ -170,8 +169,32 @@ def _with_lse(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
         "value_antiquant_mode",
         "query_quant_mode",
     ),
-    specialise=require(
-        "FusedInferAttentionScore", input_layout=LAYOUTS, sparse_mode=SPARSE_MODES, pse_type=(0,), out_dtype=(0,)
+    allowed={"input_layout": LAYOUTS, "sparse_mode": SPARSE_MODES, "pse_type": (0,), "out_dtype": (0,)},
+    unfed=(
+        "dequant_scale1",
+        "quant_scale1",
+        "dequant_scale2",
+        "quant_scale2",
+        "quant_offset2",
+        "antiquant_scale",
+        "antiquant_offset",
+        "block_table",
+        "query_padding_size",
+        "kv_padding_size",
+        "key_antiquant_scale",
+        "key_antiquant_offset",
+        "value_antiquant_scale",
+        "value_antiquant_offset",
+        "key_shared_prefix",
+        "value_shared_prefix",
+        "actual_shared_prefix_len",
+        "query_rope",
+        "key_rope",
+        "key_rope_antiquant_scale",
+        "dequant_scale_query",
+        "learnable_sink",
+        "q_start_idx",
+        "kv_start_idx",
     ),
 )
 def fused_infer_attention_score(
@@ -219,33 +242,6 @@ def fused_infer_attention_score(
     out_dtype: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """For a single query token sparse_mode and the band do not count, as documented."""
-    refuse_fed(
-        "FusedInferAttentionScore",
-        dequant_scale1=dequant_scale1,
-        quant_scale1=quant_scale1,
-        dequant_scale2=dequant_scale2,
-        quant_scale2=quant_scale2,
-        quant_offset2=quant_offset2,
-        antiquant_scale=antiquant_scale,
-        antiquant_offset=antiquant_offset,
-        block_table=block_table,
-        query_padding_size=query_padding_size,
-        kv_padding_size=kv_padding_size,
-        key_antiquant_scale=key_antiquant_scale,
-        key_antiquant_offset=key_antiquant_offset,
-        value_antiquant_scale=value_antiquant_scale,
-        value_antiquant_offset=value_antiquant_offset,
-        key_shared_prefix=key_shared_prefix,
-        value_shared_prefix=value_shared_prefix,
-        actual_shared_prefix_len=actual_shared_prefix_len,
-        query_rope=query_rope,
-        key_rope=key_rope,
-        key_rope_antiquant_scale=key_rope_antiquant_scale,
-        dequant_scale_query=dequant_scale_query,
-        learnable_sink=learnable_sink,
-        q_start_idx=q_start_idx,
-        kv_start_idx=kv_start_idx,
-    )
     if len(key) != 1 or len(value) != 1:
         raise unsupported("FusedInferAttentionScore", "key", "one tensor", len(key))
     if query.shape[2 if input_layout.startswith("BNSD") else 1] == 1:
@@ -274,7 +270,8 @@ def fused_infer_attention_score(
 @kernel(
     "PromptFlashAttention",
     ignored=("inner_precise",),
-    specialise=require("PromptFlashAttention", input_layout=LAYOUTS, sparse_mode=SPARSE_MODES),
+    allowed={"input_layout": LAYOUTS, "sparse_mode": SPARSE_MODES},
+    unfed=("deq_scale1", "quant_scale1", "deq_scale2", "quant_scale2", "quant_offset2"),
 )
 def prompt_flash_attention(
     query: Tensor,
@@ -298,14 +295,6 @@ def prompt_flash_attention(
     num_key_value_heads: int = 1,
     sparse_mode: int = 0,
 ) -> Tensor:
-    refuse_fed(
-        "PromptFlashAttention",
-        deq_scale1=deq_scale1,
-        quant_scale1=quant_scale1,
-        deq_scale2=deq_scale2,
-        quant_scale2=quant_scale2,
-        quant_offset2=quant_offset2,
-    )
     return attend(
         query,
         key,
@@ -329,7 +318,18 @@ def prompt_flash_attention(
 @kernel(
     "IncreFlashAttention",
     ignored=("inner_precise", "block_size"),
-    specialise=require("IncreFlashAttention", input_layout=("BSH", "BSND", "BNSD")),
+    allowed={"input_layout": ("BSH", "BSND", "BNSD")},
+    unfed=(
+        "dequant_scale1",
+        "quant_scale1",
+        "dequant_scale2",
+        "quant_scale2",
+        "quant_offset2",
+        "antiquant_scale",
+        "antiquant_offset",
+        "block_table",
+        "kv_padding_size",
+    ),
 )
 def incre_flash_attention(
     query: Tensor,
@@ -354,18 +354,6 @@ def incre_flash_attention(
     num_key_value_heads: int = 1,
 ) -> Tensor:
     """One query token; actual_seq_lengths are those of key and value."""
-    refuse_fed(
-        "IncreFlashAttention",
-        dequant_scale1=dequant_scale1,
-        quant_scale1=quant_scale1,
-        dequant_scale2=dequant_scale2,
-        quant_scale2=quant_scale2,
-        quant_offset2=quant_offset2,
-        antiquant_scale=antiquant_scale,
-        antiquant_offset=antiquant_offset,
-        block_table=block_table,
-        kv_padding_size=kv_padding_size,
-    )
     if len(key) != 1 or len(value) != 1:
         raise unsupported("IncreFlashAttention", "key", "one tensor", len(key))
     return attend(

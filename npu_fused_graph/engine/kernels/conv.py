@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import Specialise, refuse_fed, require, unsupported
 from npu_fused_graph.engine.kernels.matmul import WIDENED
-from npu_fused_graph.engine.kernels.nn import symmetric_pads
-from npu_fused_graph.engine.registry import Ints, KernelFn, kernel
+from npu_fused_graph.engine.kernels.nn import has_symmetric_pads
+from npu_fused_graph.engine.registry import Allowed, Ints, kernel, unsupported
 
 ONES_2D = [1, 1, 1, 1]
 ONES_3D = [1, 1, 1, 1, 1]
@@ -18,18 +15,9 @@ ZEROS_2D = [0, 0, 0, 0]
 ZEROS_3D = [0, 0, 0, 0, 0]
 
 
-def _check(ge_type: str, layout: str) -> Specialise:
-    """Checks at load: layout, no zero-point offset, and for all but Conv2D and Conv3D symmetric padding."""
-
-    def check(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | None:
-        require(ge_type, data_format=(layout,))(consts, attrs)
-        if attrs.get("offset_x", 0) != 0:
-            raise unsupported(ge_type, "offset_x", "0", attrs["offset_x"])
-        if ge_type not in ("Conv2D", "Conv3D"):
-            symmetric_pads(ge_type, attrs["pads"])
-        return None
-
-    return check
+_NCHW: Allowed = {"data_format": ("NCHW",)}
+_NCDHW: Allowed = {"data_format": ("NCDHW",)}
+_NO_OFFSET: Allowed = {"offset_x": (0,)}
 
 
 def _conv(
@@ -67,7 +55,7 @@ def _conv(
     return y.to(dtype)
 
 
-@kernel("Conv2D", same_dtype=("x", "filter"), specialise=_check("Conv2D", "NCHW"))
+@kernel("Conv2D", same_dtype=("x", "filter"), allowed=_NCHW | _NO_OFFSET, unfed=("offset_w",))
 def conv2d(
     x: Tensor,
     filter: Tensor,
@@ -82,12 +70,10 @@ def conv2d(
     offset_x: int = 0,
 ) -> Tensor:
     """pads: top, bottom, left, right."""
-    if offset_w is not None:
-        refuse_fed("Conv2D", offset_w=offset_w)
     return _conv(x, filter, bias, strides, pads, dilations, groups)
 
 
-@kernel("Conv3D", same_dtype=("x", "filter"), specialise=_check("Conv3D", "NCDHW"))
+@kernel("Conv3D", same_dtype=("x", "filter"), allowed=_NCDHW | _NO_OFFSET, unfed=("offset_w",))
 def conv3d(
     x: Tensor,
     filter: Tensor,
@@ -102,8 +88,6 @@ def conv3d(
     offset_x: int = 0,
 ) -> Tensor:
     """pads: front, back, top, bottom, left, right."""
-    if offset_w is not None:
-        refuse_fed("Conv3D", offset_w=offset_w)
     return _conv(x, filter, bias, strides, pads, dilations, groups)
 
 
@@ -125,7 +109,13 @@ def _transposed_conv(
     return y
 
 
-@kernel("Conv2DTranspose", same_dtype=("x", "filter"), specialise=_check("Conv2DTranspose", "NCHW"))
+@kernel(
+    "Conv2DTranspose",
+    same_dtype=("x", "filter"),
+    allowed=_NCHW | _NO_OFFSET,
+    specialise=has_symmetric_pads("Conv2DTranspose"),
+    unfed=("offset_w",),
+)
 def conv2d_transpose(
     input_size: Ints,
     x: Tensor,
@@ -142,14 +132,18 @@ def conv2d_transpose(
     offset_x: int = 0,
 ) -> Tensor:
     """input_size: the shape of the result."""
-    if offset_w is not None:
-        refuse_fed("Conv2DTranspose", offset_w=offset_w)
     return _transposed_conv(
         "Conv2DTranspose", input_size, x, filter, bias, strides, pads, dilations, groups, output_padding
     )
 
 
-@kernel("Conv3DTranspose", same_dtype=("x", "filter"), specialise=_check("Conv3DTranspose", "NCDHW"))
+@kernel(
+    "Conv3DTranspose",
+    same_dtype=("x", "filter"),
+    allowed=_NCDHW | _NO_OFFSET,
+    specialise=has_symmetric_pads("Conv3DTranspose"),
+    unfed=("offset_w",),
+)
 def conv3d_transpose(
     input_size: Ints,
     x: Tensor,
@@ -166,8 +160,6 @@ def conv3d_transpose(
     offset_x: int = 0,
 ) -> Tensor:
     """input_size: the shape of the result."""
-    if offset_w is not None:
-        refuse_fed("Conv3DTranspose", offset_w=offset_w)
     return _transposed_conv(
         "Conv3DTranspose", input_size, x, filter, bias, strides, pads, dilations, groups, output_padding
     )
@@ -204,7 +196,12 @@ def _grad(
     return result[which]
 
 
-@kernel("Conv2DBackpropInput", same_dtype=("filter", "out_backprop"), specialise=_check("Conv2DBackpropInput", "NCHW"))
+@kernel(
+    "Conv2DBackpropInput",
+    same_dtype=("filter", "out_backprop"),
+    allowed=_NCHW,
+    specialise=has_symmetric_pads("Conv2DBackpropInput"),
+)
 def conv2d_backprop_input(
     input_size: Ints,
     filter: Tensor,
@@ -220,7 +217,12 @@ def conv2d_backprop_input(
     return _grad(x, filter, out_backprop, strides, pads, dilations, groups, 0)
 
 
-@kernel("Conv2DBackpropFilter", same_dtype=("x", "out_backprop"), specialise=_check("Conv2DBackpropFilter", "NCHW"))
+@kernel(
+    "Conv2DBackpropFilter",
+    same_dtype=("x", "out_backprop"),
+    allowed=_NCHW,
+    specialise=has_symmetric_pads("Conv2DBackpropFilter"),
+)
 def conv2d_backprop_filter(
     x: Tensor,
     filter_size: Ints,
@@ -236,7 +238,12 @@ def conv2d_backprop_filter(
     return _grad(x, weight, out_backprop, strides, pads, dilations, groups, 1)
 
 
-@kernel("Conv3DBackpropInput", same_dtype=("filter", "out_backprop"), specialise=_check("Conv3DBackpropInput", "NCDHW"))
+@kernel(
+    "Conv3DBackpropInput",
+    same_dtype=("filter", "out_backprop"),
+    allowed=_NCDHW,
+    specialise=has_symmetric_pads("Conv3DBackpropInput"),
+)
 def conv3d_backprop_input(
     input_size: Ints,
     filter: Tensor,
@@ -252,7 +259,12 @@ def conv3d_backprop_input(
     return _grad(x, filter, out_backprop, strides, pads, dilations, groups, 0)
 
 
-@kernel("Conv3DBackpropFilter", same_dtype=("x", "out_backprop"), specialise=_check("Conv3DBackpropFilter", "NCDHW"))
+@kernel(
+    "Conv3DBackpropFilter",
+    same_dtype=("x", "out_backprop"),
+    allowed=_NCDHW,
+    specialise=has_symmetric_pads("Conv3DBackpropFilter"),
+)
 def conv3d_backprop_filter(
     x: Tensor,
     filter_size: Ints,

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.engine.dtypes import to_torch
-from npu_fused_graph.engine.kernels._checks import unsupported
 from npu_fused_graph.engine.kernels.shape import always
-from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel
+from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
 from npu_fused_graph.ir import dtypes as ir_dtypes
 
 

@@ -7,7 +7,8 @@ operator that GE has in another form than Python into Python's; see the operator
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from npu_fused_graph import ops
 from npu_fused_graph.comm import communicator
 from npu_fused_graph.engine.registry import AttrParam, InputParam, Kernel, add
-from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError
+from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError, argument_error
 from npu_fused_graph.ir.graph import Node
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as mm_ar_norm
 from npu_fused_graph.ops.observers import ObservedCall, observed
@@ -26,8 +27,8 @@ from npu_fused_graph.spec import OpSpec
 
 antiquantised = mm_ar_norm.antiquantised
 
-Prepare = Callable[[dict[str, Any], dict[str, Any], Node], None]
-"""Changes tensors and attributes, both by GE name, of a call of a node."""
+Prepare = Callable[[dict[str, Any], dict[str, Any]], None]
+"""Changes tensors and attributes, both by GE name, of a call. Raises InvalidArgumentError."""
 
 
 def register_operator(module: ModuleType, prepare: Prepare | None = None) -> None:
@@ -42,15 +43,12 @@ def register_operator(module: ModuleType, prepare: Prepare | None = None) -> Non
                 AttrParam(a.name, a.name, a.default, a.default is None, False, vt)
                 for a, vt in zip(spec.attrs, (a.type for a in spec.ir_def().attrs), strict=True)
             ),
+            tuple((o.name, _kind(o.kind)) for o in spec.outputs),
             wants_node=True,
-            ignored=frozenset(),
-            same_dtype=(),
             mutates=tuple(t.name for t in spec.inputs if t.python_name in spec.mutated),
             pure=bool(spec.outputs) and not spec.group_sizes,
             dense=True,
             is_collective=bool(spec.group_sizes),
-            specialise=None,
-            outputs=tuple((o.name, _kind(o.kind)) for o in spec.outputs),
         )
     )
 
@@ -86,13 +84,15 @@ class FusedKernel:
         tensors = {name: x for (name, _), x in zip(self._inputs, inputs, strict=True)}
         key = (*map(_facts, inputs), *map(_facts, attrs.values()))
         if self._prepare is not None:
-            self._prepare(tensors, attrs, node)
+            with _of(node):
+                self._prepare(tensors, attrs)
         arguments = {py: tensors[name] for name, py in self._inputs}
         for name, py in self._attrs:
             arguments[py] = attrs[name]
         if key not in self._passed:
-            self._check(node, arguments | self._hints)
-            self._check_dtypes(node, tensors)
+            with _of(node):
+                spec.check(facts_of(spec, arguments | self._hints))
+                self._check_dtypes(tensors)
             if len(self._passed) == PASSED:
                 self._passed.clear()
             self._passed.add(key)
@@ -110,7 +110,7 @@ class FusedKernel:
         )
         return (result,) if len(spec.outputs) == 1 and spec.outputs[0].kind == "dynamic" else result
 
-    def _check_dtypes(self, node: Node, tensors: dict[str, Any]) -> None:
+    def _check_dtypes(self, tensors: dict[str, Any]) -> None:
         """Some column of the op definition must fit; int4 weights are held as int8, no bias as an empty one."""
         dtypes = {}
         for name, value in tensors.items():
@@ -119,13 +119,10 @@ class FusedKernel:
             if names:
                 dtypes[name] = " and ".join(sorted(names))
         if not any(all(row.dtypes.get(name) == dtype for name, dtype in dtypes.items()) for row in self._spec.rows):
-            raise unsupported(node, "a combination of dtypes in ge_op_protos/README.md", dtypes)
-
-    def _check(self, node: Node, arguments: dict[str, Any]) -> None:
-        try:
-            self._spec.check(facts_of(self._spec, arguments))
-        except InvalidArgumentError as error:
-            raise UnsupportedOpError(f"[engine] {node.name} ({node.type}): {str(error).partition('] ')[2]}") from None
+            cure = "Convert what does not fit."
+            raise argument_error(
+                self._spec.stem, "dtypes", "a combination of ge_op_protos/README.md", str(dtypes), cure
+            )
 
     def _description(
         self, arguments: dict[str, Any], node: Node, group: torch.distributed.ProcessGroup | None
@@ -143,17 +140,24 @@ def _facts(value: Any) -> Any:
     return tuple(map(_facts, value)) if isinstance(value, (list, tuple)) else value
 
 
-def unsupported(node: Node, expected: str, got: Any) -> UnsupportedOpError:
-    return UnsupportedOpError(f"[engine] {node.name} ({node.type}): expected {expected}, got {got}.")
+@contextmanager
+def _of(node: Node) -> Iterator[None]:
+    """What an operator's checks say, said of a node."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise UnsupportedOpError(f"[engine] {node.name} ({node.type}): {str(error).partition('] ')[2]}") from None
 
 
 # -- what is irregular -----------------------------------------------------------------------------------------
 
+_MATMUL = mm_ar_norm.SPEC.stem
 
-def _matmul(tensors: dict[str, Any], attrs: dict[str, Any], node: Node) -> None:
+
+def _matmul(tensors: dict[str, Any], attrs: dict[str, Any]) -> None:
     """A stored weight, and scales per group that lie as it does, the other way round."""
     if attrs["is_trans_a"]:
-        raise unsupported(node, "is_trans_a=False", True)
+        raise argument_error(_MATMUL, "is_trans_a", "False", "True", "The kernel reads x1 as it is.")
     x2, scale, offset = (tensors[name] for name in ("x2", "antiquant_scale", "antiquant_offset"))
     size, is_trans_b = attrs["antiquant_group_size"], attrs["is_trans_b"]
     if scale is not None and size:
@@ -161,7 +165,10 @@ def _matmul(tensors: dict[str, Any], attrs: dict[str, Any], node: Node) -> None:
         groups = -(-k // size)
         wanted = (n, groups) if is_trans_b else (groups, n)
         if scale.shape != wanted:
-            raise unsupported(node, f"antiquant_scale {list(wanted)}", list(scale.shape))
+            cure = "Store it as the weight is stored."
+            raise argument_error(
+                _MATMUL, "antiquant_scale", f"shape {list(wanted)}", f"shape {list(scale.shape)}", cure
+            )
         if is_trans_b:
             tensors["antiquant_scale"] = scale.t()
             tensors["antiquant_offset"] = None if offset is None else offset.t()
@@ -169,17 +176,18 @@ def _matmul(tensors: dict[str, Any], attrs: dict[str, Any], node: Node) -> None:
         tensors["x2"] = x2.t()
 
 
-def _grouped(tensors: dict[str, Any], attrs: dict[str, Any], node: Node) -> None:
+def _grouped(tensors: dict[str, Any], attrs: dict[str, Any]) -> None:
     """Weights are matrices; one tensor without elements is no bias."""
     if any(w.dim() != 2 for w in tensors["weight"]):
-        raise unsupported(node, "weights (k, n)", [list(w.shape) for w in tensors["weight"]])
+        shapes = str([list(w.shape) for w in tensors["weight"]])
+        raise argument_error("grouped_mat_mul_all_reduce", "weight", "matrices (k, n)", shapes, "Unpack them.")
     bias = tensors["bias"]
     if len(bias) == 1 and not bias[0].numel():
         tensors["bias"] = []
 
 
 PREPARE: dict[str, Prepare] = {
-    "matmul_all_reduce_add_rms_norm": _matmul,
+    _MATMUL: _matmul,
     "inplace_matmul_all_reduce_add_rms_norm": _matmul,
     "grouped_mat_mul_all_reduce": _grouped,
 }

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import aten_op, aten_tuple_op, require, unsupported
-from npu_fused_graph.engine.kernels.nn import check_avg_pool, one_axis
-from npu_fused_graph.engine.registry import Ints, KernelFn, kernel
+from npu_fused_graph.engine.kernels._checks import aten_op, aten_tuple_op
+from npu_fused_graph.engine.kernels.nn import AVG_POOL, has_symmetric_pads, one_axis
+from npu_fused_graph.engine.registry import Ints, KernelFn, kernel, unsupported
 
 _ADAPTIVE_AVG_POOL2D_BACKWARD = aten_op("_adaptive_avg_pool2d_backward")
 _LOG_SOFTMAX_BACKWARD_DATA = aten_op("_log_softmax_backward_data")
@@ -48,12 +48,12 @@ def threshold_grad_v2d(gradients: Tensor, features: Tensor, *, threshold: float)
     return _THRESHOLD_BACKWARD(gradients, features, threshold)
 
 
-@kernel("TanhGrad", same_dtype=("y", "dy"), specialise=require("TanhGrad", complex_conj=(False,)))
+@kernel("TanhGrad", same_dtype=("y", "dy"), allowed={"complex_conj": (False,)})
 def tanh_grad(y: Tensor, dy: Tensor, *, complex_conj: bool = False) -> Tensor:
     return _TANH_BACKWARD(dy, y)
 
 
-@kernel("SigmoidGrad", same_dtype=("y", "dy"), specialise=require("SigmoidGrad", complex_conj=(False,)))
+@kernel("SigmoidGrad", same_dtype=("y", "dy"), allowed={"complex_conj": (False,)})
 def sigmoid_grad(y: Tensor, dy: Tensor, *, complex_conj: bool = False) -> Tensor:
     return _SIGMOID_BACKWARD(dy, y)
 
@@ -159,7 +159,7 @@ def adaptive_avg_pool2d_grad(input_grad: Tensor, *, orig_input_shape: list[int])
     return _ADAPTIVE_AVG_POOL2D_BACKWARD(input_grad, input_grad.new_empty(orig_input_shape))
 
 
-@kernel("AvgPoolV2Grad", specialise=check_avg_pool("AvgPoolV2Grad"))
+@kernel("AvgPoolV2Grad", allowed=AVG_POOL, specialise=has_symmetric_pads("AvgPoolV2Grad"))
 def avg_pool_v2_grad(
     orig_input_shape: Ints,
     input_grad: Tensor,
@@ -190,7 +190,7 @@ def avg_pool_v2_grad(
     )
 
 
-@kernel("ResizeNearestNeighborV2Grad", specialise=require("ResizeNearestNeighborV2Grad", align_corners=(False,)))
+@kernel("ResizeNearestNeighborV2Grad", allowed={"align_corners": (False,)})
 def resize_nearest_neighbor_v2_grad(
     grads: Tensor, size: Ints, *, align_corners: bool = False, half_pixel_centers: bool = False
 ) -> Tensor:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import require, unsupported
 from npu_fused_graph.engine.kernels.matmul import bmm, int_matmul, mm
 from npu_fused_graph.engine.kernels.quant import dequantised
-from npu_fused_graph.engine.registry import Ints, kernel
-
-_check_grouped = require(
-    "GroupedMatmul",
-    split_item=(0, 1, 2, 3),
-    dtype=(-1, 0, 1, 2),
-    group_type=(-1, 0, 2),
-    group_list_type=(0, 1, 2),
-    act_type=(0,),
-)
+from npu_fused_graph.engine.registry import Ints, kernel, unsupported
 
 _GROUPED_DTYPES = {-1: torch.int8, 0: torch.float16, 1: torch.bfloat16, 2: torch.int32}
 """Result dtype of an int8 product by the attribute ``dtype``; other products keep the dtype of x."""
 
 
-@kernel("GroupedMatmul", ignored=("tuning_config",), specialise=_check_grouped)
+@kernel(
+    "GroupedMatmul",
+    ignored=("tuning_config",),
+    allowed={
+        "split_item": (0, 1, 2, 3),
+        "dtype": (-1, 0, 1, 2),
+        "group_type": (-1, 0, 2),
+        "group_list_type": (0, 1, 2),
+        "act_type": (0,),
+    },
+)
 def grouped_matmul(
     x: list[Tensor],
     weight: list[Tensor],

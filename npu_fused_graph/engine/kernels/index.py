@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import require, unsupported
 from npu_fused_graph.engine.kernels.shape import always
-from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel
+from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
 
 FULL = slice(None)
 
@@ -264,7 +263,7 @@ _BAG_MODES = ("sum", "mean", "max")
     "EmbeddingBag",
     ignored=("scale_grad_by_freq", "sparse"),
     dense=True,
-    specialise=require("EmbeddingBag", mode=_BAG_MODES),
+    allowed={"mode": _BAG_MODES},
 )
 def embedding_bag(
     weight: Tensor,

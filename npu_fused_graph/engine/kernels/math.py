@@ -19,11 +19,10 @@ from npu_fused_graph.engine.kernels.pointwise import (
     in_int64,
     scalar,
     unary,
-    unsupported,
     widened,
     with_value,
 )
-from npu_fused_graph.engine.registry import KernelFn, kernel
+from npu_fused_graph.engine.registry import KernelFn, kernel, unsupported
 
 Consts = dict[str, Any]
 Attrs = dict[str, Any]
@@ -312,7 +311,7 @@ def complex_(real: Tensor, imag: Tensor, *, Tout: torch.dtype = torch.complex64)
 
 def _cast_to(consts: Consts, attrs: Attrs) -> KernelFn:
     if attrs["dst_type"] is None:
-        raise unsupported("Cast", "dst_type", "to be a dtype", "DT_UNDEFINED")
+        raise unsupported("Cast", "dst_type", "a dtype", "DT_UNDEFINED")
     return operator.methodcaller("to", attrs["dst_type"])
 
 
@@ -324,7 +323,7 @@ def cast(x: Tensor, *, dst_type: torch.dtype) -> Tensor:
 def _check_bitcast(consts: Consts, attrs: Attrs) -> None:
     target = attrs["type"]
     if target is None:
-        raise unsupported("Bitcast", "type", "to be a dtype", "DT_UNDEFINED")
+        raise unsupported("Bitcast", "type", "a dtype", "DT_UNDEFINED")
 
 
 _INT4 = to_torch("int4")
@@ -348,6 +347,6 @@ def _dense_copy(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-@kernel("Identity", "TensorMove", specialise=lambda consts, attrs: _dense_copy)
+@kernel("Identity", "TensorMove", is_copy=True, specialise=lambda consts, attrs: _dense_copy)
 def identity(x: Tensor) -> Tensor:
     return _dense_copy(x)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import refuse_fed, require
 from npu_fused_graph.engine.registry import kernel
 
 BOTH = ("x1", "x2")
@@ -133,7 +132,7 @@ def matmul(
     return _product(x1, x2, bias, transpose_x1, transpose_x2)
 
 
-@kernel("MatMulV2", same_dtype=BOTH, specialise=require("MatMulV2", offset_x=(0,)))
+@kernel("MatMulV2", same_dtype=BOTH, allowed={"offset_x": (0,)}, unfed=("offset_w",))
 def matmul_v2(
     x1: Tensor,
     x2: Tensor,
@@ -144,12 +143,10 @@ def matmul_v2(
     transpose_x2: bool = False,
     offset_x: int = 0,
 ) -> Tensor:
-    if offset_w is not None:
-        refuse_fed("MatMulV2", offset_w=offset_w)
     return _product(x1, x2, bias, transpose_x1, transpose_x2)
 
 
-@kernel("MatMulV3", same_dtype=BOTH, ignored=("opImplMode",), specialise=require("MatMulV3", offset_x=(0,)))
+@kernel("MatMulV3", same_dtype=BOTH, ignored=("opImplMode",), allowed={"offset_x": (0,)}, unfed=("offset_w",))
 def matmul_v3(
     x1: Tensor,
     x2: Tensor,
@@ -160,8 +157,6 @@ def matmul_v3(
     transpose_x2: bool = False,
     offset_x: int = 0,
 ) -> Tensor:
-    if offset_w is not None:
-        refuse_fed("MatMulV3", offset_w=offset_w)
     return _product(x1, x2, bias, transpose_x1, transpose_x2)
 
 
@@ -170,7 +165,7 @@ def batch_matmul(x1: Tensor, x2: Tensor, *, adj_x1: bool = False, adj_x2: bool =
     return bmm(_transposed(x1) if adj_x1 else x1, _transposed(x2) if adj_x2 else x2)
 
 
-@kernel("BatchMatMulV2", same_dtype=BOTH, specialise=require("BatchMatMulV2", offset_x=(0,)))
+@kernel("BatchMatMulV2", same_dtype=BOTH, allowed={"offset_x": (0,)}, unfed=("offset_w",))
 def batch_matmul_v2(
     x1: Tensor,
     x2: Tensor,
@@ -181,12 +176,10 @@ def batch_matmul_v2(
     adj_x2: bool = False,
     offset_x: int = 0,
 ) -> Tensor:
-    if offset_w is not None:
-        refuse_fed("BatchMatMulV2", offset_w=offset_w)
     return bmm(_transposed(x1) if adj_x1 else x1, _transposed(x2) if adj_x2 else x2, bias)
 
 
-@kernel("BatchMatMulV3", same_dtype=BOTH, ignored=("enable_hf32",), specialise=require("BatchMatMulV3", offset_x=(0,)))
+@kernel("BatchMatMulV3", same_dtype=BOTH, ignored=("enable_hf32",), allowed={"offset_x": (0,)}, unfed=("offset_w",))
 def batch_matmul_v3(
     x1: Tensor,
     x2: Tensor,
@@ -197,6 +190,4 @@ def batch_matmul_v3(
     adj_x2: bool = False,
     offset_x: int = 0,
 ) -> Tensor:
-    if offset_w is not None:
-        refuse_fed("BatchMatMulV3", offset_w=offset_w)
     return bmm(_transposed(x1) if adj_x1 else x1, _transposed(x2) if adj_x2 else x2, bias)

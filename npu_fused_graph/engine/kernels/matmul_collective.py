@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.comm import Communicator, communicator
-from npu_fused_graph.engine.kernels._checks import refuse_fed, require, unsupported
 from npu_fused_graph.engine.kernels.fused import antiquantised
 from npu_fused_graph.engine.kernels.matmul import bmm, int_matmul, mm
 from npu_fused_graph.engine.kernels.quant import dequantised
-from npu_fused_graph.engine.registry import kernel
+from npu_fused_graph.engine.registry import kernel, unsupported
 
 _FLOATS = (torch.float16, torch.bfloat16)
 _GE_DTYPES = {0: torch.float32, 1: torch.float16, 27: torch.bfloat16}
@@ -23,7 +22,8 @@ _UNDEFINED = 28
     ignored=("comm_turn",),
     pure=False,
     is_collective=True,
-    specialise=require("MatmulAllReduce", comm_quant_mode=(0,), comm_mode=("ai_cpu",), group_size=(0,)),
+    allowed={"comm_quant_mode": (0,), "comm_mode": ("ai_cpu",), "group_size": (0,)},
+    unfed=("comm_quant_scale_1", "comm_quant_scale_2"),
 )
 def matmul_all_reduce(
     x1: Tensor,
@@ -48,7 +48,6 @@ def matmul_all_reduce(
     comm_mode: str = "ai_cpu",
 ) -> Tensor:
     """all_reduce(x1 @ x2 + bias + x3), the product rounded first. int8 x int8 is scaled, an int8 weight widened."""
-    refuse_fed("MatmulAllReduce", comm_quant_scale_1=comm_quant_scale_1, comm_quant_scale_2=comm_quant_scale_2)
     left, right = (x.mT if is_transposed else x for x, is_transposed in ((x1, is_trans_a), (x2, is_trans_b)))
     if dequant_scale is not None:
         if x1.dtype is not torch.int8 or x2.dtype is not torch.int8:
@@ -95,7 +94,7 @@ def matmul_reduce_scatter(
     same_dtype=("x1", "x2"),
     pure=False,
     is_collective=True,
-    specialise=require("AllGatherMatmul", gather_index=(0,)),
+    allowed={"gather_index": (0,)},
 )
 def all_gather_matmul(
     x1: Tensor,

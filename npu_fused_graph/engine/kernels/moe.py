@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import require
 from npu_fused_graph.engine.registry import kernel
 
 
@@ -25,7 +24,7 @@ def moe_gating_top_k_softmax(x: Tensor, finished: Tensor | None = None, *, k: in
     return values.to(x.dtype), experts, rows
 
 
-@kernel("MoeGatingTopKSoftmaxV2", specialise=require("MoeGatingTopKSoftmaxV2", renorm=(0, 1)))
+@kernel("MoeGatingTopKSoftmaxV2", allowed={"renorm": (0, 1)})
 def moe_gating_top_k_softmax_v2(
     x: Tensor, finished: Tensor | None = None, *, k: int, renorm: int, output_softmax: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,7 +96,7 @@ def moe_finalize_routing(
     )
 
 
-@kernel("MoeFinalizeRoutingV2", specialise=require("MoeFinalizeRoutingV2", drop_pad_mode=(0, 1, 2, 3)))
+@kernel("MoeFinalizeRoutingV2", allowed={"drop_pad_mode": (0, 1, 2, 3)})
 def moe_finalize_routing_v2(
     expanded_x: Tensor,
     expanded_row_idx: Tensor,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import aten_op, refuse_fed, require, unsupported
-from npu_fused_graph.engine.registry import Ints, KernelFn, kernel
+from npu_fused_graph.engine.kernels._checks import aten_op
+from npu_fused_graph.engine.registry import Allowed, Ints, KernelFn, kernel, unsupported
 
 # -- softmax ---------------------------------------------------------------------------------------------
 
@@ -71,16 +71,10 @@ def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
 _MODES = ("half", "interleave", "quarter")
 
 
-@kernel(
-    "RotaryPositionEmbedding",
-    same_dtype=("x", "cos", "sin"),
-    specialise=require("RotaryPositionEmbedding", mode=(0, 1, 2)),
-)
+@kernel("RotaryPositionEmbedding", same_dtype=("x", "cos", "sin"), allowed={"mode": (0, 1, 2)}, unfed=("rotate",))
 def rotary_position_embedding(
     x: Tensor, cos: Tensor, sin: Tensor, rotate: Tensor | None = None, *, mode: int = 0
 ) -> Tensor:
-    if rotate is not None:
-        refuse_fed("RotaryPositionEmbedding", rotate=rotate)
     return _rotated(x, cos, sin, _MODES[mode])
 
 
@@ -89,7 +83,7 @@ def rotary_position_embedding(
     same_dtype=("query", "key", "cos", "sin"),
     mutates=("query", "key"),
     pure=False,
-    specialise=require("ApplyRotaryPosEmb", layout=(1, 2, 3, 4), rotary_mode=_MODES),
+    allowed={"layout": (1, 2, 3, 4), "rotary_mode": _MODES},
 )
 def apply_rotary_pos_emb(
     query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, layout: int = 1, rotary_mode: str = "half"
@@ -107,7 +101,7 @@ def apply_rotary_pos_emb(
 _ARGMAX_DTYPES = {3: torch.int32, 9: torch.int64}
 
 
-@kernel("MaxPoolWithArgmaxV1", specialise=require("MaxPoolWithArgmaxV1", dtype=tuple(_ARGMAX_DTYPES)))
+@kernel("MaxPoolWithArgmaxV1", allowed={"dtype": tuple(_ARGMAX_DTYPES)})
 def max_pool_with_argmax_v1(
     x: Tensor,
     *,
@@ -127,7 +121,7 @@ def max_pool_with_argmax_v1(
 
 @kernel(
     "MaxPoolWithArgmaxV3",
-    specialise=require("MaxPoolWithArgmaxV3", dtype=tuple(_ARGMAX_DTYPES), data_format=("NCHW",)),
+    allowed={"dtype": tuple(_ARGMAX_DTYPES), "data_format": ("NCHW",)},
 )
 def max_pool_with_argmax_v3(
     x: Tensor,
@@ -146,7 +140,7 @@ def max_pool_with_argmax_v3(
 
 @kernel(
     "MaxPool3DWithArgmaxV2",
-    specialise=require("MaxPool3DWithArgmaxV2", dtype=tuple(_ARGMAX_DTYPES), data_format=("NCDHW",)),
+    allowed={"dtype": tuple(_ARGMAX_DTYPES), "data_format": ("NCDHW",)},
 )
 def max_pool3d_with_argmax_v2(
     x: Tensor,
@@ -170,18 +164,21 @@ def symmetric_pads(ge_type: str, pads: list[int]) -> list[int]:
     return list(pads[0::2])
 
 
-def check_avg_pool(ge_type: str) -> Any:
-    """A ``specialise`` with the checks of AvgPoolV2 and its gradient."""
+AVG_POOL: Allowed = {"padding_mode": ("CALCULATED", "VALID"), "data_format": ("NCHW",)}
+"""What AvgPoolV2 and its gradient allow."""
+
+
+def has_symmetric_pads(ge_type: str) -> Any:
+    """A ``specialise`` that checks, at load, that the padding is the same on both sides."""
 
     def check(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | None:
-        require(ge_type, padding_mode=("CALCULATED", "VALID"), data_format=("NCHW",))(consts, attrs)
         symmetric_pads(ge_type, attrs["pads"])
         return None
 
     return check
 
 
-@kernel("AvgPoolV2", specialise=check_avg_pool("AvgPoolV2"))
+@kernel("AvgPoolV2", allowed=AVG_POOL, specialise=has_symmetric_pads("AvgPoolV2"))
 def avg_pool_v2(
     x: Tensor,
     *,
@@ -222,7 +219,7 @@ def _sampled(x: Tensor, grid: Tensor, interpolation_mode: str, padding_mode: str
 @kernel(
     "GridSampler2D",
     same_dtype=("x", "grid"),
-    specialise=require("GridSampler2D", interpolation_mode=tuple(_INTERPOLATIONS), padding_mode=tuple(_BORDERS)),
+    allowed={"interpolation_mode": tuple(_INTERPOLATIONS), "padding_mode": tuple(_BORDERS)},
 )
 def grid_sampler_2d(
     x: Tensor,
@@ -238,12 +235,7 @@ def grid_sampler_2d(
 @kernel(
     "GridSampler3D",
     same_dtype=("x", "grid"),
-    specialise=require(
-        "GridSampler3D",
-        interpolation_mode=("bilinear", "nearest"),
-        padding_mode=tuple(_BORDERS),
-        data_format=("NCDHW",),
-    ),
+    allowed={"interpolation_mode": ("bilinear", "nearest"), "padding_mode": tuple(_BORDERS), "data_format": ("NCDHW",)},
 )
 def grid_sampler_3d(
     x: Tensor,
@@ -261,7 +253,7 @@ _NEAREST = aten_op("upsample_nearest2d")
 _NEAREST_EXACT = aten_op("_upsample_nearest_exact2d")
 
 
-@kernel("ResizeNearestNeighborV2", specialise=require("ResizeNearestNeighborV2", align_corners=(False,)))
+@kernel("ResizeNearestNeighborV2", allowed={"align_corners": (False,)})
 def resize_nearest_neighbor_v2(
     x: Tensor, size: Ints, *, align_corners: bool = False, half_pixel_centers: bool = False
 ) -> Tensor:

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import require, unsupported
-from npu_fused_graph.engine.registry import Ints, kernel
+from npu_fused_graph.engine.registry import Ints, kernel, unsupported
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -85,7 +84,7 @@ def _group_norm(x: Tensor, gamma: Tensor, beta: Tensor, num_groups: int, eps: fl
     return torch.native_group_norm(x, weight, bias, n, c, area, num_groups, eps)
 
 
-@kernel("GroupNormV2", ignored=("data_format",), dense=True, specialise=require("GroupNormV2", is_training=(True,)))
+@kernel("GroupNormV2", ignored=("data_format",), dense=True, allowed={"is_training": (True,)})
 def group_norm_v2(
     x: Tensor, gamma: Tensor, beta: Tensor, *, num_groups: int, eps: float = 1e-5, is_training: bool = True
 ) -> Triple:
@@ -93,7 +92,7 @@ def group_norm_v2(
     return _group_norm(x, gamma, beta, num_groups, eps)
 
 
-@kernel("GroupNorm", ignored=("data_format",), dense=True, specialise=require("GroupNorm", is_training=(True,)))
+@kernel("GroupNorm", ignored=("data_format",), dense=True, allowed={"is_training": (True,)})
 def group_norm(
     x: Tensor, gamma: Tensor, beta: Tensor, *, num_groups: int, eps: float = 1e-4, is_training: bool = True
 ) -> Triple:

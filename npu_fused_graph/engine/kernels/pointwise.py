@@ -106,8 +106,3 @@ def with_value(op: Op, value: float) -> KernelFn:
         return result if result.dtype is x.dtype else result.to(x.dtype)
 
     return call
-
-
-def unsupported(ge_type: str, attribute: str, expected: str, got: object) -> UnsupportedOpError:
-    """The error for an attribute value no kernel covers."""
-    return UnsupportedOpError(f"[engine] {ge_type}: expected attribute {attribute} {expected}, got {got!r}.")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import require, unsupported
 from npu_fused_graph.engine.kernels.matmul import int_matmul
-from npu_fused_graph.engine.registry import KernelFn, kernel
+from npu_fused_graph.engine.registry import kernel, unsupported
 
 
 def dequantised(
@@ -60,7 +57,7 @@ def unpacked(parameter: Tensor) -> tuple[Tensor, Tensor]:
 @kernel(
     "QuantBatchMatmulV3",
     same_dtype=("x1", "x2"),
-    specialise=require("QuantBatchMatmulV3", dtype=(torch.float16, torch.bfloat16, torch.int8)),
+    allowed={"dtype": (torch.float16, torch.bfloat16, torch.int8)},
 )
 def quant_batch_matmul_v3(
     x1: Tensor,
@@ -79,7 +76,7 @@ def quant_batch_matmul_v3(
     return dequantised(product, scale, pertoken_scale, bias, offset, dtype, "QuantBatchMatmulV3")
 
 
-@kernel("DynamicQuant", specialise=require("DynamicQuant", dst_type=(torch.int8,)))
+@kernel("DynamicQuant", allowed={"dst_type": (torch.int8,)})
 def dynamic_quant(
     x: Tensor,
     smooth_scales: Tensor | None = None,
@@ -103,11 +100,7 @@ def dynamic_quant(
 _ROUNDING = {"round": torch.round, "floor": torch.floor, "ceil": torch.ceil, "trunc": torch.trunc}
 
 
-def _check_quant(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | None:
-    return require("AscendQuantV2", dst_type=(torch.int8,), round_mode=tuple(_ROUNDING), axis=(-1, -2))(consts, attrs)
-
-
-@kernel("AscendQuantV2", specialise=_check_quant)
+@kernel("AscendQuantV2", allowed={"dst_type": (torch.int8,), "round_mode": tuple(_ROUNDING), "axis": (-1, -2)})
 def ascend_quant_v2(
     x: Tensor,
     scale: Tensor,

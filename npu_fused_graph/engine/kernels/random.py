@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels.pointwise import unsupported
-from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel
+from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
 from npu_fused_graph.errors import UnsupportedOpError
 
 _MASK = (1 << 64) - 1
@@ -125,7 +124,7 @@ def string_format(x: list[Tensor], *, template: str = "%s", placeholder: str = "
     """The template with the tensors in place of the placeholders, as UTF-8 bytes (torch has no strings)."""
     pieces = template.split(placeholder)
     if len(pieces) != len(x) + 1:
-        raise unsupported("StringFormat", "template", f"with {len(x)} times {placeholder!r}", template)
+        raise unsupported("StringFormat", "template", f"a text with {len(x)} times {placeholder!r}", template)
     text = pieces[0] + "".join(_text(t.tolist(), summarize) + rest for t, rest in zip(x, pieces[1:], strict=True))
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels.pointwise import Op, in_int64, unsupported
-from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel
+from npu_fused_graph.engine.kernels.pointwise import Op, in_int64
+from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
 
 Axes = list[int] | tuple[int, ...]
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import refuse_fed, require, unsupported
 from npu_fused_graph.engine.kernels.index import refuse_negative, spread
-from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel
+from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
 
 # use_locking and validate_shape tell a device how to go about it; here writes are whole and shapes always checked.
 
@@ -45,7 +44,7 @@ def as_strided(x: Tensor, size: Ints, stride: Ints, storage_offset: Int) -> Tens
     return _window(x.contiguous(), size, stride, storage_offset).clone(memory_format=torch.contiguous_format)
 
 
-@kernel("ViewCopy", mutates=("dst",), same_dtype=("dst", "src"))
+@kernel("ViewCopy", mutates=("dst",), copied=("dst",), same_dtype=("dst", "src"))
 def view_copy(
     dst: Tensor,
     dst_size: Ints,
@@ -177,7 +176,7 @@ _REDUCTIONS: dict[str, KernelFn] = {
 @kernel(
     "ScatterElements",
     same_dtype=("data", "updates"),
-    specialise=require("ScatterElements", reduction=tuple(_REDUCTIONS)),
+    allowed={"reduction": tuple(_REDUCTIONS)},
 )
 def scatter_elements(
     data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
@@ -235,7 +234,7 @@ def _scatter_windows(ge_type: str, var: Tensor, indices: Tensor, updates: Tensor
     return var
 
 
-@kernel("Scatter", mutates=("var",), same_dtype=("var", "updates"), specialise=require("Scatter", reduce=("update",)))
+@kernel("Scatter", mutates=("var",), same_dtype=("var", "updates"), allowed={"reduce": ("update",)})
 def scatter(var: Tensor, indices: Tensor, updates: Tensor, *, reduce: str, axis: int = 0) -> Tensor:
     return _scatter_windows("Scatter", var, indices, updates, axis)
 
@@ -244,7 +243,7 @@ def scatter(var: Tensor, indices: Tensor, updates: Tensor, *, reduce: str, axis:
     "ScatterList",
     mutates=("var",),
     same_dtype=("var", "updates"),
-    specialise=require("ScatterList", reduce=("update",)),
+    allowed={"reduce": ("update",)},
 )
 def scatter_list(
     var: list[Tensor],
@@ -274,7 +273,7 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 @kernel(
     "QuantUpdateScatter",
     mutates=("var",),
-    specialise=require("QuantUpdateScatter", reduce=("update",), round_mode=("rint",)),
+    allowed={"reduce": ("update",), "round_mode": ("rint",)},
 )
 def quant_update_scatter(
     var: Tensor,
@@ -319,7 +318,8 @@ def _put_tokens(cache: Tensor, tokens: Tensor, slots: Tensor, cache_mode: str) -
     "ScatterPaKvCache",
     mutates=("key_cache", "value_cache"),
     ignored=("strides", "offsets"),
-    specialise=require("ScatterPaKvCache", cache_mode=("Norm", "PA_NZ"), scatter_mode=("None",)),
+    allowed={"cache_mode": ("Norm", "PA_NZ"), "scatter_mode": ("None",)},
+    unfed=("compress_lens", "compress_seq_offset", "seq_lens"),
 )
 def scatter_pa_kv_cache(
     key: Tensor,
@@ -335,9 +335,6 @@ def scatter_pa_kv_cache(
     scatter_mode: str = "None",
 ) -> tuple[Tensor, Tensor]:
     """Write one key and one value per token into paged caches."""
-    refuse_fed(
-        "ScatterPaKvCache", compress_lens=compress_lens, compress_seq_offset=compress_seq_offset, seq_lens=seq_lens
-    )
     slots = slot_mapping.reshape(-1)
     refuse_negative(slots)
     _put_tokens(key_cache, key, slots, cache_mode)

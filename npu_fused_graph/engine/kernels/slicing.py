@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import require, unsupported
 from npu_fused_graph.engine.kernels.shape import always
-from npu_fused_graph.engine.registry import Ints, KernelFn, kernel
+from npu_fused_graph.engine.registry import Ints, KernelFn, kernel, unsupported
 
 FULL = slice(None)
 
@@ -194,7 +193,6 @@ _MODES = ("reflect", "symmetric", "edge", "circular")
 
 
 def _constant_pad(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | None:
-    require("PadV3", mode=("constant", *_MODES))(consts, attrs)
     value = consts.get("constant_values")
     if attrs["mode"] != "constant" or value is None or value.numel() != 1 or "paddings" not in consts:
         return None
@@ -209,7 +207,7 @@ def _constant_pad(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | N
     return padded
 
 
-@kernel("PadV3", specialise=_constant_pad)
+@kernel("PadV3", allowed={"mode": ("constant", *_MODES)}, specialise=_constant_pad)
 def pad_v3(
     x: Tensor,
     paddings: Ints,
@@ -235,12 +233,12 @@ def pad_v2(x: Tensor, paddings: Ints, constant_values: Tensor) -> Tensor:
     return torch.constant_pad_nd(x, _last_dim_first(_pairs(x.dim(), paddings)), constant_values.item())
 
 
-@kernel("MirrorPad", specialise=require("MirrorPad", mode=("REFLECT", "SYMMETRIC")))
+@kernel("MirrorPad", allowed={"mode": ("REFLECT", "SYMMETRIC")})
 def mirror_pad(x: Tensor, paddings: Ints, *, mode: str) -> Tensor:
     return _pad_from_inside(x, _pairs(x.dim(), paddings), mode.lower())
 
 
-@kernel("PadV3Grad", specialise=require("PadV3Grad", mode=_MODES))
+@kernel("PadV3Grad", allowed={"mode": _MODES})
 def pad_v3_grad(x: Tensor, paddings: Ints, *, mode: str = "reflect", paddings_contiguous: bool = True) -> Tensor:
     """Gradient of PadV3: each padded position adds to the one it came from."""
     for axis, (before, after) in enumerate(_pairs(x.dim(), paddings, paddings_contiguous)):
