@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from npu_fused_graph.errors import InvalidArgumentError
+from npu_fused_graph.errors import argument_error
 
 
 def timeout() -> timedelta:
@@ -18,9 +18,7 @@ def timeout() -> timedelta:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e9:
-        raise InvalidArgumentError(
-            f"[comm] NFG_TIMEOUT: expected a positive number of seconds, got {text!r}. Unset it or fix it."
-        )
+        raise argument_error("comm", "NFG_TIMEOUT", "a positive number of seconds", repr(text), "Unset it or fix it.")
     return timedelta(seconds=seconds)
 
 

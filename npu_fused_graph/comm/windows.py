@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.errors import CommunicationError, InvalidArgumentError, lost_peer
+from npu_fused_graph.errors import CommunicationError, argument_error, lost_peer
 
 
 def exchange(store: Any, rank: int, size: int, window_size: int, timeout: timedelta) -> list[Tensor]:
@@ -24,9 +24,7 @@ def exchange(store: Any, rank: int, size: int, window_size: int, timeout: timede
     CommunicationError when a rank does not come within ``timeout`` or its memory cannot be reached.
     """
     if window_size < 1:
-        raise InvalidArgumentError(
-            f"[run] window_size: expected a number of bytes, got {window_size}. Pass at least 1."
-        )
+        raise argument_error("comm", "window_size", "a number of bytes", window_size, "Pass at least 1.")
     turn = store.add(f"window/turn/{rank}", 1)
     place = f"window/{turn}"
     fd = os.memfd_create("npu_window")
@@ -49,7 +47,7 @@ def _answer(store: Any, key: str, peer: int, timeout: timedelta) -> str:
         store.wait([key], timeout)
     except RuntimeError:
         raise lost_peer(
-            f"[run] window: expected rank {peer} of the group to register one within "
+            f"[comm] window: expected rank {peer} of the group to register one within "
             f"{timeout.total_seconds():g} s, got none. Every rank of the group must call it."
         ) from None
     return str(store.get(key).decode())
@@ -61,7 +59,7 @@ def _map(answer: str, peer: int) -> Tensor:
         handle = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR)
     except OSError as error:
         raise CommunicationError(
-            f"[run] window: expected to reach the memory of rank {peer} (process {pid}), got: {error}. "
+            f"[comm] window: expected to reach the memory of rank {peer} (process {pid}), got: {error}. "
             "Ranks must run on one machine, as one user and in one pid namespace."
         ) from None
     try:

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,42 +35,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """name: one or two words. text: for --help. run: returns the exit code. arguments: flags or a place, and what
+    argparse's add_argument takes with them; --json comes by itself.
+    """
+
+    name: str
+    text: str
+    run: Callable[[argparse.Namespace], int]
+    arguments: Sequence[tuple[tuple[str, ...], Mapping[str, Any]]] = ()
+
+
+def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    return names, options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="npu-fused-graph", description="Fused operators for Ascend NPU graph mode.")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    demo = _command(commands, "demo", "compile a tensor-parallel decoder on two CPU ranks and check it", _demo)
-    demo.add_argument("--ranks", type=int, default=2, choices=(1, 2, 4, 8), help="gloo ranks (default 2)")
-    demo.add_argument("--layers", type=_positive, default=4, help="decoder layers (default 4)")
-    demo.add_argument("--output", type=Path, help="folder for the graph dump (default: a new temporary one)")
-
-    run = _command(commands, "run", "run a script written for NPUs on this machine", _run)
-    run.add_argument("-m", dest="module", action="store_true", help="the script is a module's name")
-    run.add_argument("--seed", type=int, help="makes torch's random numbers repeatable, rank by rank")
-    run.add_argument("--record", metavar="DIR", help="store inputs and outputs of every call of a fused operator")
-    run.add_argument("--strict", action="store_true", help="fail on an eager fallback or a failed child, too")
-    run.add_argument("--stock", action="store_true", help="leave TorchAir's defects as they are, and name their graphs")
-    run.add_argument("--register", metavar="FILE", action="append", default=[],
-                     help="a Python file every process runs first: it calls register_kernel (repeatable)")  # fmt: skip
-    run.add_argument("--devices", type=_positive, default=16, help="NPUs the machine claims to have (default 16)")
-    run.add_argument("--soc", default="Ascend910B3", help="chip the machine claims to have (default Ascend910B3)")
-    run.add_argument("script", nargs=argparse.REMAINDER, help="script.py and its arguments, or torchrun and its own")
-
-    replay = _command(commands, "replay", "execute recorded calls again and compare", _replay)
-    replay.add_argument("folder", type=Path, metavar="DIR", help="what `run --record DIR` wrote")
-    replay.add_argument("--method", action="append", choices=("reference", "decompose", "float64", "engine"),
-                        help="only this implementation (repeatable; default: all)")  # fmt: skip
-
-    _command(commands, "doctor", "versions, mode, what is missing and how to get it", _doctor)
-
-    ops = _command(commands, "ops", "the operator table", _ops)
-    ops.add_argument("--engine", action="store_true", help="GE op types the CPU engine executes")
-
-    host = commands.add_parser("host", help="set up host mode").add_subparsers(required=True, metavar="command")
-    install = _command(host, "install", "fetch and unpack TorchAir once", _host_install)
-    install.add_argument("--wheel", type=Path, help="a torch_npu wheel on disk, instead of downloading it")
-    install.add_argument("--force", action="store_true", help="unpack again")
+    places = {"": parser.add_subparsers(required=True, metavar="command")}
+    for command in COMMANDS:
+        group, _, name = command.name.rpartition(" ")
+        if group not in places:
+            inner = places[""].add_parser(group, help=GROUPS[group])
+            places[group] = inner.add_subparsers(required=True, metavar="command")
+        own = places[group].add_parser(
+            name, help=command.text, description=command.text[0].upper() + command.text[1:] + "."
+        )
+        own.add_argument("--json", action="store_true", help="print JSON")
+        for names, options in command.arguments:
+            own.add_argument(*names, **options)
+        own.set_defaults(run=command.run)
     return parser
 
 
@@ -78,13 +75,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
     return number
-
-
-def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _print(arguments: argparse.Namespace, facts: Any, text: str) -> None:
@@ -160,6 +150,65 @@ def _host_install(arguments: argparse.Namespace) -> int:
     folder = install(arguments.wheel, force=arguments.force, log=_progress)
     _print(arguments, {"folder": str(folder)}, str(folder))
     return 0
+
+
+GROUPS = {"host": "set up host mode"}
+"""First words of commands that have two."""
+
+COMMANDS = (
+    Command(
+        "demo", "compile a tensor-parallel decoder on two CPU ranks and check it", _demo,
+        [
+            _argument("--ranks", type=int, default=2, choices=(1, 2, 4, 8), help="gloo ranks (default 2)"),
+            _argument("--layers", type=_positive, default=4, help="decoder layers (default 4)"),
+            _argument("--output", type=Path, help="folder for the graph dump (default: a new temporary one)"),
+        ],
+    ),
+    Command(
+        "run", "run a script written for NPUs on this machine", _run,
+        [
+            _argument("-m", dest="module", action="store_true", help="the script is a module's name"),
+            _argument("--seed", type=int, help="makes torch's random numbers repeatable, rank by rank"),
+            _argument("--record", metavar="DIR", help="store inputs and outputs of every call of a fused operator"),
+            _argument("--strict", action="store_true", help="fail on an eager fallback or a failed child, too"),
+            _argument(
+                "--stock", action="store_true", help="leave TorchAir's defects as they are, and name their graphs"
+            ),
+            _argument(
+                "--register", metavar="FILE", action="append", default=[],
+                help="a Python file every process runs first: it calls register_kernel (repeatable)",
+            ),
+            _argument("--devices", type=_positive, default=16, help="NPUs the machine claims to have (default 16)"),
+            _argument("--soc", default="Ascend910B3", help="chip the machine claims to have (default Ascend910B3)"),
+            _argument(
+                "script", nargs=argparse.REMAINDER, help="script.py and its arguments, or torchrun and its own"
+            ),
+        ],
+    ),
+    Command(
+        "replay", "execute recorded calls again and compare", _replay,
+        [
+            _argument("folder", type=Path, metavar="DIR", help="what `run --record DIR` wrote"),
+            _argument(
+                "--method", action="append", choices=("reference", "decompose", "float64", "engine"),
+                help="only this implementation (repeatable; default: all)",
+            ),
+        ],
+    ),
+    Command("doctor", "versions, mode, what is missing and how to get it", _doctor),
+    Command(
+        "ops", "the operator table", _ops,
+        [_argument("--engine", action="store_true", help="GE op types the CPU engine executes")],
+    ),
+    Command(
+        "host install", "fetch and unpack TorchAir once", _host_install,
+        [
+            _argument("--wheel", type=Path, help="a torch_npu wheel on disk, instead of downloading it"),
+            _argument("--force", action="store_true", help="unpack again"),
+        ],
+    ),
+)  # fmt: skip
+"""Every command, as --help lists them."""
 
 
 if __name__ == "__main__":

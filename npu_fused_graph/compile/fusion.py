@@ -16,7 +16,7 @@ from npu_fused_graph.aot.guards import (
     refuse_unknown_numbers,
     separate_assigned_values,
 )
-from npu_fused_graph.errors import InvalidArgumentError, argument_error, warn_once
+from npu_fused_graph.errors import argument_error, warn_once
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.config import check_host_mode
 from npu_fused_graph.host.unavailable import unavailable
@@ -129,7 +129,7 @@ class GuardHook:
 def check_config(config: Any) -> None:
     """Raise InvalidArgumentError for what is no ``torchair.CompilerConfig``."""
     if not isinstance(config, load_torchair().CompilerConfig):
-        raise InvalidArgumentError(
-            f"[backend] compiler_config: expected a torchair.CompilerConfig, got {type(config).__name__}. "
-            "Make one with torchair.CompilerConfig()."
-        )
+        raise argument_error(
+            "backend", "compiler_config", "a torchair.CompilerConfig", type(config).__name__,
+            "Make one with torchair.CompilerConfig().",
+        )  # fmt: skip

@@ -34,7 +34,7 @@ from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError
+from npu_fused_graph.errors import UnsupportedOpError, argument_error
 from npu_fused_graph.ir.reg_op import IrAttr, IrDef, IrParam
 
 Int = NewType("Int", int)
@@ -217,9 +217,7 @@ def register_kernel(
         ("fn", fn, callable(fn), "a function"),
     ):
         if not fits:
-            raise InvalidArgumentError(
-                f"[engine] {parameter}: expected {expected}, got {value!r}. See register_kernel."
-            )
+            raise argument_error("engine", parameter, expected, repr(value), "See register_kernel.")
     _load_families()
     known = _KERNELS.get(ge_type)
     if known is not None and not replace:
@@ -232,10 +230,10 @@ def register_kernel(
     )  # fmt: skip
     unknown = sorted(set(found.mutates) - {p.name for p in found.inputs})
     if unknown:
-        raise InvalidArgumentError(
-            f"[engine] mutates: expected inputs of {ge_type}, got {', '.join(unknown)}. "
-            f"Its inputs are {', '.join(p.name for p in found.inputs) or 'none'}."
-        )
+        raise argument_error(
+            "engine", "mutates", f"inputs of {ge_type}", ", ".join(unknown),
+            f"Its inputs are {', '.join(p.name for p in found.inputs) or 'none'}.",
+        )  # fmt: skip
     _KERNELS[ge_type] = found
 
 
@@ -338,10 +336,10 @@ def _outputs(
         more = len(parts) - len(mutates)
         names = (*mutates, *(("y",) if more == 1 else (f"y{i + 1}" for i in range(more))))[: len(parts)]
     if len(names) != len(parts):
-        raise InvalidArgumentError(
-            f"[engine] outputs: expected {len(parts)} of them, as {ge_type}'s function returns by its annotation, got "
-            f"{', '.join(names)}. Name every result, in IR order."
-        )
+        raise argument_error(
+            "engine", "outputs", f"{len(parts)} of them, as {ge_type}'s function returns by its annotation",
+            ", ".join(names), "Name every result, in IR order.",
+        )  # fmt: skip
     return tuple(zip(names, parts, strict=True))
 
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from npu_fused_graph.errors import HostError, InvalidArgumentError
+from npu_fused_graph.errors import HostError, InvalidArgumentError, argument_error
 from npu_fused_graph.host import descendants
 from npu_fused_graph.host.paths import PACKAGES, wheel_file
 from npu_fused_graph.host.standin.causes import Kind
@@ -142,34 +142,30 @@ def _python_arguments(command: list[str], is_module: bool) -> list[str]:
     if command[:1] == ["--"]:
         command = command[1:]
     if not command:
-        raise InvalidArgumentError("[run] script: expected one, got none. npu-fused-graph run script.py args...")
+        raise argument_error("run", "script", "one", "none", "npu-fused-graph run script.py args...")
     if is_module:
         return ["-m", *command]
     if command[0] == "torchrun" and not Path("torchrun").exists():
         return ["-m", "torch.distributed.run", *command[1:]]
     if not Path(command[0]).exists():
-        raise InvalidArgumentError(f"[run] script: expected a file, got {command[0]}. Use -m for a module.")
+        raise argument_error("run", "script", "a file", command[0], "Use -m for a module.")
     return command
 
 
 def _checked(options: RunOptions) -> RunOptions:
     if options.devices < 1:
-        raise InvalidArgumentError(f"[run] devices: expected at least 1, got {options.devices}. Leave it out for 16.")
+        raise argument_error("run", "devices", "at least 1", options.devices, "Leave it out for 16.")
     if options.seed is not None and not 0 <= options.seed < 2**63:
-        raise InvalidArgumentError(f"[run] seed: expected 0 to 2**63 - 1, got {options.seed}. Pass a small number.")
+        raise argument_error("run", "seed", "0 to 2**63 - 1", options.seed, "Pass a small number.")
     for file in options.register:
         if not Path(file).is_file():
-            raise InvalidArgumentError(
-                f"[run] register: expected a Python file, got {file}. Name one that calls register_kernel."
-            )
+            raise argument_error("run", "register", "a Python file", file, "Name one that calls register_kernel.")
     options = replace(options, register=tuple(str(Path(file).absolute()) for file in options.register))
     if options.record is None:
         return options
     folder = Path(options.record).absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InvalidArgumentError(
-            f"[run] record: expected a new or empty folder, got {folder}. Remove it, or name another."
-        )
+        raise argument_error("run", "record", "a new or empty folder", folder, "Remove it, or name another.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -31,5 +31,5 @@ def compare(sites: Sequence[FusionSite]) -> None:
 
 def decision(site: FusionSite) -> str:
     """What the other ranks must have decided, too. In front of the " = ": where, which may differ."""
-    what = f"fused into {site.op} {site.shape}" if site.is_fused else "left as it is"
+    what = f"fused into {site.op} {site.facts['shape']}" if site.is_fused else "left as it is"
     return f"{site.layer or site.node} = {what}"

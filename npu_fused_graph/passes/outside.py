@@ -96,7 +96,7 @@ _REDUCE = re.compile(r"\w*all_reduce\w*|reduce_scatter\w*")
 
 
 def _site(name: str, source: str, refusal: Refusal) -> FusionSite:
-    return FusionSite(SPEC.stem, name, source, "", refusal=replace(refusal, source=source))
+    return FusionSite(SPEC.stem, name, source, layer="", refusal=replace(refusal, source=source))
 
 
 def _refusal(found: Break | None) -> Refusal:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from npu_fused_graph.passes.refusals import Refusal
@@ -23,11 +23,9 @@ class FusionSite:
 
     op: stem of the fused operator. node: name of the FX node the site hangs on (the collective; for a fused site
     the fused node). source: "file:line" of the user's model, "" if unknown. layer: path of the module, "" if unknown.
-    numerics: class of the rewrite, for fused sites and those refused because of it. refusal: None = fused.
-    shape: of the sum, if it is known; rows: its rows, if their number is known. gain: time of the separate kernels
-    divided by the fused one's, as CANN's cost model has it on an 8-card Atlas A2 (modelled, not measured).
-    matmuls, collectives: how many the site has; fused they are one node. collective: name of the first in the graph as
-    it was; "" of those in a graph of a node, or in none.
+    numerics: class of the rewrite, for fused sites and those refused because of it. refusal: None = fused. collective:
+    name of the first in the graph as it was; "" of those in a graph of a node, or in none.
+    facts: of this kind of site, as far as they are known; docs/fusion.md lists them.
     """
 
     op: str
@@ -37,12 +35,8 @@ class FusionSite:
     numerics: Numerics | None = None
     refusal: Refusal | None = None
     group: str = ""
-    rows: int | None = None
-    shape: str = ""
-    gain: float | None = None
-    matmuls: int = 1
-    collectives: int = 1
     collective: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_fused(self) -> bool:
@@ -62,10 +56,10 @@ class FusionSite:
         return self.refusal.cure if self.refusal else ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "refusal"}
+        """For JSON: facts beside the common fields."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("refusal", "facts")}
         refusal = self.refusal
-        return record | {
+        return {**record, **self.facts} | {
             "fused": self.is_fused,
             "legal": self.is_legal,
             "reason": self.reason,
@@ -77,9 +71,10 @@ class FusionSite:
 
     def __str__(self) -> str:
         where = f"{self.layer or self.node} at {self.source or 'unknown source'}"
-        worth = "" if self.gain is None else f", modelled gain {self.gain:.2f}x"
-        if self.matmuls > 1:
-            worth += f", {_count(self.matmuls, 'matmul')} and {_count(self.collectives, 'collective')} -> 1 node"
+        gain, matmuls = self.facts.get("gain"), self.facts.get("matmuls", 1)
+        worth = "" if gain is None else f", modelled gain {gain:.2f}x"
+        if matmuls > 1:
+            worth += f", {_count(matmuls, 'matmul')} and {_count(self.facts['collectives'], 'collective')} -> 1 node"
         if self.refusal is None:
             return f"fused into {self.op} ({self.numerics}{worth}): {where}"
         legal = f" (legal{worth})" if self.is_legal else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from npu_fused_graph import __version__
-from npu_fused_graph.commands import cli
+from npu_fused_graph.commands import doctor
 from npu_fused_graph.commands.cli import main
 from npu_fused_graph.errors import NpuFusedGraphError
 from tests.host.wheels import write_wheel
@@ -153,19 +153,19 @@ def test_our_errors_are_one_line(
 def test_every_error_of_ours_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: type[NpuFusedGraphError]
 ) -> None:
-    def fail(arguments: object) -> int:
+    def fail() -> None:
         raise error("what, expected, got. cure")
 
-    monkeypatch.setattr(cli, "_doctor", fail)
+    monkeypatch.setattr(doctor, "diagnose", fail)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err == "what, expected, got. cure\n"
 
 
 def test_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(arguments: object) -> int:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_doctor", interrupt)
+    monkeypatch.setattr(doctor, "diagnose", interrupt)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -185,8 +185,8 @@ def test_reader_that_left(arguments: list[str]) -> None:
 
 def test_more_text_than_a_pipe_holds(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     code = (
-        "import npu_fused_graph.commands.cli as cli, sys\n"
-        "cli._doctor = lambda arguments: print('line\\n' * 1_000_000)\n"
+        "import npu_fused_graph.commands.cli as cli, npu_fused_graph.commands.doctor as doctor, sys\n"
+        "doctor.format_diagnosis = lambda diagnosis: 'line\\n' * 1_000_000\n"
         "sys.exit(cli.main(['doctor']))"
     )
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

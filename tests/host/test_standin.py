@@ -123,7 +123,9 @@ class TestGroups:
         wrong = windows.pop("wrong size")
         assert len(windows) == 3
         assert false_ones(windows) == []
-        assert wrong == ("InvalidArgumentError: [run] window_size: expected a number of bytes, got 0. Pass at least 1.")
+        assert wrong == (
+            "InvalidArgumentError: [comm] window_size: expected a number of bytes, got 0. Pass at least 1."
+        )
 
     def test_a_group_keeps_its_timeout(self, groups: Any) -> None:
         assert "Timed out waiting 2000ms" in groups["timeout"]

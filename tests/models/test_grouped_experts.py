@@ -94,7 +94,9 @@ def _rank(rank: int, ranks: int) -> list[Any]:
                 (executable,) = graphs
                 types = Counter(node.type for node in executable.graph.nodes.values())
                 records = [
-                    (s.is_fused, s.reason, s.matmuls, s.collectives) for s in sites if s.op.startswith("grouped")
+                    (s.is_fused, s.reason, s.facts["matmuls"], s.facts["collectives"])
+                    for s in sites
+                    if s.op.startswith("grouped")
                 ]
                 outcome[f"grouped={grouped}"] = result.double().numpy(), types, records
         found.append(outcome)

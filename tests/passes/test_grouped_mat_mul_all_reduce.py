@@ -126,7 +126,7 @@ def _check_reports(case: Fused, sites: list[FusionSite]) -> None:
 
 def _check_graph(case: Fused, gm: GraphModule, before: Counter[str], sites: list[FusionSite]) -> None:
     assert [site.is_fused for site in sites] == [True] * len(case.groups), sites
-    assert [(s.matmuls, s.collectives) for s in sites] == [(m, c) for _, m, c in case.groups]
+    assert [(s.facts["matmuls"], s.facts["collectives"]) for s in sites] == [(m, c) for _, m, c in case.groups]
     nodes = fused_nodes(gm)
     assert [n.name for n in nodes] == [site.node for site in sites]
     assert [(source_line(n), module_path(n)) for n in nodes] == [(site.source, site.layer) for site in sites]
@@ -233,7 +233,8 @@ def test_a_bias_of_one_rank_changes_no_decision() -> None:
     with fake_group(2):
         first, second = captured(graph), captured(without)
         decisions = [
-            [(s.is_fused, s.matmuls, s.shape) for s in grouped_sites(gm, grouped=True)] for gm in (first, second)
+            [(s.is_fused, s.facts["matmuls"], s.facts["shape"]) for s in grouped_sites(gm, grouped=True)]
+            for gm in (first, second)
         ]
     assert decisions[0] == decisions[1] == [(True, 2, "2 x bfloat16[10, 8]")]
 
@@ -258,7 +259,10 @@ def test_sites_of_both_passes_in_one_model() -> None:
         report = nfg.explain(
             Layer(), torch.zeros(2, 3, 16).half(), torch.zeros(2, 3, 32).half(), min_rows=0, grouped=True
         )
-    assert [(s.op, s.collectives) for s in report.fused] == [("matmul_all_reduce_add_rms_norm", 1), (STEM, 2)]
+    assert [(s.op, s.facts.get("collectives", 1)) for s in report.fused] == [
+        ("matmul_all_reduce_add_rms_norm", 1),
+        (STEM, 2),
+    ]
 
 
 @pytest.mark.parametrize("value", [1, "yes", None])

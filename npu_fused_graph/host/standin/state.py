@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from npu_fused_graph.errors import InvalidArgumentError
+from npu_fused_graph.errors import argument_error
 
 RUN_VARIABLE = "NFG_RUN"
 """Names the folder a run's processes share; set by the launcher, inherited by every child, not for users."""
@@ -73,12 +73,12 @@ def device_index(device: Any) -> int:
     if text.lstrip("-").isdigit():
         kind, number = "npu", text
     if kind not in ("", "npu") or (number and not number.lstrip("-").isdigit()):
-        raise InvalidArgumentError(f"[run] device: expected npu or an index, got {device!r}. Write npu:0.")
+        raise argument_error("run", "device", "npu or an index", repr(device), "Write npu:0.")
     if not number or int(number) == -1:
         return _current
     if not 0 <= int(number) < options().devices:
-        raise InvalidArgumentError(
-            f"[run] device: expected an index below {options().devices}, got {number}. "
-            "Claim more with npu-fused-graph run --devices N."
-        )
+        raise argument_error(
+            "run", "device", f"an index below {options().devices}", number,
+            "Claim more with npu-fused-graph run --devices N.",
+        )  # fmt: skip
     return int(number)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.errors import InvalidArgumentError, NpuFusedGraphError
+from npu_fused_graph.errors import InvalidArgumentError, NpuFusedGraphError, argument_error
 
 _FOUND = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError)
 """What Meta functions raise for wrong arguments. Not their subclasses: torch's own say what it cannot trace."""
@@ -23,9 +23,7 @@ def wrong_arguments(overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any
     given = dict(zip((a.name for a in overload._schema.arguments), args, strict=False)) | dict(kwargs)
     shown = ", ".join(f"{name}={_shown(value)}" for name, value in given.items() if value is not None)
     first = (reason.strip().splitlines() or ["no reason"])[0].rstrip(" .!")
-    return InvalidArgumentError(
-        f"[run] {name}: expected arguments the operator takes, got {shown or 'none'}: {first}. Correct them."
-    )
+    return argument_error("run", name, "arguments the operator takes", f"{shown or 'none'}: {first}", "Correct them.")
 
 
 def _shown(value: Any) -> str:

@@ -26,7 +26,7 @@ from npu_fused_graph.passes.options import FusionOptions
 from npu_fused_graph.passes.positions import Positions
 from npu_fused_graph.passes.refusals import Refusal, Refused
 from npu_fused_graph.passes.rules import Context, check
-from npu_fused_graph.passes.spellings.reduces import communication_domain, group_of
+from npu_fused_graph.passes.spellings.reduces import candidates, communication_domain, group_of
 from npu_fused_graph.passes.verdicts import FusionSite
 
 
@@ -35,6 +35,8 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
 
     With ``options.grouped`` off nothing is fused, and only groups that could be are reported.
     """
+    if not any(candidates(gm.graph)):
+        return []
     positions = Positions(gm.graph)
     context = Context(SPEC, positions, options, communication_domain(gm.graph))
     found = groups(gm.graph, context)
@@ -69,14 +71,15 @@ def _record(group: Group) -> FusionSite:
     layer = module_path(producer) or module_path(group.node)
     node = group.node
     record = FusionSite(
-        SPEC.stem, node.name, source_line(node), layer, group=group_of(node), collective=node.name
+        SPEC.stem, node.name, source_line(node), layer, group=group_of(node), collective=node.name,
+        facts={"shape": "", "matmuls": 1, "collectives": 1},
     )  # fmt: skip
     if not group.parts:
         return record
     site = GroupedSite(tuple(group.parts))
     return replace(
-        record, numerics="same_rounding", group=site.reduce.group, shape=site.shape, matmuls=len(site.members),
-        collectives=len(site.parts),
+        record, numerics="same_rounding", group=site.reduce.group,
+        facts={"shape": site.shape, "matmuls": len(site.members), "collectives": len(site.parts)},
     )  # fmt: skip
 
 

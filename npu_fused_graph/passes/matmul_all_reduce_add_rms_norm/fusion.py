@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
@@ -74,7 +75,9 @@ def _nested(graph: Graph) -> Iterator[FusionSite]:
         for inner in graphs_of(caller):
             for node in candidates(inner):
                 text = f"it is in a graph of its own, which {named(caller)} runs"
-                record = FusionSite(SPEC.stem, node.name, source_line(node), module_path(node), group=group_of(node))
+                record = FusionSite(
+                    SPEC.stem, node.name, source_line(node), module_path(node), group=group_of(node), facts=_UNKNOWN
+                )
                 yield replace(record, refusal=replace(refusals.NestedGraph.at(node, text), source=record.source))
             yield from _nested(inner)
 
@@ -85,21 +88,22 @@ def _verdict(node: Node, matcher: Matcher, context: Context) -> FusionSite:
     producer = node if start is None else skip_identities(start)
     layer = module_path(producer) or module_path(node)
     record = FusionSite(
-        SPEC.stem, node.name, source_line(node), layer, group=group_of(node), collective=node.name
+        SPEC.stem, node.name, source_line(node), layer, group=group_of(node), collective=node.name, facts=_UNKNOWN
     )  # fmt: skip
     try:
         site = matcher.match(node)
         rows, n = site.rows, shape_of(site.product.node)[-1]
-        record = replace(
-            record, numerics=site.numerics, group=site.reduce.group, shape=site.shape,
-            rows=rows if isinstance(rows, int) else None,
-        )  # fmt: skip
+        facts = _UNKNOWN | {"shape": site.shape, "rows": rows if isinstance(rows, int) else None}
         if all(isinstance(size, int) for size in (rows, n, site.k)):
-            record = replace(record, gain=round(costs.cost(rows, n, site.k).gain, 2))
+            facts["gain"] = round(costs.cost(rows, n, site.k).gain, 2)
+        record = replace(record, numerics=site.numerics, group=site.reduce.group, facts=facts)
         check(site, context, RULES)
         return record
     except Refused as refused:
         return _refused(record, refused)
+
+
+_UNKNOWN: dict[str, Any] = {"shape": "", "rows": None, "gain": None}
 
 
 def _refused(record: FusionSite, refused: Refused) -> FusionSite:
