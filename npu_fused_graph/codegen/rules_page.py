@@ -59,7 +59,7 @@ def rules_page(fusions: Fusions) -> str:
     parts = []
     for stem, rules in fusions.items():
         rows = [
-            f"| {rule.number} | {rule.statement.replace('``', '`')} | "
+            f"| {rule.number} | {_plain(rule.statement)} | "
             f"{', '.join(f'`{reason.reason}`' for reason in rule.reasons)} |"
             for rule in rules
         ]
@@ -85,7 +85,11 @@ def rules_data(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reas
     data = {
         "fusions": {
             stem: [
-                {"id": r.number, "statement": r.statement, "reasons": [reason.reason for reason in r.reasons]}
+                {
+                    "id": r.number,
+                    "statement": _plain(r.statement),
+                    "reasons": [reason.reason for reason in r.reasons],
+                }
                 for r in rules
             ]
             for stem, rules in fusions.items()
@@ -96,7 +100,7 @@ def rules_data(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reas
                 "group_sizes": list(spec.group_sizes),
                 "chips": list(spec.chips),
                 "dtype_rows": [{"scenario": row.scenario, **row.dtypes} for row in spec.rows],
-                "constraints": [{"id": c.number, "statement": c.statement} for c in spec.constraints],
+                "constraints": [{"id": c.number, "statement": _plain(c.statement)} for c in spec.constraints],
             }
             for spec in specs
         },
@@ -105,5 +109,9 @@ def rules_data(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reas
     return json.dumps(data, indent=1) + "\n"
 
 
+def _plain(text: str) -> str:
+    return text.replace("``", "`")
+
+
 def _meaning(reason: Reason) -> str:
-    return " ".join((reason.__doc__ or "").split())
+    return _plain(" ".join((reason.__doc__ or "").split()))

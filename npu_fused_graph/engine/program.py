@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.engine.dtypes import to_torch
-from npu_fused_graph.engine.registry import AttrParam, InputParam, Kernel, find, unsupported
+from npu_fused_graph.engine.registry import FED, AttrParam, InputParam, Kernel, find, unsupported
 from npu_fused_graph.errors import GraphError, UnsupportedOpError
 from npu_fused_graph.ir import dtypes as ir_dtypes
 from npu_fused_graph.ir.graph import DTypeValue, Graph, Node, NodeInput, Source, TensorValue
@@ -227,7 +227,7 @@ def _check_form(kernel: Kernel, arguments: list[Arg], attrs: dict[str, Any]) -> 
             raise unsupported(kernel.ge_type, name, " or ".join(map(repr, values)), attrs[name])
     for param, argument in zip(kernel.inputs, arguments, strict=True):
         if param.name in kernel.unfed and argument is not None:
-            got = "a tensor" if _has_slot(argument) else argument
+            got = FED if _has_slot(argument) else argument
             raise unsupported(kernel.ge_type, param.name, "the input left out", got)
 
 

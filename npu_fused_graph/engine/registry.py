@@ -180,6 +180,9 @@ def kernel(
 
 def add(kernel: Kernel) -> None:
     """Register a kernel whose facts are known from elsewhere than a signature. Raises UnsupportedOpError."""
+    inputs = {p.name for p in kernel.inputs}
+    assert {*kernel.unfed, *kernel.copied, *kernel.mutates, *kernel.same_dtype} <= inputs, kernel.ge_type
+    assert set(kernel.allowed) <= {a.name for a in kernel.attrs}, kernel.ge_type
     if kernel.ge_type in _KERNELS:
         raise UnsupportedOpError(
             f"[engine] {kernel.ge_type}: expected one kernel per type, got a second one, {kernel.fn!r}."
@@ -207,7 +210,8 @@ def register_kernel(
     ignored: attributes that change nothing on a CPU. mutates: inputs it writes in place. outputs: IR names of the
     results; default the mutated inputs, then y, or y1, y2, ... as the return annotation has them. pure: allow
     constant folding. is_collective: all ranks of its attribute ``group`` run it together, and compare its attributes
-    before the graph runs. replace: needed to take the place of an existing kernel, which stays collective if it was.
+    before the graph runs. replace: needed to take the place of an existing kernel, which stays what it was: collective,
+    a copy, one whose input is copied first.
 
     Raises UnsupportedOpError for a type that has a kernel, InvalidArgumentError for what is no name or no function,
     for mutated names that are no inputs, and for outputs that the return annotation contradicts.
@@ -227,6 +231,7 @@ def register_kernel(
     found = dataclasses.replace(
         _described(ge_type, fn, tuple(mutates), tuple(outputs)), ignored=frozenset(ignored), pure=pure, dense=True,
         is_collective=is_collective or (known is not None and known.is_collective),
+        copied=() if known is None else known.copied, is_copy=known is not None and known.is_copy,
     )  # fmt: skip
     unknown = sorted(set(found.mutates) - {p.name for p in found.inputs})
     if unknown:
@@ -255,6 +260,16 @@ def registered_types() -> dict[str, Kernel]:
     """All kernels by GE type."""
     _load_families()
     return dict(_KERNELS)
+
+
+class _Fed:
+    """A tensor that only a run will show."""
+
+    def __repr__(self) -> str:
+        return "a tensor"
+
+
+FED = _Fed()
 
 
 def unsupported(ge_type: str, name: str, expected: str, got: object) -> UnsupportedOpError:

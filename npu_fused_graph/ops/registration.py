@@ -36,6 +36,10 @@ def register_all(operators: tuple[ModuleType, ...]) -> tuple[torch.library.Libra
 
 @lru_cache(maxsize=1)
 def _register_all(operators: tuple[ModuleType, ...]) -> tuple[torch.library.Library, ...]:
+    stems = {operator.SPEC.stem for operator in operators}
+    unknown = {operator.SPEC.backward for operator in operators} - stems - {""}
+    if unknown:
+        raise TypeError(f"[ops] backward: expected stems of operators, got {', '.join(sorted(unknown))}")
     library = torch.library.Library(NAMESPACE, "DEF")
     for operator in operators:
         _register(library, operator)
@@ -104,6 +108,11 @@ def _check_signatures(module: ModuleType) -> None:
                 f"[{spec.stem}] backward: expected {name} where the SPEC names the operator of the gradient, and only "
                 f"there, got {spec.backward!r} and {'a' if hasattr(module, name) else 'no'} function"
             )
+    keywords = spec.signature[spec.signature.index("*") :] if "*" in spec.signature else ()
+    if spec.backward and (spec.mutated or any(t.python_name in keywords for t in spec.inputs)):
+        raise TypeError(
+            f"[{spec.stem}] backward: expected no input that is written, and none behind '*' in the signature"
+        )
     for name in ("reference", "decompose", "fake"):
         taken = inspect.signature(getattr(module, name, _nothing)).parameters
         others = sorted(set(taken) - set(wanted) - _BESIDE_SPEC)
@@ -179,6 +188,7 @@ class _Overload:
         self.transposed = transposed
         self.mutated = () if name.startswith((FUNCTIONAL, CONSUMING)) else self.spec.mutated
         self.signature = signature(self.spec)
+        self.gradient: Callable[..., Any] | None = None
 
     def register(self) -> None:
         bare = self.spec.operator_name
@@ -194,11 +204,8 @@ class _Overload:
         if not self.spec.outputs:
             torch.fx.node.has_side_effect(getattr(_packet(self.spec), self.name or "default"))
         if self.spec.backward and not self.name:
-            torch.library.register_autograd(
-                f"{NAMESPACE}::{qualified}", self.module.backward, setup_context=self.module.setup_context, lib=library
-            )
-        else:
-            library.impl(qualified, self.autograd, "Autograd", with_keyset=True)
+            self.gradient = _gradient(_packet(self.spec).default, self.module)
+        library.impl(qualified, self.autograd, "Autograd", with_keyset=True)
         library.impl(qualified, self.cpu, "CPU")
         library.impl(qualified, self.npu, "PrivateUse1")
         if all(t.kind != "required" for t in self.spec.inputs):
@@ -262,12 +269,17 @@ class _Overload:
     def autograd(self, keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             for parameter, value in self._tensors(self.signature.bind(*args, **kwargs).arguments):
-                if value.requires_grad or _has_tangent(value):
+                needs_backward = value.requires_grad and self.gradient is None
+                if needs_backward or _has_tangent(value):
                     raise argument_error(
-                        self.spec.stem, parameter, "a tensor that needs no gradient (there is no backward)",
-                        "requires_grad=True" if value.requires_grad else "a forward-mode tangent",
+                        self.spec.stem, parameter,
+                        "a tensor that needs no gradient (there is no backward)" if self.gradient is None
+                        else "a tensor without a tangent (the gradient is backward only)",
+                        "requires_grad=True" if needs_backward else "a forward-mode tangent",
                         "Call it under torch.no_grad(), or detach the tensor.",
                     )  # fmt: skip
+        if self.gradient is not None:
+            return self.gradient(keys, *args, **kwargs)
         overload = getattr(_packet(self.spec), self.name or "default")
         with torch._C._AutoDispatchBelowAutograd():
             return overload.redispatch(keys & torch._C._after_autograd_keyset, *args, **kwargs)
@@ -338,6 +350,14 @@ class _Overload:
 def _unpacked(results: tuple[Any, ...]) -> Any:
     """As an operator returns them: one by itself, none as None."""
     return results if len(results) > 1 else results[0] if results else None
+
+
+def _gradient(op: Any, module: ModuleType) -> Callable[..., Any]:
+    """What torch.library.register_autograd would register for ``op``, to be called after our own checks."""
+    from torch._library.autograd import Info, make_autograd_impl
+
+    implementation: Callable[..., Any] = make_autograd_impl(op, Info(module.backward, module.setup_context))
+    return implementation
 
 
 def _has_tangent(x: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 from npu_fused_graph.passes.location import innermost
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.site import UNKNOWN
 from npu_fused_graph.passes.refusals import OutsideEveryGraph, Refusal
 from npu_fused_graph.passes.spellings.reduces import SPELLINGS
 from npu_fused_graph.passes.tracing import Break
@@ -96,7 +97,7 @@ _REDUCE = re.compile(r"\w*all_reduce\w*|reduce_scatter\w*")
 
 
 def _site(name: str, source: str, refusal: Refusal) -> FusionSite:
-    return FusionSite(SPEC.stem, name, source, layer="", refusal=replace(refusal, source=source))
+    return FusionSite(SPEC.stem, name, source, "", refusal=replace(refusal, source=source), facts=dict(UNKNOWN))
 
 
 def _refusal(found: Break | None) -> Refusal:

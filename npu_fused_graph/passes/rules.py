@@ -112,10 +112,10 @@ def group_is_known(site: AnySite, context: Context) -> Refusal | None:
 
 def group_has_a_size_of_the_op(site: AnySite, context: Context) -> Refusal | None:
     """The group has as many ranks as the operator runs on."""
-    size, sizes = comm.resolve(site.reduce.group).size(), context.spec.group_sizes
-    if size in sizes:
+    size = comm.resolve(site.reduce.group).size()
+    if size in context.spec.group_sizes:
         return None
-    cure = f"Use a tensor-parallel size of {', '.join(map(str, sizes[:-1]))} or {sizes[-1]}."
+    cure = f"Use a tensor-parallel size of {context.spec.group_sizes_text}."
     return refusals.GroupSize.at(site.reduce.node, f"the group has {size} ranks", cure)
 
 

@@ -36,7 +36,7 @@ class FusionSite:
     refusal: Refusal | None = None
     group: str = ""
     collective: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def is_fused(self) -> bool:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from npu_fused_graph.engine import compile_graph, registered_types
+from npu_fused_graph.engine.kernels import fused
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.ops import specs
 from npu_fused_graph.spec import OpSpec
@@ -120,6 +121,21 @@ def test_what_a_spec_forbids_is_refused_when_it_runs() -> None:
     )
     with pytest.raises(Exception, match=r"packed \(TransQuantParamV2\): round_mode: expected 0 .* got 2"):
         compile_graph(graph).run([torch.ones(8)])
+
+
+def test_what_passed_once_says_nothing_of_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks are remembered by dtypes, shapes and attributes, and not without end."""
+    kernel = registered_types()[TYPES[0]].fn
+    assert isinstance(kernel, fused.FusedKernel)
+    monkeypatch.setattr(fused, "PASSED", 2)
+    kernel._passed.clear()
+    for epsilon in (1e-6, 1e-5, 1e-4, 1e-3):
+        run(TYPES[0], tensors("float"), epsilon=epsilon)
+        assert 1 <= len(kernel._passed) <= 2
+        with pytest.raises(Exception, match="epsilon: expected a number in"):
+            run(TYPES[0], tensors("float"), epsilon=2.0)
+        with pytest.raises(Exception, match="gamma: expected "):
+            run(TYPES[0], tensors("float") | {"gamma": torch.ones(8).bfloat16()}, epsilon=epsilon)
 
 
 def test_number_of_ranks() -> None:

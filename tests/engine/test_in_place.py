@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import npu_fused_graph as nfg
 from npu_fused_graph.engine import Executable, compile_graph, register_kernel, registered_types, registry
 from npu_fused_graph.engine.program import FOLD_LIMIT
 from npu_fused_graph.ir.graph import DTypeValue, Graph, Node
@@ -539,3 +540,16 @@ def test_a_value_lives_no_longer_than_its_last_reader(monkeypatch: pytest.Monkey
         assert (b.tolist(), c.tolist()) == ([4.0] * 3, [8.0] * 3)
         later = {"b": {"unread of a"}, "c": {"unread of b"}} if run == 0 else {"b": set(), "c": set()}
         assert alive == {"a": set(), "b": {"a"} | later["b"], "c": {"b"} | later["c"]}
+
+
+def test_a_kernel_that_takes_the_place_of_another_keeps_what_the_engine_does_for_it() -> None:
+    before = registry.registered_types()
+    view_copy, move = before["ViewCopy"], before["TensorMove"]
+    try:
+        nfg.register_kernel("ViewCopy", view_copy.fn, mutates=("dst",), replace=True)
+        nfg.register_kernel("TensorMove", move.fn, replace=True)
+        after = registry.registered_types()
+        assert after["ViewCopy"].copied == view_copy.copied == ("dst",)
+        assert after["TensorMove"].is_copy and not after["ViewCopy"].is_copy
+    finally:
+        registry._KERNELS.update(ViewCopy=view_copy, TensorMove=move)

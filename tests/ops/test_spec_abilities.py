@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import npu_fused_graph as nfg
 from npu_fused_graph.codegen import op_table
 from npu_fused_graph.codegen.proto import proto_header
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedDeviceError
-from npu_fused_graph.ops import ascend
+from npu_fused_graph.ops import ascend, registration
 from npu_fused_graph.ops._arguments import check_types
 from npu_fused_graph.spec import AttrSpec, OpSpec, TensorSpec
 from tests.ops import toys
@@ -124,6 +125,7 @@ def test_an_operator_without_outputs_is_called_and_stays_in_graphs() -> None:
 @pytest.mark.filterwarnings(
     "ignore:Your compiler for AOTAutograd is returning a function:UserWarning"
 )  # TorchAir's does
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own use of it
 def test_a_gradient_is_an_operator_too() -> None:
     uses = gain_grad.uses
     uses.clear()
@@ -137,6 +139,11 @@ def test_a_gradient_is_an_operator_too() -> None:
             y.sum().backward()
             assert torch.equal(x.grad, torch.full((2, 3), 3.0))  # type: ignore[arg-type]
             assert uses  # more than once: TorchAir infers shapes of backward graphs by calling their operators
+        with forward_ad.dual_level():
+            x = forward_ad.make_dual(torch.ones(2, 3), torch.ones(2, 3))
+            text = r"x: expected a tensor without a tangent \(the gradient is backward only\), got a forward-mode"
+            with pytest.raises(InvalidArgumentError, match=text):
+                op(x)
     assert "Gradient: `toy_gain_grad`." in op_table([gain.SPEC])
 
 
@@ -148,6 +155,17 @@ def test_a_gradient_is_said_in_both_places(spec: OpSpec, functions: Sequence[str
     given = {name: getattr(gain, name) for name in functions}
     with pytest.raises(TypeError, match=r"backward: expected "), operator(spec, reference=weigh, **given):
         pass
+
+
+def test_gradients_that_cannot_be_registered() -> None:
+    functions = {"backward": gain.backward, "setup_context": gain.setup_context, "reference": gain.reference}
+    text = r"\[toy_gain\] backward: expected no input that is written, and none behind '\*'"
+    written = replace(gain.SPEC, outputs=(replace(gain.SPEC.inputs[0], like="x"), Y))
+    for spec in (replace(gain.SPEC, signature=("*", "x", "factor")), written):
+        with pytest.raises(TypeError, match=text), operator(spec, **functions):
+            pass
+    with pytest.raises(TypeError, match=r"\[ops\] backward: expected stems of operators, got toy_gain_grad"):
+        registration._register_all.__wrapped__((gain,))
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import aten_op, aten_tuple_op
+from npu_fused_graph.engine.kernels.aten import aten_op, aten_tuple_op
 from npu_fused_graph.engine.kernels.nn import AVG_POOL, has_symmetric_pads, one_axis
 from npu_fused_graph.engine.registry import Ints, KernelFn, kernel, unsupported
 

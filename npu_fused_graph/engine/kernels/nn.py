@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels._checks import aten_op
+from npu_fused_graph.engine.kernels.aten import aten_op
 from npu_fused_graph.engine.registry import Allowed, Ints, KernelFn, kernel, unsupported
 
 # -- softmax ---------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
@@ -24,6 +23,7 @@ from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import costs
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.match import Matcher
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.rewrite import consume_residuals, rewrite
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.rules import ORDER_RULES, RULES
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.site import UNKNOWN
 from npu_fused_graph.passes.options import FusionOptions
 from npu_fused_graph.passes.positions import Positions, graphs_of
 from npu_fused_graph.passes.refusals import Refused
@@ -75,9 +75,8 @@ def _nested(graph: Graph) -> Iterator[FusionSite]:
         for inner in graphs_of(caller):
             for node in candidates(inner):
                 text = f"it is in a graph of its own, which {named(caller)} runs"
-                record = FusionSite(
-                    SPEC.stem, node.name, source_line(node), module_path(node), group=group_of(node), facts=_UNKNOWN
-                )
+                where = source_line(node), module_path(node)
+                record = FusionSite(SPEC.stem, node.name, *where, group=group_of(node), facts=dict(UNKNOWN))
                 yield replace(record, refusal=replace(refusals.NestedGraph.at(node, text), source=record.source))
             yield from _nested(inner)
 
@@ -88,12 +87,12 @@ def _verdict(node: Node, matcher: Matcher, context: Context) -> FusionSite:
     producer = node if start is None else skip_identities(start)
     layer = module_path(producer) or module_path(node)
     record = FusionSite(
-        SPEC.stem, node.name, source_line(node), layer, group=group_of(node), collective=node.name, facts=_UNKNOWN
+        SPEC.stem, node.name, source_line(node), layer, group=group_of(node), collective=node.name, facts=dict(UNKNOWN)
     )  # fmt: skip
     try:
         site = matcher.match(node)
         rows, n = site.rows, shape_of(site.product.node)[-1]
-        facts = _UNKNOWN | {"shape": site.shape, "rows": rows if isinstance(rows, int) else None}
+        facts = UNKNOWN | {"shape": site.shape, "rows": rows if isinstance(rows, int) else None}
         if all(isinstance(size, int) for size in (rows, n, site.k)):
             facts["gain"] = round(costs.cost(rows, n, site.k).gain, 2)
         record = replace(record, numerics=site.numerics, group=site.reduce.group, facts=facts)
@@ -101,9 +100,6 @@ def _verdict(node: Node, matcher: Matcher, context: Context) -> FusionSite:
         return record
     except Refused as refused:
         return _refused(record, refused)
-
-
-_UNKNOWN: dict[str, Any] = {"shape": "", "rows": None, "gain": None}
 
 
 def _refused(record: FusionSite, refused: Refused) -> FusionSite:

@@ -13,6 +13,9 @@ from npu_fused_graph.passes.spellings.products import Product
 from npu_fused_graph.passes.spellings.reduces import AllReduce
 from npu_fused_graph.passes.verdicts import Numerics
 
+UNKNOWN: dict[str, Any] = {"shape": "", "rows": None, "gain": None}
+"""The facts of a site in reports, where nothing is known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:

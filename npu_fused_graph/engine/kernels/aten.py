@@ -1,4 +1,4 @@
-"""Small tools of kernels: refusing a form they do not cover, calling an aten operator."""
+"""Operators of aten as kernels call them."""
 
 from __future__ import annotations
 
