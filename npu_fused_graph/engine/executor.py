@@ -47,7 +47,7 @@ class Executable:
     def __init__(self, program: Program) -> None:
         self.program = program
         self._compiled: Compiled | None = None
-        self._copied: list[bool] | None = None  # per result: must be copied to own its memory; None = look
+        self._copied: list[bool] | None  # per result: must be copied to own its memory; None = look
         self._overwritten: list[tuple[int, int]] = []  # (input, result) of inputs whose copy compiled code leaves out
         self._seen_shapes: dict[Any, int] = {}
         self._scalars = [i for i, spec in enumerate(program.inputs) if spec.is_scalar]

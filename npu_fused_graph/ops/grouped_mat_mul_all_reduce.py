@@ -232,7 +232,7 @@ def exact(calls: Sequence[Mapping[str, Any]]) -> Iterator[list[Tensor]]:
             x = torch.tensor_split(x[0], list(call["group_list"])[:-1])
         parts = [t.double() @ w.double() for t, w in zip(x, weight, strict=True)]
         if bias:
-            parts = [part + b.double() for part, b in zip(parts, bias, strict=True)]
+            parts = [part + b for part, b in zip(parts, bias, strict=True)]
         totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     joined = [torch.cat(totals)] if (calls[0]["split_item"] or 0) in (2, 3) else totals
     for _ in calls:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Graph, GraphModule, Node
@@ -50,6 +50,16 @@ class Positions:
 
     def replace(self, new: Node, old: Node) -> None:
         self._position[new] = self._position[old]
+
+    def move(self, nodes: Iterable[Node], before: Node) -> None:
+        """Put ``nodes`` and what they are computed from in front of ``before``, as far as they stand behind it.
+
+        They keep their positions, which tell their order: sites are rewritten from the last on, so whoever moves them
+        again wants them still further ahead.
+        """
+        late = {x for node in nodes for x in self.needed(node, before)}
+        for node in sorted(late, key=self.of):
+            before.prepend(node)
 
     def move_collective(self, old: Sequence[Node], new: Node) -> None:
         """``new``, whose position is known, communicates in the place of ``old``."""

@@ -239,6 +239,21 @@ def test_a_bias_of_one_rank_changes_no_decision() -> None:
     assert decisions[0] == decisions[1] == [(True, 2, "2 x bfloat16[10, 8]")]
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_bias_is_handed_over_contiguous(step: int) -> None:
+    def model(x: Tensor, w: Tensor, v: Tensor, b: Tensor) -> Any:
+        bias = b[::step]
+        return [ar(torch.addmm(bias, x, weight)) for weight in (w, v)]
+
+    with fake_group(2):
+        arguments = [torch.ones(shape).half() for shape in ((4, 8), (8, 6), (8, 6), (6 * step,))]
+        gm, _ = capture_with_arguments(model, *arguments)
+        assert [s.is_fused for s in grouped_sites(gm, grouped=True)] == [True]
+    (fused,) = (n for n in gm.graph.nodes if "npu_grouped_mat_mul_all_reduce" in str(n.target))
+    assert [b.meta["val"].is_contiguous() for b in fused.kwargs["bias"]] == [True, True]
+    assert len(gm.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default)) == (2 if step == 2 else 0)
+
+
 def test_sites_of_both_passes_in_one_model() -> None:
     """The attention's reduce goes with its norm, the experts' reduces go together."""
     from tests.passes.blocks import Block

@@ -23,7 +23,7 @@ from npu_fused_graph.passes.verdicts import FusionSite, Numerics
 from npu_fused_graph.testing import assert_close
 from tests.passes import lockstep
 from tests.passes.blocks import Block, all_reduce_in_place, llama_norm
-from tests.passes.capture import capture, fake_group
+from tests.passes.capture import capture, capture_with_arguments, fake_group
 from tests.passes.foreign_ops import foreign_ops
 
 FUSED_OPS = (
@@ -184,6 +184,38 @@ def test_views_inside_the_norm() -> None:
         gm, sites = run(model, *args, late)
         assert [site.is_fused for site in sites] == [True], sites
         assert "aten.rsqrt.default" not in targets(gm)
+
+
+def shared_gamma(x: Tensor, w: Tensor, v: Tensor, r: Tensor, s: Tensor, gamma: Tensor) -> Any:
+    """Both norms read what is computed, in several steps, behind both sums."""
+    first = funcol.all_reduce(x @ w, "sum", dist.group.WORLD) + r
+    second = funcol.all_reduce(x @ v, "sum", dist.group.WORLD) + s
+    one, two = gamma * 2, gamma - 3
+    weight = (one + 1) * (two * 5) + (one - two)
+    return llama_norm(first, weight, 1e-6), llama_norm(second, weight, 1e-6)
+
+
+def crossed_adds(x: Tensor, w: Tensor, v: Tensor, r: Tensor, s: Tensor, gamma: Tensor) -> Any:
+    """The first collective's sum comes behind the second's, and what both norms read between the two."""
+    a = funcol.all_reduce(x @ w, "sum", dist.group.WORLD)
+    second = s + funcol.all_reduce(x @ v, "sum", dist.group.WORLD)
+    weight = (gamma * 2 + 1) * (gamma - 3)
+    first = a + r
+    return llama_norm(first, weight, 1e-6), llama_norm(second, weight, 1e-6)
+
+
+@pytest.mark.parametrize(("model", "fused"), [(shared_gamma, [True, True]), (crossed_adds, [False, True])])
+def test_sites_that_share_what_has_to_move(model: Callable[..., Any], fused: list[bool]) -> None:
+    x, r = inputs(3)
+    weight = torch.randn(16, 32).half()
+    arguments = x, weight, weight + 1, r, r + 1, torch.randn(32).half()
+    gm, given = capture_with_arguments(model, *arguments)
+    wanted = lockstep.run(gm, [given] * 2)
+    sites = fuse_all(gm, FusionOptions(numerics="any", min_rows=0))
+    assert [site.is_fused for site in sites] == fused, sites
+    for results, expected in zip(lockstep.run(gm, [given] * 2), wanted, strict=True):
+        for result, want in zip(results, expected, strict=True):
+            assert_close(result, want, scale=8)
 
 
 def test_idempotent() -> None:

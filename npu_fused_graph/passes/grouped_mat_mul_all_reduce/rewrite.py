@@ -30,10 +30,7 @@ from npu_fused_graph.passes.writing import CallBuilder, erase
 def rewrite(graph: Graph, site: GroupedSite, positions: Positions, others: Set[Node]) -> Node:
     """The fused node; the site's own nodes are erased. others: collectives of other sites."""
     place = anchor(site, positions)
-    for late in late_operands(site, positions):
-        for node in positions.needed(late, place):
-            place.prepend(node)
-            positions.replace(node, place)
+    positions.move(late_operands(site, positions), place)
     with graph.inserting_before(place):
         writer = _Writer(site, CallBuilder(graph, positions, place))
         fused = writer.fused()

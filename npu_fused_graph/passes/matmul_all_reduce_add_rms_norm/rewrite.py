@@ -30,10 +30,7 @@ from npu_fused_graph.passes.writing import CallBuilder, erase
 
 def rewrite(graph: Graph, site: Site, positions: Positions, others: Set[Node]) -> Node:
     """The fused node, in the place of the add; the site's own nodes are erased. others: collectives of other sites."""
-    for late in late_operands(site, positions):
-        for node in positions.needed(late, site.add):
-            site.add.prepend(node)
-            positions.replace(node, site.add)
+    positions.move(late_operands(site, positions), site.add)
     with graph.inserting_before(site.add):
         writer = _Writer(site, CallBuilder(graph, positions, site.add))
         fused = writer.fused()
