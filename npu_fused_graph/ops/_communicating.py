@@ -53,7 +53,7 @@ def exceeds(size: Any, limit: int) -> bool:
     from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
 
     is_over = statically_known_true if limit >= INT32_MAX // 2 else guard_or_false
-    return bool(is_over(size > limit))
+    return is_over(size > limit)
 
 
 def differ(a: Any, b: Any) -> bool:

@@ -19,6 +19,7 @@ TYPE = "MatmulAllReduceAddRmsNorm"
 
 PRELUDE = '''
 import json, sys
+from unittest import mock
 import torch, torch_npu, torchair
 import torch.distributed as dist
 
@@ -26,6 +27,7 @@ modules = {k: v for k, v in sys.modules.items() if k.partition(".")[0] in ("torc
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 import npu_fused_graph as nfg
 from npu_fused_graph import comm, converters
+from npu_fused_graph.ops import ascend
 from npu_fused_graph.comm.threads import LocalGroup
 from npu_fused_graph.host import mode, native
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
@@ -155,6 +157,9 @@ said["eager"] |= {
     "native": [torch.equal(results[0], r + 1), torch.equal(results[1], r + 2), calls],
     "checked first": error_of(on_npu, functional, x, w[:4], r, g, "0") != "" and len(calls) == 1,
 }
+with mock.patch.object(ascend, "hccl_name", lambda group, given: f"HCCL's name of {given}"):
+    on_npu(functional, x, w, r, g, "0")
+said["group"] = calls.pop()
 
 converters.register_all()
 mindspeed = torch.ops.mindspeed.npu_mm_all_reduce_add_rms_norm
@@ -215,6 +220,7 @@ class TestComplete:
     def test_eager_calls_go_through_mindspeeds_own_operator(self, said: Any) -> None:
         assert said["eager"]["native"] == [True, True, ["0"]]
         assert said["eager"]["checked first"]
+        assert said["group"] == "HCCL's name of 0"
 
 
 # -- where something is missing --------------------------------------------------------------------------------

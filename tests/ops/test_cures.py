@@ -59,6 +59,8 @@ FOLLOWED: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "too few antiquant scales": ("weight", {"antiquant_scale": half(15)}, ROWS, {"antiquant_scale": half(16)}),
     "a column of antiquant scales": ("weight", {"antiquant_scale": half(16, 1)}, "Reshape it.",
                                      {"antiquant_scale": half(16, 1).reshape(16)}),
+    "a matrix of one antiquant scale": ("weight", {"antiquant_scale": half(1, 1)}, "Reshape it.",
+                                        {"antiquant_scale": half(1)}),
     "groups without their size": ("weight", {"antiquant_scale": half(2, 16)},
                                   "For 2 groups of k=96 pass the antiquant_group_size they were made with (64).",
                                   {"antiquant_scale": half(2, 16), "antiquant_group_size": 64}),

@@ -229,6 +229,11 @@ def scaled(p: Parts, x: Tensor, r: Tensor) -> Any:
 
 
 @case()
+def divided_sum(p: Parts, x: Tensor, r: Tensor) -> Any:
+    return p.norm(r + p.reduced(x) / 3)
+
+
+@case()
 def layer_scale(p: Parts, x: Tensor, r: Tensor) -> Any:
     return p.norm(r + p.reduced(x) * p.bias)
 

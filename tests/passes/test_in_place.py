@@ -96,6 +96,11 @@ def part_of_an_intermediate(x: Tensor, r: Tensor) -> Any:
     return *LINEARS[0](x, a), b
 
 
+def later_part_of_an_intermediate(x: Tensor, r: Tensor) -> Any:
+    a, b = torch.cat([r, r * 2]).chunk(2)
+    return *LINEARS[0](x, b), a
+
+
 def results_of_topk(x: Tensor, r: Tensor) -> Any:
     values, _ = r.topk(N, -1)
     return LINEARS[0](x, values)
@@ -123,6 +128,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "unsafe_split of an input": (part_of_an_input(lambda r: torch.unsafe_split(r, 1)), [PLAIN]),
     "unbind of an input": (part_of_an_input(lambda r: r.unbind()), [PLAIN]),
     "chunk of an intermediate": (part_of_an_intermediate, [PLAIN]),
+    "another chunk of an intermediate": (later_part_of_an_intermediate, [PLAIN]),
     "one of several results": (results_of_topk, [IN_PLACE]),
     "another view is read": (seen_through_a_view, [PLAIN, PLAIN]),
 }

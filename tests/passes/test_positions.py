@@ -12,6 +12,8 @@ from torch.fx import Graph, Node
 
 from npu_fused_graph.passes.positions import Positions, is_collective
 
+aten = torch.ops.aten
+
 
 @contextmanager
 def operator(schema: str) -> Iterator[Any]:
@@ -82,3 +84,20 @@ def test_a_fused_collective_takes_the_place_of_the_old_one() -> None:
         positions.move_collective([first], fused)
         assert positions.collectives_between(0, 5) == [fused, second]
         assert positions.collectives_between(2, 4) == [fused]
+
+
+@pytest.mark.parametrize(
+    ("op", "is_heavy"),
+    [
+        *((op, True) for op in (aten.mm, aten.addmm, aten.bmm, aten.linear, aten.matmul, aten.convolution)),
+        *((op, False) for op in (aten.relu, aten.mul, aten.softmax)),
+    ],
+)
+def test_what_overlaps_a_collective(op: Any, is_heavy: bool) -> None:
+    graph = Graph()
+    first = graph.placeholder("x")
+    between = graph.call_function(getattr(op, "Tensor" if op is aten.mul else op.overloads()[0]), (first, first))
+    last = graph.call_function(aten.relu.default, (between,))
+    positions = Positions(graph)
+    assert positions.heavy_between(positions.of(first), positions.of(last)) == is_heavy
+    assert not positions.heavy_between(positions.of(between), positions.of(last)), "neither of the ends counts"
