@@ -20,9 +20,9 @@ $(VENV)/.ready: pyproject.toml
 demo: .venv
 	$(BIN)/npu-fused-graph demo
 
-# --budget: past it the seconds of every test file are printed; three processes on two cores, since ranks often wait
+# --budget: past it the seconds of every test file are printed
 test: .venv
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not slow" --budget 240
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" --budget 240
 
 test-slow: .venv
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --budget 600

@@ -428,6 +428,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
 """
 
 
+@pytest.mark.slow
 def test_signals_stock_torchair_swallows_interrupt_and_termination() -> None:
     assert run_code(SWALLOWED).splitlines() == ["survived SIGINT True", "survived SIGTERM True"]
 

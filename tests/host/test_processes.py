@@ -176,6 +176,7 @@ nfg.converters.register_all()
 """
 
 
+@pytest.mark.slow
 def test_load_says_what_is_wrong_and_can_be_tried_again() -> None:
     assert run_code(FOREIGN_TORCHAIR).splitlines() == [
         "[host] torchair: expected to be the first to import it, got one imported already. "

@@ -103,7 +103,8 @@ def _rank(rank: int, ranks: int) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_collectives_before_and_after(ranks: int) -> None:
     outcomes = values(run_ranks(_rank, ranks, ranks, limit=180, timeout=60))
     for layer, is_sorted in enumerate((False, True)):
