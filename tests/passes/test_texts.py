@@ -202,7 +202,7 @@ def test_symbolic_rows_are_called_that_and_marked_ones_are_fused() -> None:
         return found
 
     free = site()
-    assert free.reason == "symbolic_rows" and free.is_legal and free.rows is None
+    assert free.reason == "symbolic_rows" and free.is_legal and free.facts["rows"] is None
     text = free.refusal.text  # type: ignore[union-attr]
     assert text.startswith("the number of rows is symbolic (s") and text.endswith(") and may be 2, fewer than 2048")
     assert "mark its rows as at least 2048" in free.cure
