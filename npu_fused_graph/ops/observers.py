@@ -26,6 +26,16 @@ class ObservedCall:
     group: dist.ProcessGroup | None
     node: str = ""
 
+    @classmethod
+    def of(
+        cls, spec: OpSpec, arguments: Mapping[str, Any], group: dist.ProcessGroup | None, node: str = ""
+    ) -> ObservedCall:
+        """arguments: by Python name, tensors and others."""
+        names = {t.python_name for t in spec.tensors}
+        tensors = {name: value for name, value in arguments.items() if name in names}
+        attrs = {name: value for name, value in arguments.items() if name not in names}
+        return cls(spec, tensors, attrs, group, node)
+
 
 Finish = Callable[[tuple[Any, ...]], None]
 

@@ -225,7 +225,7 @@ class _Overload:
             arguments["rank"] = comm.communicator(name)
         with torch._C._DisableAutocast():  # the roundings are the kernel's, whatever surrounds the call
             results = observed(
-                lambda: self._description(given, group), lambda: self._call(self.module.reference, arguments)
+                lambda: ObservedCall.of(self.spec, given, group), lambda: self._call(self.module.reference, arguments)
             )
             return self._results(arguments, results)
 
@@ -307,12 +307,6 @@ class _Overload:
                 yield name, value
             elif isinstance(value, (list, tuple)):
                 yield from ((f"{name}[{i}]", x) for i, x in enumerate(value) if isinstance(x, Tensor))
-
-    def _description(self, arguments: dict[str, Any], group: torch.distributed.ProcessGroup | None) -> ObservedCall:
-        names = {t.python_name for t in self.spec.tensors}
-        tensors = {name: value for name, value in arguments.items() if name in names}
-        attrs = {name: value for name, value in arguments.items() if name not in names}
-        return ObservedCall(self.spec, tensors, attrs, group)
 
     def _check_memory(self, arguments: dict[str, Any]) -> None:
         for mutated in self.mutated:

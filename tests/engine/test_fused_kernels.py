@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from npu_fused_graph.engine import compile_graph, registered_types
+from npu_fused_graph.engine import compile_graph, registered_types, registry
 from npu_fused_graph.engine.kernels import fused
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as op
 from npu_fused_graph.ops import specs
@@ -136,6 +136,21 @@ def test_what_passed_once_says_nothing_of_another_call(monkeypatch: pytest.Monke
             run(TYPES[0], tensors("float"), epsilon=2.0)
         with pytest.raises(Exception, match="gamma: expected "):
             run(TYPES[0], tensors("float") | {"gamma": torch.ones(8).bfloat16()}, epsilon=epsilon)
+
+
+@pytest.mark.parametrize("ge_type", TYPES)
+def test_an_attribute_about_speed_takes_any_value(ge_type: str) -> None:
+    wanted, got = run(ge_type, tensors("float")), run(ge_type, tensors("float"), comm_turn=3)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+
+
+def test_names_at_the_decorator_are_those_of_the_signature() -> None:
+    def toy(x: Tensor, *, mode: int = 0) -> Tensor:
+        return x
+
+    for wrong in ({"unfed": ("y",)}, {"copied": ("y",)}, {"allowed": {"form": (0,)}}):
+        with pytest.raises(AssertionError, match="ToyOfTest"):
+            registry.kernel("ToyOfTest", **wrong)(toy)  # type: ignore[arg-type]
 
 
 def test_number_of_ranks() -> None:

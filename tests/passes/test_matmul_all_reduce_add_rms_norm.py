@@ -218,6 +218,17 @@ def test_sites_that_share_what_has_to_move(model: Callable[..., Any], fused: lis
             assert_close(result, want, scale=8)
 
 
+def test_a_pass_that_breaks_the_order_of_a_graph_is_noticed() -> None:
+    def breaks(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
+        first, second = (n for n in gm.graph.nodes if n.op == "call_function")
+        second.append(first)
+        return []
+
+    gm = capture(lambda x: (x * 2) + 1, torch.ones(2))
+    with pytest.raises(RuntimeError, match="used before it has been defined"):
+        fuse_all(gm, passes=[breaks])
+
+
 def test_idempotent() -> None:
     gm, _ = run(Block(), *inputs(3))
     text = gm.code

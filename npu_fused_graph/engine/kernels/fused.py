@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from npu_fused_graph import ops
@@ -106,7 +105,7 @@ class FusedKernel:
             if self._wants_rank:
                 given["rank"] = peer
         result = observed(
-            lambda: self._description(arguments | self._hints, node, group), lambda: self._reference(**given)
+            lambda: ObservedCall.of(spec, arguments | self._hints, group, node.name), lambda: self._reference(**given)
         )
         return (result,) if len(spec.outputs) == 1 and spec.outputs[0].kind == "dynamic" else result
 
@@ -123,14 +122,6 @@ class FusedKernel:
             raise argument_error(
                 self._spec.stem, "dtypes", "a combination of ge_op_protos/README.md", str(dtypes), cure
             )
-
-    def _description(
-        self, arguments: dict[str, Any], node: Node, group: torch.distributed.ProcessGroup | None
-    ) -> ObservedCall:
-        names = {t.python_name for t in self._spec.tensors}
-        tensors = {name: value for name, value in arguments.items() if name in names}
-        attrs = {name: value for name, value in arguments.items() if name not in names}
-        return ObservedCall(self._spec, tensors, attrs, group, node.name)
 
 
 def _facts(value: Any) -> Any:
