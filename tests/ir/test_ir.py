@@ -142,6 +142,18 @@ def test_descriptor_count_must_match() -> None:
         read_model(model.SerializeToString())
 
 
+@pytest.mark.parametrize(
+    ("op_type", "dims", "shape"),
+    [("Add", [], None), ("Data", [], ()), ("Data", [-2], None), ("Add", [-2], None), ("Data", [-1, 3], (-1, 3))],
+)
+def test_a_shape_nobody_stated_is_none(op_type: str, dims: list[int], shape: tuple[int, ...] | None) -> None:
+    """A scalar input of the graph is written as no shape is; [-2] is GE's unknown rank."""
+    model = schema.messages().ModelDef()
+    op = model.graph.add(name="graph").op.add(name="op", type=op_type)
+    op.output_desc.add(name="y", dtype=1).shape.dim.extend(dims)
+    assert read_model(model.SerializeToString()).nodes["op"].outputs[0].shape == shape
+
+
 def test_const_payload_of_a_view_is_cut_and_a_short_one_refused() -> None:
     m = schema.messages()
     g = m.GraphDef(name="g")

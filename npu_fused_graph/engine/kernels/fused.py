@@ -72,7 +72,7 @@ class FusedKernel:
         self._prepare = prepare
         wanted = set(inspect.signature(module.reference).parameters)
         self._inputs = [(t.name, t.python_name) for t in self._spec.inputs]
-        self._attrs = [(a.name, a.python_name) for a in self._spec.attrs if a.python_name and not a.is_hint]
+        self._attrs = [(a.name, a.python_name) for a in self._spec.attrs if a.python_name]
         self._hints = {a.python_name: a.default for a in self._spec.attrs if a.is_hint}
         self._unwanted = {py for _, py in (*self._inputs, *self._attrs)} - wanted
         self._wants_rank = "rank" in wanted
