@@ -16,6 +16,7 @@ __all__ = [
     "explain",
     "get_npu_backend",
     "load_torchair",
+    "npu_attention_to_ffn",
     "npu_grouped_mat_mul_all_reduce",
     "npu_mm_all_reduce_add_rms_norm",
     "npu_mm_all_reduce_add_rms_norm_",
@@ -32,6 +33,7 @@ _HOME = {
     "explain": "npu_fused_graph.compile.explain",
     "get_npu_backend": "npu_fused_graph.compile.backend",
     "load_torchair": "npu_fused_graph.host",
+    "npu_attention_to_ffn": "npu_fused_graph.ops.attention_to_ffn",
     "npu_grouped_mat_mul_all_reduce": "npu_fused_graph.ops.grouped_mat_mul_all_reduce",
     "npu_mm_all_reduce_add_rms_norm": "npu_fused_graph.ops.matmul_all_reduce_add_rms_norm",
     "npu_mm_all_reduce_add_rms_norm_": "npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm",
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from npu_fused_graph.compile.fusion import enable_fusion as enable_fusion
     from npu_fused_graph.engine import register_kernel as register_kernel
     from npu_fused_graph.host import load_torchair as load_torchair
+    from npu_fused_graph.ops.attention_to_ffn import npu_attention_to_ffn as npu_attention_to_ffn
     from npu_fused_graph.ops.grouped_mat_mul_all_reduce import (
         npu_grouped_mat_mul_all_reduce as npu_grouped_mat_mul_all_reduce,
     )

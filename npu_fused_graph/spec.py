@@ -142,6 +142,7 @@ class OpSpec:
     stem: snake_case, names every file of the op. ge_type: GE op type. torch_name: of the public function and of
     MindSpeed's operator. signature: torch's argument order ("*" separates keyword-only ones). source: the document.
     group_sizes: numbers of ranks a communicating op runs on, a range where any of many; () = it does not communicate.
+    is_one_sided: it writes or reads windows of other ranks, which take no part in the call.
     chips: it exists on; () = on all. backward: stem of the op that computes its gradient; "" = there is none. An op
     without outputs is called for what it does: inference graphs keep it (it has no place in one that is split into
     forward and backward).
@@ -161,6 +162,7 @@ class OpSpec:
     group_sizes: Sequence[int] = field(default=())
     chips: tuple[Chip, ...] = field(default=())
     backward: str = ""
+    is_one_sided: bool = False
 
     # -- derived -------------------------------------------------------------------------------------------
 
@@ -262,12 +264,20 @@ class OpSpec:
         """For texts."""
         return " or ".join(f"{chip}x ({CHIPS[chip]})" for chip in self.chips)
 
-    def check_group(self, name: str, size: int) -> None:
-        """Raise InvalidArgumentError unless the op runs on ``size`` ranks. name: of the group, for the text."""
+    def check_group(self, name: str, size: int, stated: int | None = None) -> None:
+        """Raise InvalidArgumentError unless the op runs on ``size`` ranks. name: of the group, for the text.
+
+        stated: the size a call names beside the group.
+        """
         if size not in self.group_sizes:
             raise argument_error(
                 self.stem, self.communicator, f"a group of {self.group_sizes_text} ranks", f"{name!r} with {size}",
                 "Use another tensor-parallel size.",
+            )  # fmt: skip
+        if stated is not None and stated != size:
+            raise argument_error(
+                self.stem, "world_size", f"{size}, the number of ranks of group {name!r}", stated,
+                "Pass the size of the group, and the same on all ranks.",
             )  # fmt: skip
 
     @property

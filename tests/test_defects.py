@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npu_fused_graph as nfg
+from npu_fused_graph import comm
 from npu_fused_graph.testing import assert_close
+from tests.passes.capture import fake_group
 from tests.processes import run_code
 from tests.ranks import run_ranks, values
 
@@ -595,6 +597,44 @@ def test_t18_stock_torchair_keeps_the_fraction() -> None:
 
 def test_t18_our_converter_cuts_factors_off() -> None:
     assert torch.equal(ours(scaled_product, WHOLE), WHOLE[:, :, :3])
+
+
+# -- T19: nodes with effects and an optional input that nothing feeds ------------------------------------------------
+
+
+def sent(x: Tensor) -> Tensor:
+    from tests.ops.dispatch_constraint_cases import good
+
+    nfg.npu_attention_to_ffn(**good() | {"x": x, "active_mask": None})
+    return x * 2
+
+
+@pytest.fixture
+def attention_rank() -> Iterator[None]:
+    """Rank 2 of 4, with windows."""
+    with fake_group(4):
+        here = comm.communicator("0")
+        here.rank = 2
+        here.register_windows(1 << 16, [0, 1])
+        yield
+
+
+TOKENS = torch.ones(1, 3, 1024, dtype=torch.bfloat16)
+
+
+@pytest.mark.usefixtures("attention_rank")
+def test_t19_stock_torchair_looks_for_the_producer_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = importlib.import_module("torchair._ge_concrete_graph.graph_pass")
+    name = "explicit_order_for_side_effect_nodes"
+    monkeypatch.setattr(passes, name, getattr(passes, name).__wrapped__)
+    with pytest.raises(Exception, match="KeyError"):
+        stock(sent, TOKENS)
+
+
+@pytest.mark.usefixtures("attention_rank")
+def test_t19_our_torchair_compiles_it() -> None:
+    assert torch.equal(ours(sent, TOKENS), TOKENS * 2)
+    assert comm.communicator("0").windows.memory(0)[0] == 1
 
 
 # -- T12: batch norm in training ---------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "inspector": {"errors", "ir", "spec"},
     "codegen": {"spec", "ops", "passes"},
     "converters": {"comm", "errors", "spec", "ops"},
+    "afd": {"comm"},
     "host": {
         "version", "errors", "testing", "ir", "spec", "comm", "ops", "passes", "aot", "engine", "converters",
     },

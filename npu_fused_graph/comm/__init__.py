@@ -5,11 +5,13 @@ from npu_fused_graph.comm.device import ProcessGroupRank
 from npu_fused_graph.comm.groups import abort, communicator, fail, provide, resolve
 from npu_fused_graph.comm.protocol import Rank
 from npu_fused_graph.comm.this_process import rank_text, timeout
+from npu_fused_graph.comm.windows import Windows
 
 __all__ = [
     "Communicator",
     "ProcessGroupRank",
     "Rank",
+    "Windows",
     "abort",
     "communicator",
     "fail",

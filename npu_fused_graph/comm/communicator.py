@@ -19,9 +19,9 @@ from torch.distributed import distributed_c10d as c10d
 
 from npu_fused_graph.comm.links import REDUCE_OPS, Links, pair_place
 from npu_fused_graph.comm.pinboard import Pinboard
-from npu_fused_graph.comm.protocol import Rank
-from npu_fused_graph.comm.this_process import rank_text, timeout
-from npu_fused_graph.comm.windows import exchange
+from npu_fused_graph.comm.protocol import Rank, no_windows
+from npu_fused_graph.comm.this_process import rank_text
+from npu_fused_graph.comm.windows import Mapped, Windows, check_peers, extent, register
 from npu_fused_graph.errors import CommunicationError
 
 # gloo cannot reduce these; the wider type gives the same result after the cast back (wrap-around included)
@@ -48,6 +48,7 @@ class Communicator(Rank):
         self._alone = self.size == 1 or c10d._world.pg_map[group][0] == "fake"
         self._pinboard: Pinboard | None = None
         self._links: dict[str, Links] = {}
+        self._windows: Windows | None = None
 
     def __str__(self) -> str:
         return f"group {self._name!r} (ranks {self.ranks})"
@@ -93,10 +94,34 @@ class Communicator(Rank):
         sizes = [x.numel() for x in xs]
         return [[part.view(x.shape) for part, x in zip(row.split(sizes), xs, strict=True)] for row in rows]
 
-    def windows(self, size: int) -> list[Tensor]:
+    def register_windows(self, size: int, peers: Sequence[int] | None = None) -> Windows:
+        if self._windows is not None:
+            raise CommunicationError(
+                f"[comm] windows: expected one registration per group, got a second one of {self}{rank_text()}. "
+                "Register the largest window once, before the first layer."
+            )
+        if peers is None:
+            peers = [r for r in range(self.size) if r != self.rank]
         if self._alone:
-            return [torch.zeros(size, dtype=torch.int8) for _ in range(self.size)]
-        return exchange(self._get_pinboard().store, self.rank, self.size, size, timeout())
+            check_peers(self.rank, self.size, peers)
+            memory = [torch.zeros(extent(size, self.size), dtype=torch.int8) for _ in range(self.size)]
+            mapped = {r: Mapped(memory[r], size) for r in (*peers, self.rank)}
+            self._windows = Windows(self.rank, self.size, mapped, lambda r: "running", self.ranks)
+        else:
+            self._windows = register(self._get_pinboard().store, self.rank, self.ranks, peers, size)
+        return self._windows
+
+    @property
+    def windows(self) -> Windows:
+        if self._windows is None:
+            raise no_windows(f"{self} without")
+        return self._windows
+
+    def release_windows(self) -> None:
+        """Let go of them: peers see that this rank has left, and windows may be registered again."""
+        if self._windows is not None:
+            self._windows.leave()
+            self._windows = None
 
     def all_gather_rows(self, x: Tensor, rows: list[int] | None = None) -> Tensor:
         """The ranks' ``x`` one after the other along dim 0; rank r has ``rows[r]`` rows (default: all the same)."""

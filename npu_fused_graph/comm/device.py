@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from npu_fused_graph.comm.protocol import Rank
+from npu_fused_graph.comm.windows import Windows
 from npu_fused_graph.errors import CommunicationError
 
 
@@ -33,7 +34,11 @@ class ProcessGroupRank(Rank):
         dist.all_reduce(out, group=self._group)
         return out
 
-    def windows(self, size: int) -> list[Tensor]:
+    def register_windows(self, size: int, peers: Sequence[int] | None = None) -> Windows:
+        return self.windows
+
+    @property
+    def windows(self) -> Windows:
         raise CommunicationError(
             "[comm] windows: expected ranks on CPU, got a device's process group. Its kernels have their own."
         )

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from npu_fused_graph.comm.protocol import Rank
+from npu_fused_graph.comm.protocol import Rank, no_windows
 from npu_fused_graph.comm.this_process import timeout
+from npu_fused_graph.comm.windows import Mapped, State, Windows, extent
 from npu_fused_graph.errors import CommunicationError
 
 T = TypeVar("T")
@@ -51,6 +52,10 @@ class LocalGroup:
             )
         return results
 
+    def state(self, rank: int) -> State:
+        """Whether a rank may still do what others wait for."""
+        return "gone" if self._barrier.broken else "running"
+
     def exchange(self, rank: int, value: T) -> list[T]:
         """Every rank's value, in rank order."""
         self._slots[rank] = value
@@ -69,9 +74,22 @@ class LocalRank(Rank):
         self._group = group
         self.rank = rank
         self.size = group.size
+        self._windows: Windows | None = None
 
-    def windows(self, size: int) -> list[Tensor]:
-        return self._group.exchange(self.rank, torch.zeros(size, dtype=torch.int8))
+    def register_windows(self, size: int, peers: Sequence[int] | None = None) -> Windows:
+        """All ranks of the group call it."""
+        own = Mapped(torch.zeros(extent(size, self.size), dtype=torch.int8), size)
+        everybody = dict(enumerate(self._group.exchange(self.rank, own)))
+        named = range(self.size) if peers is None else (*peers, self.rank)
+        mapped = {r: everybody[r] for r in named}
+        self._windows = Windows(self.rank, self.size, mapped, self._group.state, range(self.size))
+        return self._windows
+
+    @property
+    def windows(self) -> Windows:
+        if self._windows is None:
+            raise no_windows("local ranks without")
+        return self._windows
 
     def gather(self, xs: Sequence[Tensor]) -> list[list[Tensor]]:
         return self._group.exchange(self.rank, list(xs))

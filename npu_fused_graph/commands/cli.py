@@ -179,7 +179,7 @@ COMMANDS = (
                 help="a Python file every process runs first: it calls register_kernel (repeatable)",
             ),
             _argument("--devices", type=_positive, default=16, help="NPUs the machine claims to have (default 16)"),
-            _argument("--soc", default="Ascend910B3", help="chip the machine claims to have (default Ascend910B3)"),
+            _argument("--soc", default="", help="chip the machine claims to have; operators it lacks are refused"),
             _argument(
                 "script", nargs=argparse.REMAINDER, help="script.py and its arguments, or torchrun and its own"
             ),

@@ -125,7 +125,7 @@ class _Builder:
                 if not self._fold(instruction):
                     instructions.append(instruction)
                     group = node.attrs.get("group")
-                    if isinstance(group, str) and group:
+                    if isinstance(group, str) and group and not instruction.kernel.is_one_sided:
                         groups.setdefault(group, []).append(node)
         assert net_output is not None  # verify() saw exactly one
         inputs.sort(key=lambda spec: _index(self.graph.nodes[spec.name]))

@@ -110,6 +110,7 @@ class Kernel:
     copy whose source nobody reads later is left out.
     pure: same inputs, same outputs, no effect; such nodes are folded when constant.
     is_collective: all ranks of its group run it together, and compare its attributes before the graph runs.
+    is_one_sided: it works on windows of ranks of its group that take no part; its failure is this rank's alone.
     dense: every tensor must lie in memory in the order of its axes, as all of GE's do; a kernel without it gets views.
     specialise: called at load with the constant inputs and attributes; may return a faster function of the
     remaining inputs' positions (same positional arguments) or None.
@@ -131,6 +132,7 @@ class Kernel:
     pure: bool = True
     dense: bool = False
     is_collective: bool = False
+    is_one_sided: bool = False
     specialise: Specialise | None = None
 
     def ir_def(self) -> IrDef:

@@ -1,4 +1,4 @@
-"""What TorchAir's defects T1, T9 and T10 (docs/torchair_defects.md) spoil: found while it compiles, and repaired."""
+"""What TorchAir's defects T1, T9, T10 and T19 (docs/torchair_defects.md) spoil: found while it compiles, repaired."""
 
 from __future__ import annotations
 
@@ -48,6 +48,26 @@ def guard_view_optimisation() -> None:
         return bool(original(target, args, meta_outputs))
 
     module.is_view_case = is_view_case
+
+
+def guard_order_of_effects() -> None:
+    """Repair T19: nodes with effects are put into an order by a pass that fails for an optional input nothing feeds."""
+    module: Any = importlib.import_module("torchair._ge_concrete_graph.graph_pass")
+    original = module.explicit_order_for_side_effect_nodes
+    types = module._SIDE_EFFECT_OPS
+
+    @functools.wraps(original)
+    def explicit_order_for_side_effect_nodes(graph: Any, *args: Any, **kwargs: Any) -> Any:
+        unfed = [(op, i) for op in graph.op if op.type in types for i, name in enumerate(op.input) if not name]
+        for op, i in unfed:
+            op.input[i] = op.input[0]  # the pass only asks who made it
+        try:
+            return original(graph, *args, **kwargs)
+        finally:
+            for op, i in unfed:
+                op.input[i] = ""
+
+    module.explicit_order_for_side_effect_nodes = explicit_order_for_side_effect_nodes
 
 
 def _forgets_a_permutation(target: Any, args: Any, result: Any) -> bool:

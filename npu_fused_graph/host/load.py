@@ -45,7 +45,10 @@ def _load() -> tuple[Mode, types.ModuleType]:
         if _loaded is not None:
             return _loaded
         device = _load_installed()
+        from npu_fused_graph.host.defects import guard_order_of_effects
+
         found: tuple[Mode, types.ModuleType] = ("host", _load_host()) if device is None else ("device", device)
+        guard_order_of_effects()
         _loaded = found
         for hook in on_load:
             hook()

@@ -12,6 +12,7 @@ STEMS = (
     "matmul_all_reduce_add_rms_norm",
     "inplace_matmul_all_reduce_add_rms_norm",
     "grouped_mat_mul_all_reduce",
+    "attention_to_ffn",
     "trans_quant_param_v2",
 )
 """Every operator; docs/writing_an_operator.md says what else a new one needs."""

@@ -37,9 +37,11 @@ def check_device(spec: OpSpec, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def soc_name(device: torch.device | None = None) -> str:
-    """Name of the chip as torch_npu gives it, "" without torch_npu."""
+    """Name of the chip as torch_npu gives it, "" without torch_npu or where it stands for any chip."""
     npu: Any = getattr(torch, "npu", None)
-    return "" if npu is None else str(npu.get_device_name(device))
+    if npu is None or getattr(npu, "stands_for_any_chip", lambda: False)():
+        return ""
+    return str(npu.get_device_name(device))
 
 
 def check_soc(spec: OpSpec, name: str) -> None:
@@ -50,9 +52,14 @@ def check_soc(spec: OpSpec, name: str) -> None:
         )
 
 
-def check_group(spec: OpSpec, group: dist.ProcessGroup) -> None:
-    """A39 and A41: number of ranks; a warning for a second communication domain in this process."""
-    spec.check_group(group.group_name, group.size())
+def check_group(spec: OpSpec, group: dist.ProcessGroup, stated: int | None = None) -> None:
+    """A39 and A41: number of ranks; a warning for a second communication domain in this process.
+
+    stated: the number the call names beside the group.
+    """
+    spec.check_group(group.group_name, group.size(), stated)
+    if "Ascend910B" not in spec.chips:
+        return
     domain = group.group_name, tuple(dist.get_process_group_ranks(group))
     if domain in _domains:
         return

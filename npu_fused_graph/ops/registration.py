@@ -221,7 +221,7 @@ class _Overload:
         if self.spec.group_sizes:
             name = arguments[self.spec.communicator]
             group = comm.resolve(name)
-            ascend.check_group(self.spec, group)
+            ascend.check_group(self.spec, group, arguments.get("world_size"))
             arguments["rank"] = comm.communicator(name)
         with torch._C._DisableAutocast():  # the roundings are the kernel's, whatever surrounds the call
             results = observed(
@@ -236,11 +236,16 @@ class _Overload:
         if self.spec.group_sizes:
             name = arguments[self.spec.communicator]
             group = comm.resolve(name)
-            ascend.check_group(self.spec, group)
+            ascend.check_group(self.spec, group, arguments.get("world_size"))
             arguments["rank"] = comm.ProcessGroupRank(group)
             if native is not None:
                 arguments[self.spec.communicator] = ascend.hccl_name(group, name)
         with torch._C._DisableAutocast():
+            if native is None and not hasattr(self.module, "decompose"):
+                raise UnsupportedDeviceError(
+                    f"[{self.spec.stem}] device: expected a torch_npu with {self.spec.torch_name}, got one without. "
+                    "Compile the call with TorchAir, or update torch_npu."
+                )
             if native is None:
                 return self._results(arguments, self._call(self.module.decompose, arguments))
             names = [a.name for a in native._schema.arguments]
@@ -256,7 +261,7 @@ class _Overload:
     def fake(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._checked(args, kwargs)
         if self.spec.group_sizes:
-            self._check_group_if_known(arguments[self.spec.communicator])
+            self._check_group_if_known(arguments)
         if hasattr(self.module, "fake"):
             return self._call(self.module.fake, arguments)
         outputs = tuple(
@@ -295,11 +300,12 @@ class _Overload:
         self.spec.check(facts_of(self.spec, arguments))
         return arguments
 
-    def _check_group_if_known(self, name: str) -> None:
+    def _check_group_if_known(self, arguments: dict[str, Any]) -> None:
         """At trace time a group may not exist yet, or only on the machine the graph is made for."""
         if torch.distributed.is_initialized():
             with contextlib.suppress(CommunicationError):
-                ascend.check_group(self.spec, comm.resolve(name))
+                group = comm.resolve(arguments[self.spec.communicator])
+                ascend.check_group(self.spec, group, arguments.get("world_size"))
 
     def _tensors(self, arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
         for name, value in arguments.items():
@@ -320,7 +326,7 @@ class _Overload:
 
     def _call(self, fn: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """``fn`` with the arguments it takes; the others were checked to have no effect."""
-        wanted = inspect.signature(fn).parameters
+        wanted = _parameters(fn)
         return fn(**{name: value for name, value in arguments.items() if name in wanted})
 
     def _prepared(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -339,6 +345,11 @@ class _Overload:
                 torch.autograd.graph.increment_version(arguments[name])
         new = [r for r, o in zip(results, self.spec.outputs, strict=True) if o.python_name not in self.mutated]
         return _unpacked(tuple(new))
+
+
+@lru_cache(maxsize=256)
+def _parameters(fn: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(fn).parameters)
 
 
 def _unpacked(results: tuple[Any, ...]) -> Any:

@@ -38,6 +38,21 @@ _MM_ATTRS: Attrs = (
     ("epsilon", "Float", "1e-06"),
 )
 CANN: dict[str, tuple[Tensors, Tensors, Attrs]] = {
+    "AttentionToFFN": (
+        (
+            ("x", "required", HALF), ("session_id", "required", ("int32",)), ("micro_batch_id", "required", ("int32",)),
+            ("layer_id", "required", ("int32",)), ("expert_ids", "required", ("int32",)),
+            ("expert_rank_table", "required", ("int32",)), ("scales", "optional", ("float32",)),
+            ("active_mask", "optional", ("bool",)),
+        ),
+        (),
+        (
+            ("group", "String", None), ("world_size", "Int", None), ("ffn_token_info_table_shape", "ListInt", None),
+            ("ffn_token_data_shape", "ListInt", None), ("attn_token_info_table_shape", "ListInt", None),
+            ("moe_expert_num", "Int", None), ("quant_mode", "Int", "0"), ("sync_flag", "Int", "0"),
+            ("ffn_start_rank_id", "Int", "0"),
+        ),
+    ),
     "GroupedMatMulAllReduce": (
         (
             ("x", "dynamic", HALF), ("weight", "dynamic", HALF),

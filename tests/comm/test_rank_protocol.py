@@ -26,14 +26,14 @@ def _used(me: Rank) -> list[Any]:
     found.append(
         [[x.tolist() for x in xs] for xs in me.gather([torch.full((2,), me.rank), torch.tensor([7 + me.rank])])]
     )
-    windows = me.windows(4 + me.rank)
-    found.append([window.numel() for window in windows])
+    windows = me.register_windows(4 + me.rank)
+    assert me.windows is windows
+    found.append([windows.memory(r).nbytes for r in range(me.size)])
     me.barrier()
-    for peer, window in enumerate(windows):
-        if peer != me.rank:
-            window[me.rank] = 10 * me.rank + peer
+    for peer in windows.peers:
+        windows.memory(peer)[me.rank] = 10 * me.rank + peer
     me.barrier()
-    found.append(windows[me.rank].tolist())
+    found.append(windows.own.tolist())
     return found
 
 
@@ -56,7 +56,7 @@ def _by_torch(rank: int) -> list[Any]:
     found: list[Any] = [me.rank, me.size, me.all_reduce(x).tolist(), x[0, 1].item()]
     found.append([[part.tolist() for part in parts] for parts in me.gather([x, torch.tensor([rank])])])
     with pytest.raises(CommunicationError, match=r"\[comm\] windows: expected ranks on CPU"):
-        me.windows(4)
+        me.register_windows(4)
     return found
 
 
@@ -114,6 +114,7 @@ def test_what_a_rank_alone_gathers_is_its_own(one_rank: None) -> None:
 
 def _as_process(rank: int) -> list[Any]:
     found = _used(communicator("0"))
+    communicator("0").release_windows()
     gc.collect()
     opened = [Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd")]
     links = [os.readlink(fd) for fd in opened if fd.is_symlink()]

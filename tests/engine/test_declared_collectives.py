@@ -15,13 +15,16 @@ COLLECTIVE = {
 BETWEEN_TWO = {"HcomSend", "HcomReceive"}
 ON_ITS_OWN = {"DistributeBarrier"}
 """Its kernel asks the other ranks itself."""
+ONE_SIDED = {"AttentionToFFN"}
+"""Works on windows of ranks that take no part."""
 
 
 def test_every_type_with_a_group_is_declared() -> None:
     kernels = registered_types()
     assert {name for name, kernel in kernels.items() if kernel.is_collective} == COLLECTIVE
     with_group = {name for name, kernel in kernels.items() if any(a.name == "group" for a in kernel.attrs)}
-    assert with_group == COLLECTIVE | BETWEEN_TWO | ON_ITS_OWN
+    assert with_group == COLLECTIVE | BETWEEN_TWO | ON_ITS_OWN | ONE_SIDED
+    assert {name for name, kernel in kernels.items() if kernel.is_one_sided} == ONE_SIDED
 
 
 @pytest.mark.parametrize(("ge_type", "replace"), [("HcomAllReduce", True), ("OwnReduce", False)])

@@ -209,7 +209,7 @@ class TestComplete:
         """TorchAir's reduce-overhead mode makes no GE graph: fusing pays only where MindSpeed brings a kernel."""
         assert said["gaps without"]["matmul_all_reduce_add_rms_norm"] == "no_eager_kernel"
         assert "matmul_all_reduce_add_rms_norm" not in said["gaps with"]
-        assert said["gaps of graph mode"] == {}
+        assert set(said["gaps of graph mode"]) == {"attention_to_ffn"}, "which Atlas A3 has, not this chip"
 
     def test_eager_calls_go_through_decompose(self, said: Any) -> None:
         eager = said["eager"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from npu_fused_graph.comm import Rank
+from npu_fused_graph.comm import Rank, Windows
 
 Lists = list[list[Tensor]]
 
@@ -22,7 +22,11 @@ class Gathering(Rank):
     def gather(self, xs: Sequence[Tensor]) -> Lists:
         return self._gather(xs)
 
-    def windows(self, size: int) -> list[Tensor]:
+    def register_windows(self, size: int, peers: Sequence[int] | None = None) -> Windows:
+        raise NotImplementedError
+
+    @property
+    def windows(self) -> Windows:
         raise NotImplementedError
 
 

@@ -74,7 +74,7 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
         return dict(overload.signature.bind(*args, **kwargs).arguments)
 
     monkeypatch.setattr(registration._Overload, "_checked", bound)
-    monkeypatch.setattr(registration._Overload, "_check_group_if_known", lambda overload, name: None)
+    monkeypatch.setattr(registration._Overload, "_check_group_if_known", lambda overload, arguments: None)
     monkeypatch.setattr(op, "fake", lambda group_list=None: [torch.empty(1)])
 
 

@@ -19,6 +19,7 @@ from npu_fused_graph.comm import communicator
 from npu_fused_graph.engine.registry import AttrParam, InputParam, Kernel, add
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError, argument_error
 from npu_fused_graph.ir.graph import Node
+from npu_fused_graph.ops import ascend
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as mm_ar_norm
 from npu_fused_graph.ops.observers import ObservedCall, observed
 from npu_fused_graph.ops.registration import facts_of
@@ -47,7 +48,8 @@ def register_operator(module: ModuleType, prepare: Prepare | None = None) -> Non
             mutates=tuple(t.name for t in spec.inputs if t.python_name in spec.mutated),
             pure=bool(spec.outputs) and not spec.group_sizes,
             dense=True,
-            is_collective=bool(spec.group_sizes),
+            is_collective=bool(spec.group_sizes) and not spec.is_one_sided,
+            is_one_sided=spec.is_one_sided,
         )
     )
 
@@ -92,6 +94,7 @@ class FusedKernel:
             with _of(node):
                 spec.check(facts_of(spec, arguments | self._hints))
                 self._check_dtypes(tensors)
+            ascend.check_soc(spec, ascend.soc_name())
             if len(self._passed) >= PASSED:
                 self._passed.clear()
             self._passed.add(key)
@@ -100,7 +103,7 @@ class FusedKernel:
             del given[name]
         if spec.group_sizes:
             peer = communicator(attrs["group"])
-            spec.check_group(attrs["group"], peer.size)
+            spec.check_group(attrs["group"], peer.size, attrs.get("world_size"))
             group = peer.group
             if self._wants_rank:
                 given["rank"] = peer

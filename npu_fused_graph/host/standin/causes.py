@@ -20,6 +20,7 @@ _WRAPPERS = ("BackendCompilerFailed", "TorchRuntimeError", "InternalTorchDynamoE
 _CHILDREN = ("ProcessRaisedException", "ProcessExitedException", "ChildFailedError")
 _LOST = re.compile(r"closed by peer|reset by peer|broken pipe|timed out waiting|wait timeout|likely closed", re.I)
 """What gloo and c10d's stores say of a rank that is gone or does not come."""
+_LATE = re.compile(r"'torch\.device' object has no attribute '(_window_\w+|_get_window_mem|get_hccl_comm\w*)'")
 _QUOTES = ("from user code:", "Original traceback:")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _MOST = 500
@@ -35,7 +36,15 @@ def one_line(error: BaseException) -> str:
     # torch's spawn hands on the child's traceback, which ends with what happened
     text = lines[-1] if type(cause).__name__ == "ProcessRaisedException" else lines[0]
     place = _users_line(chain) if len(chain) > 1 else ""
-    return f"{type(cause).__name__}: {text.strip()}"[:_MOST] + place
+    return f"{type(cause).__name__}: {text.strip()}"[:_MOST] + _cure(text) + place
+
+
+def _cure(text: str) -> str:
+    """For a mistake that published examples contain: the parenthesis of _get_backend closed too late."""
+    found = _LATE.search(text)
+    if found is None:
+        return ""
+    return f". Close the parenthesis earlier: group._get_backend(torch.device('npu')).{found[1]}(...)"
 
 
 def kind(error: BaseException) -> Kind:

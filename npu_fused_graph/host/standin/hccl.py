@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from npu_fused_graph.comm import timeout, windows
+from npu_fused_graph.comm import Communicator, communicator, timeout
 from npu_fused_graph.errors import CommunicationError
 from npu_fused_graph.host.standin import agreement, collectives, process
 
@@ -43,11 +43,8 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
 
     def __init__(self, store: Any, rank: int, size: int, timeout: timedelta, group_id: str) -> None:
         super().__init__(store, rank, size, timeout=timeout)
-        self._store = store
-        self._patience = timeout
         self._comm_name = ""
         self.group_id = group_id
-        self._windows: list[torch.Tensor] = []
         alive = weakref.ref(self)
         members = lambda: _members(alive(), size)  # noqa: E731
         self.collectives = collectives.Collectives(
@@ -79,19 +76,22 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
     # -- windows: memory of this rank that its peers may write ------------------------------------------------
 
     def _window_register_and_exchange(self, window_size: int, peer_ranks: list[int]) -> None:
-        """Make this rank's window of ``window_size`` bytes, zeros, and map those of all ranks of the group.
+        """Make this rank's window of ``window_size`` bytes, zeros, and map those of its peers, ranks of the group.
 
-        Returns when every rank of the group has called it. Raises CommunicationError after the group's timeout.
+        Returns when every peer has called it and named this rank. Raises CommunicationError after ``NFG_TIMEOUT``, and
+        for a second call on one group.
         """
-        self._windows = windows.exchange(self._store, self.rank(), self.size(), window_size, self._patience)
+        self._communicator().register_windows(window_size, peer_ranks)
 
     def _get_window_mem(self) -> torch.Tensor:
         """This rank's window as int8."""
-        if not self._windows:
-            raise CommunicationError(
-                "[run] window: expected one that was registered, got none. Call _window_register_and_exchange first."
-            )
-        return self._windows[self.rank()]
+        return self._communicator().windows.own
+
+    def _communicator(self) -> Communicator:
+        group = next((g for g in c10d._world.pg_map if _has_backend(g, self)), None)
+        if group is None:
+            raise CommunicationError("[run] window: expected the backend of a living group, got one without a group.")
+        return communicator(group.group_name)
 
     # -- what there is nothing to do for ---------------------------------------------------------------------
 

@@ -23,17 +23,21 @@ LAUNCHER = "launcher"
 class RunOptions:
     """Options of ``npu-fused-graph run``.
 
-    devices: how many the machine claims to have. soc: the chip's name. seed: None = torch's own, different each time.
-    record: folder for the records of fused calls, None = none. stock: leave TorchAir's defects as they are. register:
+    devices: how many the machine claims to have. soc: the chip's name, "" = any: operators of all chips run. seed: None
+    = torch's own, different each time. record: folder for the records of fused calls, None = none. stock: leave TorchAir's defects as they are. register:
     Python files that every process runs when it imports torch.
     """
 
     devices: int = 16
-    soc: str = "Ascend910B3"
+    soc: str = ""
     seed: int | None = None
     record: str | None = None
     stock: bool = False
     register: tuple[str, ...] = ()
+
+
+ANY_SOC = "Ascend910B3"
+"""What the chip is called where the script asks and nobody said."""
 
 
 def run_folder() -> Path | None:

@@ -11,6 +11,7 @@
 
 namespace ge {
 enum class DataType { kFloat,
+                      kBool,
                       kFloat16,
                       kBf16,
                       kInt4,
@@ -19,6 +20,7 @@ enum class DataType { kFloat,
                       kInt64,
                       kUint64 };
 constexpr DataType DT_FLOAT = DataType::kFloat;
+constexpr DataType DT_BOOL = DataType::kBool;
 constexpr DataType DT_FLOAT16 = DataType::kFloat16;
 constexpr DataType DT_BF16 = DataType::kBf16;
 constexpr DataType DT_INT4 = DataType::kInt4;
@@ -31,9 +33,10 @@ using Int = int64_t;
 using Float = float;
 using Bool = bool;
 using String = std::string;
+struct ListInt {};
 
 inline const char* Name(DataType type) {
-    static const char* const names[] = {"float32", "float16", "bfloat16", "int4", "int8", "int32", "int64", "uint64"};
+    static const char* const names[] = {"float32", "bool", "float16", "bfloat16", "int4", "int8", "int32", "int64", "uint64"};
     return names[static_cast<int>(type)];
 }
 

@@ -127,14 +127,19 @@ device_of = device
 
 
 def get_device_name(device: Any = None) -> str:
-    """``--soc`` of the run."""
-    return state.options().soc
+    """``--soc`` of the run, or a name where any chip will do."""
+    return state.options().soc or state.ANY_SOC
+
+
+def stands_for_any_chip() -> bool:
+    """Whether nobody said which chip this is: operators of all chips run."""
+    return not state.options().soc
 
 
 def get_device_properties(device: Any = None) -> types.SimpleNamespace:
     state.device_index(device)
     return types.SimpleNamespace(
-        name=state.options().soc, total_memory=mem_get_info()[1], multi_processor_count=1, cube_core_num=24,
+        name=get_device_name(), total_memory=mem_get_info()[1], multi_processor_count=1, cube_core_num=24,
         vector_core_num=48, L2_cache_size=192 * 1024 * 1024,
     )  # fmt: skip
 
