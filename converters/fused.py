@@ -138,6 +138,6 @@ def _node(call: Lowering, meta_outputs: Any) -> Any:
         ],
         attrs={a.name: makers[a.type](attrs[a.name]) for a in spec.attrs},
     )
-    if not spec.outputs:  # GE drops what no result needs
+    if spec.has_effects or not spec.outputs:  # GE drops what no result needs
         dont_prune_me(ControlTensor(get_default_ge_graph().op[-1]))
     return result

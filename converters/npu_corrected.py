@@ -1,4 +1,4 @@
-"""torch_npu operators whose converter in TorchAir means something else (docs/torchair_defects.md, T11)."""
+"""torch_npu operators whose converter in TorchAir means something else (docs/torchair_defects.md, T11 and T20)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from typing import Any
 
 import torch
 
+from npu_fused_graph.converters.fused import converter
 from npu_fused_graph.errors import argument_error
+from npu_fused_graph.ops.attention_worker_combine import SPEC as combine
 
 _MODES = {"half": 0, "interleave": 1, "quarter": 2, "interleave-half": 3}
 
 
 def register_late() -> None:
-    """Once torch_npu, or its stand-in, has defined the operator."""
+    """Once torch_npu, or its stand-in, has defined the operators."""
     import torchair
 
-    packet = getattr(torch.ops.npu, "npu_rotary_mul", None)
-    if packet is not None:
-        torchair.register_fx_node_ge_converter(packet.default)(rotary_mul)
+    own = {"npu_rotary_mul": rotary_mul, combine.torch_name: converter(combine, None)}
+    for name, convert in own.items():
+        packet = getattr(torch.ops.npu, name, None)
+        if packet is not None:
+            torchair.register_fx_node_ge_converter(packet.default)(convert)
 
 
 def rotary_mul(

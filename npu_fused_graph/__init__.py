@@ -12,11 +12,18 @@ from npu_fused_graph.version import __version__ as __version__
 __all__ = [
     "FusionReport",
     "FusionSite",
+    "attention_worker_scheduler",
+    "attention_worker_scheduler_",
     "enable_fusion",
     "explain",
+    "ffn_worker_scheduler",
+    "ffn_worker_scheduler_",
     "get_npu_backend",
     "load_torchair",
     "npu_attention_to_ffn",
+    "npu_attention_worker_combine",
+    "npu_ffn_to_attention",
+    "npu_ffn_worker_batching",
     "npu_grouped_mat_mul_all_reduce",
     "npu_mm_all_reduce_add_rms_norm",
     "npu_mm_all_reduce_add_rms_norm_",
@@ -29,11 +36,18 @@ __all__ = [
 _HOME = {
     "FusionReport": "npu_fused_graph.compile.explain",
     "FusionSite": "npu_fused_graph.passes.verdicts",
+    "attention_worker_scheduler": "npu_fused_graph.ops.attention_worker_scheduler",
+    "attention_worker_scheduler_": "npu_fused_graph.ops.attention_worker_scheduler",
     "enable_fusion": "npu_fused_graph.compile.fusion",
     "explain": "npu_fused_graph.compile.explain",
+    "ffn_worker_scheduler": "npu_fused_graph.ops.ffn_worker_scheduler",
+    "ffn_worker_scheduler_": "npu_fused_graph.ops.ffn_worker_scheduler",
     "get_npu_backend": "npu_fused_graph.compile.backend",
     "load_torchair": "npu_fused_graph.host",
     "npu_attention_to_ffn": "npu_fused_graph.ops.attention_to_ffn",
+    "npu_attention_worker_combine": "npu_fused_graph.ops.attention_worker_combine",
+    "npu_ffn_to_attention": "npu_fused_graph.ops.ffn_to_attention",
+    "npu_ffn_worker_batching": "npu_fused_graph.ops.ffn_worker_batching",
     "npu_grouped_mat_mul_all_reduce": "npu_fused_graph.ops.grouped_mat_mul_all_reduce",
     "npu_mm_all_reduce_add_rms_norm": "npu_fused_graph.ops.matmul_all_reduce_add_rms_norm",
     "npu_mm_all_reduce_add_rms_norm_": "npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm",
@@ -51,6 +65,17 @@ if TYPE_CHECKING:
     from npu_fused_graph.engine import register_kernel as register_kernel
     from npu_fused_graph.host import load_torchair as load_torchair
     from npu_fused_graph.ops.attention_to_ffn import npu_attention_to_ffn as npu_attention_to_ffn
+    from npu_fused_graph.ops.attention_worker_combine import (
+        npu_attention_worker_combine as npu_attention_worker_combine,
+    )
+    from npu_fused_graph.ops.attention_worker_scheduler import attention_worker_scheduler as attention_worker_scheduler
+    from npu_fused_graph.ops.attention_worker_scheduler import (
+        attention_worker_scheduler_ as attention_worker_scheduler_,
+    )
+    from npu_fused_graph.ops.ffn_to_attention import npu_ffn_to_attention as npu_ffn_to_attention
+    from npu_fused_graph.ops.ffn_worker_batching import npu_ffn_worker_batching as npu_ffn_worker_batching
+    from npu_fused_graph.ops.ffn_worker_scheduler import ffn_worker_scheduler as ffn_worker_scheduler
+    from npu_fused_graph.ops.ffn_worker_scheduler import ffn_worker_scheduler_ as ffn_worker_scheduler_
     from npu_fused_graph.ops.grouped_mat_mul_all_reduce import (
         npu_grouped_mat_mul_all_reduce as npu_grouped_mat_mul_all_reduce,
     )

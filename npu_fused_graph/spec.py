@@ -65,14 +65,16 @@ class TensorSpec:
 class AttrSpec:
     """One attribute in GE order. default None = required; of a list: a tuple.
 
-    py: Python's name; "" = GE's; None = not in Python. is_nullable: Python may pass None for the default. is_hint: for
-    how fast, not for what; where nothing depends on it any value is taken.
+    py: Python's name; "" = GE's; None = not in Python. is_required: Python has no default.
+    is_nullable: Python may pass None for the default. is_hint: for how fast, not for what; where nothing depends on it
+    any value is taken.
     """
 
     name: str
     type: AttrType
     default: str | int | float | bool | tuple[int, ...] | tuple[float, ...] | None = None
     py: str | None = ""
+    is_required: bool = False
     is_nullable: bool = False
     is_hint: bool = False
     doc: str = ""
@@ -142,7 +144,8 @@ class OpSpec:
     stem: snake_case, names every file of the op. ge_type: GE op type. torch_name: of the public function and of
     MindSpeed's operator. signature: torch's argument order ("*" separates keyword-only ones). source: the document.
     group_sizes: numbers of ranks a communicating op runs on, a range where any of many; () = it does not communicate.
-    is_one_sided: it writes or reads windows of other ranks, which take no part in the call.
+    is_one_sided: it writes windows of other ranks, which take no part in the call. has_effects: it reads or writes more
+    than its tensors: every call counts, in order. environment: variables that constraints read.
     chips: it exists on; () = on all. backward: stem of the op that computes its gradient; "" = there is none. An op
     without outputs is called for what it does: inference graphs keep it (it has no place in one that is split into
     forward and backward).
@@ -163,6 +166,8 @@ class OpSpec:
     chips: tuple[Chip, ...] = field(default=())
     backward: str = ""
     is_one_sided: bool = False
+    has_effects: bool = False
+    environment: tuple[str, ...] = ()
 
     # -- derived -------------------------------------------------------------------------------------------
 
@@ -204,7 +209,7 @@ class OpSpec:
             else:
                 attr = attrs[name]
                 value = list(attr.default) if isinstance(attr.default, tuple) else attr.default
-                default = "" if value is None else f"={value!r}"
+                default = "" if value is None or attr.is_required else f"={value!r}"
                 if attr.is_nullable and isinstance(value, list):
                     default = "=None"  # torch has no other default for it
                 arguments.append(f"{_SCHEMA_TYPES[attr.type]}{'?' * attr.is_nullable} {name}{default}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import npu_fused_graph as nfg
 from npu_fused_graph import comm
+from npu_fused_graph.ops.schedule_context import ScheduleContextHolder
 from npu_fused_graph.testing import assert_close
 from tests.passes.capture import fake_group
 from tests.processes import run_code
@@ -635,6 +636,41 @@ def test_t19_stock_torchair_looks_for_the_producer_of_nothing(monkeypatch: pytes
 def test_t19_our_torchair_compiles_it() -> None:
     assert torch.equal(ours(sent, TOKENS), TOKENS * 2)
     assert comm.communicator("0").windows.memory(0)[0] == 1
+
+
+# -- T20: npu_attention_worker_combine never waits --------------------------------------------------------------------
+
+
+def built(need_schedule: int) -> Any:
+    """The attributes of the node TorchAir's builder makes."""
+    from torchair._ge_concrete_graph import ge_apis as ge
+    from torchair.ge._ge_graph import GeGraph, Tensor
+
+    with GeGraph() as graph:
+        data = graph.op.add()
+        data.name = "data"
+        data.output_desc.add()
+        x = Tensor(data)
+        ge.AttentionWorkerCombine(x, x, x, hidden_size=8, token_dtype=0, need_schedule=need_schedule)
+        return {name: value.i for name, value in graph.op[-1].attr.items()}
+
+
+def test_t20_stock_torchairs_builder_loses_need_schedule() -> None:
+    assert "need_schedule" not in built(1)
+
+
+def test_t20_our_converter_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the engine: what was not answered for is waited for."""
+    monkeypatch.setenv("NFG_TIMEOUT", "0.2")
+    with fake_group(2):
+        own = comm.communicator("0").register_windows(1024 + 512, [1]).own
+        holder = ScheduleContextHolder(
+            1, 1, 1, 1, 2, 2, 512, 512, attention_window=own.data_ptr(), attention_window_size=own.numel()
+        )
+        context, layer = holder.get_schedule_context_tensor(), torch.zeros(1, dtype=torch.int32)
+        combine = nfg.npu_attention_worker_combine
+        with pytest.raises(Exception, match="expected answers for 1 tokens of micro batch 0 within"):
+            ours(lambda c, w: combine(c, w, layer, 256, need_schedule=1)[0] + 1, context, torch.ones(1, 1))
 
 
 # -- T12: batch norm in training ---------------------------------------------------------------------------------

@@ -32,11 +32,11 @@ ALLOWED: dict[str, set[str]] = {
     "inspector": {"errors", "ir", "spec"},
     "codegen": {"spec", "ops", "passes"},
     "converters": {"comm", "errors", "spec", "ops"},
-    "afd": {"comm"},
+    "afd": {"comm", "errors", "ops"},
     "host": {
         "version", "errors", "testing", "ir", "spec", "comm", "ops", "passes", "aot", "engine", "converters",
     },
-    "compile": {"errors", "passes", "aot", "converters", "host"},
+    "compile": {"comm", "errors", "passes", "aot", "converters", "host"},
     "commands": {"version", "errors", "ir", "ops", "passes", "engine", "host", "compile"},
     "": {"version", "ops", "passes", "engine", "host", "compile"},
 }  # fmt: skip

@@ -59,6 +59,11 @@ class Communicator(Rank):
         return self._group()
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it talks to nobody: a group of one rank, or of the ``fake`` backend."""
+        return self._alone
+
+    @property
     def is_broken(self) -> bool:
         return self._pinboard is not None and self._pinboard.broken is not None
 

@@ -17,7 +17,8 @@ import select
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import process as mp_process
 from multiprocessing import util as mp_util
@@ -36,7 +37,7 @@ ALIGNMENT = 512
 """Bytes a window's memory is rounded up to."""
 
 _NOTE = 24
-"""Numbers a rank can declare in a window, and how many of them it did."""
+"""Words of a rank in a window: how many numbers it declared, up to 22 of them, and whether it is ready."""
 
 _ORDERED = ("x86_64", "AMD64", "i686")
 """CPUs on which other processors see stores in the order they were made."""
@@ -61,7 +62,10 @@ class Windows:
     def __init__(
         self, rank: int, size: int, mapped: Mapping[int, Mapped], state: Callable[[int], State], names: Sequence[int]
     ) -> None:
-        """mapped: of this rank and its peers, by rank of the group of ``size``. names: global ranks, for texts."""
+        """mapped: of this rank and its peers, by rank of the group of ``size``. names: global ranks, for texts.
+
+        answering: of each micro batch the rank that will answer for each token and expert, as far as this rank knows.
+        """
         self.rank = rank
         self.peers = tuple(sorted(set(mapped) - {rank}))
         self.own = mapped[rank].memory[: mapped[rank].size]
@@ -69,7 +73,9 @@ class Windows:
         self._control = {r: m.control(size) for r, m in mapped.items()}
         self._state = state
         self._names = names
-        self._declared: tuple[int, tuple[int, ...]] | None = None
+        self._declared: dict[int, tuple[int, ...]] = {}
+        self.answering: dict[int, NDArray[numpy.int32]] = {}
+        _alive.add(self)
 
     def memory(self, rank: int) -> Bytes:
         """The window of this rank or a peer. KeyError for others."""
@@ -88,15 +94,23 @@ class Windows:
 
     def has_declared(self, at: int, numbers: tuple[int, ...]) -> bool:
         """Whether this is what this rank declared last."""
-        return self._declared == (at, numbers)
+        return self._declared.get(at) == numbers
+
+    def say_ready(self, at: int) -> None:
+        """Tell peer ``at`` that this rank's tables may be written."""
+        self._control[at].notes[self.rank, _NOTE - 1] = 1
+
+    def is_ready(self, rank: int) -> bool:
+        """Whether peer ``rank`` has said so."""
+        return bool(self._control[self.rank].notes[rank, _NOTE - 1] == 1)
 
     def declare(self, at: int, numbers: tuple[int, ...]) -> None:
-        """Leave up to 23 numbers in the window of peer ``at``, in place of those left there before."""
+        """Leave up to 22 numbers in the window of peer ``at``, in place of those left there before."""
         row = self._control[at].notes[self.rank]
         row[0] = 0
         row[1 : 1 + len(numbers)] = numbers
         row[0] = len(numbers)
-        self._declared = at, numbers
+        self._declared[at] = numbers
 
     def declared(self, at: int) -> dict[int, tuple[int, ...]]:
         """What ranks, this one among them, have left in the window of peer ``at``."""
@@ -107,38 +121,72 @@ class Windows:
         """``rank 3``, as the world counts."""
         return f"rank {self._names[rank]}"
 
-    def wait(self, stem: str, what: str, missing: Callable[[], Sequence[int]], *, seconds: float | None = None) -> None:
-        """Return when ``missing`` names no rank any more.
+    def wait(self, stem: str, is_done: Callable[[], bool], what: Callable[[], tuple[str, Sequence[int]]]) -> None:
+        """Return when ``is_done``.
 
-        what: that this rank waits for, for the text. seconds: default ``NFG_TIMEOUT``. Raises CommunicationError when a
-        rank it names has ended, or after that time; it names the rank.
+        what: what is missing, for the text, and the ranks it would come from as far as they are known. Raises
+        CommunicationError when one of these has left, any peer was killed, or ``NFG_TIMEOUT`` seconds have passed; it
+        names the ranks.
         """
-        if not missing():
+        if is_done():
             return
-        limit = timeout().total_seconds() if seconds is None else seconds
+        limit = timeout().total_seconds()
         begin = looked = time.monotonic()
         pause = 0.0
-        while ranks := missing():
+        while not is_done():
             time.sleep(pause)
             pause = min(pause + 2e-6, 1e-3)
             now = time.monotonic()
             if now - looked > _LOOK:
                 looked = now
-                ended = [r for r in ranks if self.state(r) in ("left", "gone")]
-                if ended and (ended := [r for r in ended if r in missing()]):  # it may have come, then ended
-                    raise self._lost(stem, what, ended, "")
+                ended = [r for r in self.peers if self.state(r) == "gone"]
+                ended += [r for r in what()[1] if self.state(r) == "left"]
+                if ended and not is_done():  # it may have come, then ended
+                    raise self._lost(stem, what()[0], ended, "")
             if now - begin > limit:
-                raise self._lost(stem, what, ranks, f" within {limit:g} s")
+                text, ranks = what()
+                raise self._lost(stem, text, ranks, f" within {limit:g} s")
 
     def check_there(self, stem: str, ranks: Sequence[int]) -> None:
         """Raise CommunicationError if one of ``ranks`` was killed, or ended by an exception."""
         gone = [r for r in ranks if self.state(r) == "gone"]
         if gone:
-            raise self._lost(stem, "their windows", gone, "")
+            raise self._lost(stem, "ranks that live", gone, "")
 
     def _lost(self, stem: str, what: str, ranks: Sequence[int], within: str) -> CommunicationError:
         told = "; ".join(f"{self.name(r)} {_STATES[self.state(r)]}" for r in ranks)
-        return lost_peer(f"[{stem}] window{rank_text()}: expected {what}{within}, got none: {told}.")
+        return lost_peer(f"[{stem}] window{rank_text()}: expected {what}{within}, got none{told and ': '}{told}.")
+
+
+_is_unattended = False
+
+
+@contextmanager
+def unattended() -> Iterator[None]:
+    """Inside, operators on windows do nothing and wait for nobody: a model is only looked at."""
+    global _is_unattended
+    before, _is_unattended = _is_unattended, True
+    try:
+        yield
+    finally:
+        _is_unattended = before
+
+
+def is_unattended() -> bool:
+    return _is_unattended
+
+
+_alive: weakref.WeakSet[Windows] = weakref.WeakSet()
+
+
+def holding(address: int, size: int) -> tuple[Windows, Bytes] | None:
+    """The windows of this process whose own memory has ``size`` bytes at ``address``, and these bytes."""
+    for windows in list(_alive):
+        memory = windows.memory(windows.rank)
+        first = address - memory.ctypes.data
+        if first >= 0 and first + size <= memory.nbytes:
+            return windows, memory[first : first + size]
+    return None
 
 
 _LEFT = 1

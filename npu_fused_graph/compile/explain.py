@@ -6,20 +6,24 @@ import json
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.fx import Graph, GraphModule
+from torch.utils import _pytree as pytree
 
 from npu_fused_graph.aot.autograd import compile_with_aot
+from npu_fused_graph.comm.windows import unattended
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.decompositions import decompositions
+from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.unavailable import unavailable
 from npu_fused_graph.passes import FusionOptions, fuse_all
+from npu_fused_graph.passes.fx import op_name
 from npu_fused_graph.passes.outside import Eager
 from npu_fused_graph.passes.tracing import breaks
 from npu_fused_graph.passes.verdicts import FusionSite, Numerics
@@ -64,7 +68,9 @@ class FusionReport:
         lines = [f"{len(self.fused)} of {len(self.sites)} sites fused, {legal} legal, {graphs}"]
         lines += [f"  {site}" for site in self.sites]
         if not self.sites:
-            lines.append("  no all-reduce was called, in a graph or outside (inside a custom operator none is seen)")
+            lines.append(
+                "  no all-reduce or dispatch was called, in a graph or outside (inside a custom operator none is seen)"
+            )
         lines += [f"  {one}" for one in self.breaks]
         lines += [self.conditions] * bool(self.conditions)
         return "\n".join(lines)
@@ -81,6 +87,8 @@ def explain(
     **kwargs: Any,
 ) -> FusionReport:
     """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every all-reduce, in a graph or outside.
+
+    And every dispatch of tokens to experts in a graph.
 
     Runs the model once on the inputs, without autograd and with dynamic=False, which its verdicts hold for: what it
     writes in place is written. Collectives inside a custom operator are not seen. Needs no other rank: where no process
@@ -109,13 +117,25 @@ def explain(
         with warnings.catch_warnings():
             return compile_with_aot(gm, example_inputs, compile_graph, taken_apart)
 
-    with _process_group(world_size), torch.no_grad(), warnings.catch_warnings(), breaks() as left, Eager(left) as eager:
+    with (
+        _process_group(world_size),
+        _nobody_waits(),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        breaks() as left,
+        Eager(left) as eager,
+    ):
         conditions = _conditions()
         taken_apart = decompositions(config, {})
         # isolated: what is compiled here, the model's own functions too, must not count against their recompile limit
         compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
         compiled(model, inputs, kwargs)
     return FusionReport((*found, *eager.sites), graphs, tuple(map(str, left)), conditions)
+
+
+def _nobody_waits() -> AbstractContextManager[None]:
+    """In a group that communicates nothing nobody fills or empties a window."""
+    return unattended() if dist.get_backend() == "fake" else nullcontext()
 
 
 def _conditions() -> str:
@@ -139,7 +159,18 @@ def _copy_of(gm: GraphModule) -> GraphModule:
     """A graph of its own with the same attributes, some of which (process groups) cannot be copied."""
     graph = Graph()
     graph.output(graph.graph_copy(gm.graph, {}))
+    for node in graph.nodes:
+        if op_name(node).startswith("npu_define::"):  # TorchAir's collectives have no kernel on a CPU
+            node.args, node.target = (node.target, *node.args), _lowered
     return GraphModule(gm, graph)
+
+
+def _lowered(op: Any, *args: Any, **kwargs: Any) -> Any:
+    leaves = pytree.tree_leaves((args, kwargs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchAir's own deprecations
+        run = OneOperator(op, args, kwargs).compile()
+    return run([x for x in leaves if isinstance(x, torch.Tensor)])
 
 
 def _boxed(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from npu_fused_graph.aot.guards import separate_assigned_values, strides_of_what_is_not_dense
+from npu_fused_graph.ops import specs
 
 Tell = Callable[[str, str], None]
 """Called with a defect and the name of the graph that contains what it spoils."""
@@ -51,10 +52,14 @@ def guard_view_optimisation() -> None:
 
 
 def guard_order_of_effects() -> None:
-    """Repair T19: nodes with effects are put into an order by a pass that fails for an optional input nothing feeds."""
+    """Repair T19: nodes with effects are put into an order by a pass that fails for an optional input nothing feeds.
+
+    And that knows the first two operators of attention and FFN ranks only, which must not pass the others.
+    """
     module: Any = importlib.import_module("torchair._ge_concrete_graph.graph_pass")
     original = module.explicit_order_for_side_effect_nodes
     types = module._SIDE_EFFECT_OPS
+    types |= {spec.ge_type for spec in specs() if spec.has_effects}
 
     @functools.wraps(original)
     def explicit_order_for_side_effect_nodes(graph: Any, *args: Any, **kwargs: Any) -> Any:

@@ -35,8 +35,8 @@ class Recorder:
         self._turns: Counter[str] = Counter()
 
     def __call__(self, call: ObservedCall) -> Finish | None:
-        if call.spec.is_one_sided:
-            return None  # what it does is in other ranks' windows
+        if call.spec.has_effects:
+            return None  # what it does is in windows
         rank = dist.get_rank() if dist.is_initialized() else None
         folder = self._folder / (f"process_{os.getpid()}" if rank is None else f"rank_{rank}")
         folder.mkdir(exist_ok=True)

@@ -13,6 +13,11 @@ STEMS = (
     "inplace_matmul_all_reduce_add_rms_norm",
     "grouped_mat_mul_all_reduce",
     "attention_to_ffn",
+    "ffn_to_attention",
+    "ffn_worker_scheduler",
+    "ffn_worker_batching",
+    "attention_worker_scheduler",
+    "attention_worker_combine",
     "trans_quant_param_v2",
 )
 """Every operator; docs/writing_an_operator.md says what else a new one needs."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from npu_fused_graph.comm import Rank, Windows
 from npu_fused_graph.errors import CommunicationError, argument_error
 from npu_fused_graph.ops._arguments import check_types
-from npu_fused_graph.ops.attention_to_ffn_constraints import CONSTRAINTS
+from npu_fused_graph.ops.attention_to_ffn_constraints import BUFFER, CONSTRAINTS
 from npu_fused_graph.ops.attention_to_ffn_routes import active_tokens, checked_id, routes_of
 from npu_fused_graph.ops.attention_to_ffn_stores import Dispatch
 from npu_fused_graph.ops.window_tables import FLAG, AttentionTables, FfnTables
@@ -69,6 +69,8 @@ SPEC = OpSpec(
     group_sizes=range(2, 769),
     chips=("Ascend910_93",),
     is_one_sided=True,
+    has_effects=True,
+    environment=(BUFFER,),
 )  # fmt: skip
 
 
@@ -175,7 +177,7 @@ def reference(
     )
     told = sorted(set(routes.ranks.flatten().tolist())) if sync_flag else list(ffn_ranks)
     _check_agreement(
-        windows, ffn_ranks[0], session,
+        windows, ffn_ranks, session,
         (rank.size, moe_expert_num, ffn_start_rank_id, *ffn_token_info_table_shape, *ffn_token_data_shape),
     )  # fmt: skip
     _check_room(windows, tables, flags, told)
@@ -183,6 +185,7 @@ def reference(
         windows.memory, tables, flags, windows.rank, session, micro_batch, int(layer_id[0]), tuple(told), routes
     )
     _wait_for_room(windows, dispatch)
+    windows.answering[micro_batch] = routes.ranks
     for store in dispatch.stores(x[0, :active], None if scales is None else scales[0], bool(quant_mode)):
         store.write()
     if active_mask is not None:
@@ -227,13 +230,17 @@ _SAID = (
 )  # fmt: skip
 
 
-def _check_agreement(windows: Windows, at: int, session: int, facts: tuple[int, ...]) -> None:
-    """C29: what all ranks and layers must have alike, as the first FFN rank's window has it from each of them."""
-    note = session, *facts
+def _check_agreement(windows: Windows, ffn_ranks: range, session: int, facts: tuple[int, ...]) -> None:
+    """C29: what all ranks and layers must have alike, as the first FFN rank's window has it from each of them.
+
+    All FFN ranks learn it: they want to say which rank a session is.
+    """
+    at, note = ffn_ranks[0], (session, *facts)
     if windows.has_declared(at, note):
         return  # who came later has looked at it
     _compare(windows, windows.declared(at), session, facts)
-    windows.declare(at, note)
+    for r in ffn_ranks:
+        windows.declare(r, note)
     _compare(windows, windows.declared(at), session, facts)  # two may have come together
 
 
@@ -272,4 +279,4 @@ def _wait_for_room(windows: Windows, dispatch: Dispatch) -> None:
 
     windows.check_there(SPEC.stem, dispatch.told)
     what = f"an empty table of session {dispatch.session}, micro batch {dispatch.micro_batch}"
-    windows.wait(SPEC.stem, what, full)
+    windows.wait(SPEC.stem, lambda: not full(), lambda: (what, full()))

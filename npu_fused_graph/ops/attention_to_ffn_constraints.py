@@ -16,7 +16,7 @@ from npu_fused_graph.ops.window_tables import FfnTables, aligned
 from npu_fused_graph.spec import CallFacts, Constraint, OpSpec
 
 _LENGTHS = {"ffn_token_info_table_shape": 3, "ffn_token_data_shape": 5, "attn_token_info_table_shape": 3}
-_BUFFER = "HCCL_BUFFSIZE"
+BUFFER = "HCCL_BUFFSIZE"
 DEFAULT_BUFFER = 200
 """MiB, HCCL's own."""
 
@@ -42,7 +42,7 @@ def _in_range(spec: OpSpec, name: str, value: Any, low: int, high: int, cure: st
         raise argument_error(spec.stem, name, f"{low} to {high}", value, cure)
 
 
-def _c28_static(spec: OpSpec, call: CallFacts) -> None:
+def check_static(spec: OpSpec, call: CallFacts) -> None:
     """The graph is static: all sizes are numbers while it is traced."""
     for tensor in spec.tensors:
         for name, facts in call.facts(tensor):
@@ -230,25 +230,31 @@ def _c21_record(spec: OpSpec, call: CallFacts) -> None:
 
 def _c22_buffer(spec: OpSpec, call: CallFacts) -> None:
     """The FFN tables fit into HCCL_BUFFSIZE MiB (default 200), and into the window that was registered."""
-    text = os.environ.get(_BUFFER, str(DEFAULT_BUFFER))
-    if not text.isdigit() or not int(text):
-        raise argument_error(spec.stem, _BUFFER, "a number of MiB", repr(text), "Unset it or fix it.")
     sessions, micro_batches, tokens, slots, record = call.attrs["ffn_token_data_shape"]
     tables = FfnTables(sessions, micro_batches, tokens, slots, record, 1 if call.attrs["quant_mode"] else 2)
-    # the device rounds the info table nowhere here, and counts whole MiB and one more
-    records = tables.sessions * tables.micro_batches * tables.tokens * tables.slots
-    needed = (tables.info_size + records * tables.record_size) // 2**20 + 1
-    if needed > int(text):
+    check_buffer(spec, "ffn_token_data_shape", tables.info_size + tables.records_size)
+
+
+def check_buffer(spec: OpSpec, name: str, needed: int) -> None:
+    """Raise InvalidArgumentError unless tables of ``needed`` bytes fit into HCCL_BUFFSIZE, counted as the device does.
+
+    It leaves the gap between the tables out, and takes whole MiB and one more.
+    """
+    text = os.environ.get(BUFFER, str(DEFAULT_BUFFER))
+    if not text.isdigit() or not int(text):
+        raise argument_error(spec.stem, BUFFER, "a number of MiB", repr(text), "Unset it or fix it.")
+    size = needed // 2**20 + 1
+    if size > int(text):
         raise argument_error(
-            spec.stem, "ffn_token_data_shape", f"tables of at most {text} MiB ({_BUFFER})", f"{needed} MiB",
-            f"Set {_BUFFER} on all ranks, or send fewer tokens at a time.",
+            spec.stem, name, f"tables of at most {text} MiB ({BUFFER})", f"{size} MiB",
+            f"Set {BUFFER} on all ranks, or send fewer tokens at a time.",
         )  # fmt: skip
 
 
 CONSTRAINTS = tuple(
     Constraint(number, check)
     for number, check in (
-        ("C28", _c28_static), ("C2", _c2_dtypes), ("C31", one_device), ("C13", named_communicator),
+        ("C28", check_static), ("C2", _c2_dtypes), ("C31", one_device), ("C13", named_communicator),
         ("C3", _c3_one_group), ("C4", _c4_tokens), ("C5", _c5_hidden_size), ("C7", _c7_experts), ("C6", _c6_top_k),
         ("C8", _c8_table), ("C17", _c17_lists), ("C12", _c12_world_size), ("C19", _c19_attention_ranks),
         ("C18", _c18_tables_agree), ("C20", _c20_slots), ("C9", _c9_replicas), ("C14", _c14_quantisation),

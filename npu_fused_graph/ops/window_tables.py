@@ -53,10 +53,13 @@ class FfnTables:
         return self.itemsize * self.record
 
     @property
+    def records_size(self) -> int:
+        return self.sessions * self.micro_batches * self.tokens * self.slots * self.record_size
+
+    @property
     def size(self) -> int:
         """Bytes of the whole."""
-        records = self.sessions * self.micro_batches * self.tokens * self.slots
-        return aligned(self.info_size) + records * self.record_size
+        return aligned(self.info_size) + self.records_size
 
     def info(self, window: Bytes) -> NDArray[numpy.int32]:
         return numpy.ndarray((self.sessions, self.micro_batches, self.words), numpy.int32, window)
@@ -92,9 +95,13 @@ class AttentionTables:
         return 2 * self.record
 
     @property
+    def records_size(self) -> int:
+        return self.micro_batches * self.tokens * self.slots * self.record_size
+
+    @property
     def size(self) -> int:
         """Bytes of the whole."""
-        return aligned(self.info_size) + self.micro_batches * self.tokens * self.slots * self.record_size
+        return aligned(self.info_size) + self.records_size
 
     def flags(self, window: Bytes) -> NDArray[numpy.int32]:
         return numpy.ndarray((self.micro_batches, self.tokens, self.slots), numpy.int32, window)
@@ -103,6 +110,12 @@ class AttentionTables:
         """The first ``size`` bytes of each record [BS, KS] of one micro batch."""
         first = aligned(self.info_size) + micro_batch * self.tokens * self.slots * self.record_size
         return _records(window, first, (self.tokens, self.slots), self.record_size, size)
+
+    def all_records(self, window: Bytes, size: int) -> NDArray[Any]:
+        """The first ``size`` bytes of each record [M * BS * KS]."""
+        count = self.micro_batches * self.tokens * self.slots
+        records: NDArray[Any] = _records(window, aligned(self.info_size), (1, count), self.record_size, size)[0]
+        return records
 
 
 def _records(window: Bytes, at: int, shape: tuple[int, int], stride: int, size: int) -> NDArray[Any]:

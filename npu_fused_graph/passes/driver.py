@@ -11,12 +11,15 @@ from torch.fx import GraphModule
 from npu_fused_graph import ops
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.passes import agreement
+from npu_fused_graph.passes.attention_to_ffn import fusion as attention_to_ffn
 from npu_fused_graph.passes.grouped_mat_mul_all_reduce import fusion as grouped_mat_mul_all_reduce
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import fusion as matmul_all_reduce_add_rms_norm
 from npu_fused_graph.passes.options import FusionOptions, Pass
 from npu_fused_graph.passes.verdicts import FusionSite
 
-DEFAULT_PASSES: tuple[Pass, ...] = (matmul_all_reduce_add_rms_norm.run, grouped_mat_mul_all_reduce.run)
+DEFAULT_PASSES: tuple[Pass, ...] = (
+    matmul_all_reduce_add_rms_norm.run, grouped_mat_mul_all_reduce.run, attention_to_ffn.run,
+)  # fmt: skip
 """All passes, in the order they run."""
 
 

@@ -12,7 +12,8 @@ from torch.fx import Node
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _LIBRARIES = ("torch", "torchair", "torch_npu")
-_HOST, _EXPLAIN = (str(Path(__file__).parents[1] / name) for name in ("host", "compile/explain.py"))
+_OWN = tuple(str(Path(__file__).parents[1] / name) for name in ("compile/explain.py", "afd.py", "ops/"))
+_HOST = str(Path(__file__).parents[1] / "host")
 _PART = re.compile(r"\w+")
 
 
@@ -23,7 +24,7 @@ def source_line(node: Node) -> str:
 
 def innermost(frames: Sequence[tuple[str, str]]) -> str:
     """``file:line`` of the innermost of these frames that is the user's, else of the innermost."""
-    outside = [frame for frame in frames if not is_library(frame[0]) and frame[0] != _EXPLAIN]
+    outside = [frame for frame in frames if not is_library(frame[0]) and not frame[0].startswith(_OWN)]
     return ":".join((outside or frames)[-1]) if frames else ""
 
 

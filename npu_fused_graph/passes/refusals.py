@@ -398,6 +398,15 @@ class Overlapped(Refusal):
     usual_cure = "Wait for the result at once, or keep the hand-made overlap."
 
 
+# -- dispatch --------------------------------------------------------------------------------------------------
+
+
+class NoWindowPlan(Refusal):
+    """Tokens are dispatched to experts by collectives: there is no plan of windows and FFN ranks of their own."""
+
+    usual_cure = "Keep it, or split attention and FFN ranks with npu_fused_graph.afd (docs/attention_and_ffn.md)."
+
+
 # -- settings and machine -------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ class AnySite(Protocol):
     def before(self) -> tuple[Node, ...]: ...
 
 
-S = TypeVar("S", bound=AnySite)
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)

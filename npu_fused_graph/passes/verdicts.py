@@ -75,6 +75,8 @@ class FusionSite:
         worth = "" if gain is None else f", modelled gain {gain:.2f}x"
         if matmuls > 1:
             worth += f", {_count(matmuls, 'matmul')} and {_count(self.facts['collectives'], 'collective')} -> 1 node"
+        if self.refusal is None and self.facts.get("is_call"):
+            return f"is {self.op}, one node: {where}"
         if self.refusal is None:
             return f"fused into {self.op} ({self.numerics}{worth}): {where}"
         legal = f" (legal{worth})" if self.is_legal else ""

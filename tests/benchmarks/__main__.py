@@ -23,6 +23,7 @@ from npu_fused_graph import get_npu_backend
 from npu_fused_graph.engine import Executable
 from npu_fused_graph.host import native
 from npu_fused_graph.testing import assert_close
+from tests.benchmarks.dispatch import dispatch
 from tests.benchmarks.models import decode_step, prefill
 from tests.benchmarks.pass_time import seconds
 
@@ -33,6 +34,9 @@ GOALS = {
     "import_seconds": 0.05,
     "pass_per_layer": 1.2,
     "pass_share": 0.05,
+    "dispatch": 1.25,
+    "dispatch_small": 100.0,
+    "dispatch_quantised": 1 / 3,
 }
 
 
@@ -42,6 +46,7 @@ def main() -> int:
     _measure_model("decode H=1024 one token with cache float32 layers=4", *decode_step(4))
     _measure_compile(4)
     _measure_passes()
+    _measure_dispatch()
     _measure_import()
     return 0
 
@@ -153,6 +158,22 @@ def _compile_seconds(layers: int, which: str) -> float:
     )
     result = subprocess.run([sys.executable, "-c", script, which], capture_output=True, text=True, check=True)
     return float(result.stdout.split()[-1])
+
+
+def _measure_dispatch() -> None:
+    """Of few tokens the call itself is most: it is printed for how it grows, with a goal that nothing misses."""
+    for tokens, ffn in ((8, 4), (32, 4), (128, 4), (128, 2), (128, 8)):
+        with dispatch(tokens, ffn=ffn) as ways:
+            name = f"dispatch of {tokens} tokens to {ffn} FFN ranks"
+            call, scattered, flat = _alternate([ways.call, ways.scattered, ways.flat], 100)
+            measure = "dispatch" if tokens == 128 else "dispatch_small"
+            _report(name, measure, call, scattered, "copies of the same bytes to the same places")
+            _report(name, "dispatch_small", call, flat, "one copy of as many bytes to one place")
+    for has_scales in (False, True):
+        with dispatch(128, is_quantised=True, has_scales=has_scales) as ways:
+            call, in_torch = _alternate([ways.call, ways.in_torch], 30)
+            name = f"dispatch of 128 tokens in int8{', smooth factors' * has_scales}"
+            _report(name, "dispatch_quantised", call, in_torch, "quantising in torch, then the copies")
 
 
 def _measure_import() -> None:

@@ -53,6 +53,49 @@ CANN: dict[str, tuple[Tensors, Tensors, Attrs]] = {
             ("ffn_start_rank_id", "Int", "0"),
         ),
     ),
+    "FFNToAttention": (
+        (
+            ("x", "required", HALF), ("session_ids", "required", ("int32",)),
+            ("micro_batch_ids", "required", ("int32",)),
+            ("token_ids", "required", ("int32",)), ("expert_offsets", "required", ("int32",)),
+            ("actual_token_num", "required", ("int64",)), ("attn_rank_table", "optional", ("int32",)),
+        ),
+        (),
+        (
+            ("group", "String", None), ("world_size", "Int", None), ("token_info_table_shape", "ListInt", None),
+            ("token_data_shape", "ListInt", None),
+        ),
+    ),
+    "FfnWorkerScheduler": (
+        (("schedule_context", "required", ("int8",)),),
+        (("schedule_context", "output", ("int8",)),),
+        (("sync_group_size", "Int", "1"), ("execute_mode", "Int", "0")),
+    ),
+    "AttentionWorkerScheduler": (
+        (("schedule_context", "required", ("int8",)),), (("schedule_context", "output", ("int8",)),), ()
+    ),
+    "FfnWorkerBatching": (
+        (("schedule_context", "required", ("int8",)),),
+        (
+            ("y", "output", ("int8", *HALF)), ("group_list", "output", ("int64",)),
+            ("session_ids", "output", ("int32",)),
+            ("micro_batch_ids", "output", ("int32",)), ("token_ids", "output", ("int32",)),
+            ("expert_offsets", "output", ("int32",)), ("dynamic_scale", "output", ("float32",)),
+            ("actual_token_num", "output", ("int64",)),
+        ),
+        (
+            ("expert_num", "Int", None), ("max_out_shape", "ListInt", None), ("token_dtype", "Int", "0"),
+            ("need_schedule", "Int", "0"), ("layer_num", "Int", "0"),
+        ),
+    ),
+    "AttentionWorkerCombine": (
+        (
+            ("schedule_context", "required", ("int8",)), ("expert_scales", "required", ("float32",)),
+            ("layer_id", "required", ("int32",)),
+        ),
+        (("y", "output", HALF), ("next_layer_id", "output", ("int32",))),
+        (("hidden_size", "Int", "0"), ("token_dtype", "Int", "0"), ("need_schedule", "Int", "0")),
+    ),
     "GroupedMatMulAllReduce": (
         (
             ("x", "dynamic", HALF), ("weight", "dynamic", HALF),

@@ -15,7 +15,7 @@ COLLECTIVE = {
 BETWEEN_TWO = {"HcomSend", "HcomReceive"}
 ON_ITS_OWN = {"DistributeBarrier"}
 """Its kernel asks the other ranks itself."""
-ONE_SIDED = {"AttentionToFFN"}
+ONE_SIDED = {"AttentionToFFN", "FFNToAttention"}
 """Works on windows of ranks that take no part."""
 
 

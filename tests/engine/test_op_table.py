@@ -52,6 +52,7 @@ def test_every_kernel_has_a_case() -> None:
 
 ELSEWHERE = {
     "MatmulAllReduceAddRmsNorm", "InplaceMatmulAllReduceAddRmsNorm", "GroupedMatMulAllReduce", "AttentionToFFN",
+    "FFNToAttention", "FfnWorkerScheduler", "AttentionWorkerScheduler", "FfnWorkerBatching", "AttentionWorkerCombine",
 }  # fmt: skip
 """Types whose IR is a SPEC of ours and whose values are tested in a file of their own."""
 

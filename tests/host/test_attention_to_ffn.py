@@ -92,11 +92,12 @@ def test_the_block_as_it_stands_names_the_parenthesis(tmp_path: Path) -> None:
         assert text.endswith(CURE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        pytest.param((), "flags 1 1", marks=pytest.mark.slow),
-        pytest.param(("--soc", "Ascend910_9382"), "flags 1 1", marks=pytest.mark.slow),
+        ((), "flags 1 1"),
+        (("--soc", "Ascend910_9382"), "flags 1 1"),
         (("--soc", "Ascend910B3"), "[attention_to_ffn] device: expected Ascend910_93x (Atlas A3), got 'Ascend910B3'."),
     ],
 )

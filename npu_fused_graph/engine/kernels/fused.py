@@ -46,7 +46,7 @@ def register_operator(module: ModuleType, prepare: Prepare | None = None) -> Non
             tuple((o.name, _kind(o.kind)) for o in spec.outputs),
             wants_node=True,
             mutates=tuple(t.name for t in spec.inputs if t.python_name in spec.mutated),
-            pure=bool(spec.outputs) and not spec.group_sizes,
+            pure=bool(spec.outputs) and not spec.group_sizes and not spec.has_effects,
             dense=True,
             is_collective=bool(spec.group_sizes) and not spec.is_one_sided,
             is_one_sided=spec.is_one_sided,

@@ -43,6 +43,8 @@ def install() -> None:
     for name in names:
         own = _OWN.get(name)
         library.impl(name, own if own is not None else functools.partial(_call, name), "CPU")
+    for name in _BY_THEIR_FUNCTIONAL_FORM:
+        library.impl(name, _in_place(name.removesuffix("_")), "Functionalize")
     for name in ("empty_with_format", "unsafe_empty_with_format"):
         library.impl(name, empty_with_format, "PrivateUse1")
     for name in ("npu_format_cast", "_npu_format_cast"):
@@ -162,6 +164,16 @@ def npu_apply_rotary_pos_emb(query: Tensor, key: Tensor, *args: Any, **kwargs: A
     return query, key
 
 
+def _in_place(name: str) -> Callable[..., Any]:
+    """An operator that writes its first argument, by its functional form; in eager calls and in graphs."""
+
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.copy_(getattr(torch.ops.npu, name)(x, *args, **kwargs))
+
+    return call
+
+
+_BY_THEIR_FUNCTIONAL_FORM = ("ffn_worker_scheduler_", "attention_worker_scheduler_")
 _OWN: dict[str, Callable[..., Any]] = {
     "npu_format_cast": npu_format_cast,
     "npu_format_cast.Tensor": npu_format_cast,
@@ -171,6 +183,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "npu_format_cast_": npu_format_cast_,
     "npu_format_cast_.acl_format": npu_format_cast_,
     "npu_apply_rotary_pos_emb": npu_apply_rotary_pos_emb,
+    **{name: _in_place(name.removesuffix("_")) for name in _BY_THEIR_FUNCTIONAL_FORM},
     "get_npu_format": get_npu_format,
     "get_storage_size": get_storage_size,
     "empty_with_format": empty_with_format,

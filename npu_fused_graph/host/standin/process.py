@@ -62,6 +62,8 @@ def begin() -> None:
 def count_sites(sites: Sequence[FusionSite], is_on: bool) -> None:
     """Count the verdicts on a graph. is_on: it was compiled with our passes."""
     for site in sites:
+        if site.facts.get("is_call"):
+            continue  # it is the operator already
         if site.reason == "deprecated":
             continue  # a group of matmuls, which no option of the default fuses
         if site.is_legal:

@@ -23,9 +23,9 @@ LAUNCHER = "launcher"
 class RunOptions:
     """Options of ``npu-fused-graph run``.
 
-    devices: how many the machine claims to have. soc: the chip's name, "" = any: operators of all chips run. seed: None
-    = torch's own, different each time. record: folder for the records of fused calls, None = none. stock: leave TorchAir's defects as they are. register:
-    Python files that every process runs when it imports torch.
+    devices: how many the machine claims to have. soc: the chip's name, "" = any: operators of all chips run. seed:
+    None = torch's own, different each time. record: folder for the records of fused calls, None = none. stock: leave
+    TorchAir's defects as they are. register: Python files that every process runs when it imports torch.
     """
 
     devices: int = 16

@@ -63,6 +63,8 @@ process.begin()
 from torch_npu import _C, contrib, distributed, dynamo, profiler, utils  # noqa: E402, F401
 
 operators.install()
+from torch_npu import _afd  # noqa: E402, F401
+
 process.register()
 
 
