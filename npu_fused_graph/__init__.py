@@ -58,6 +58,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from npu_fused_graph import afd as afd
     from npu_fused_graph.compile.backend import get_npu_backend as get_npu_backend
     from npu_fused_graph.compile.explain import FusionReport as FusionReport
     from npu_fused_graph.compile.explain import explain as explain
@@ -92,6 +93,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "afd":
+        from importlib import import_module
+
+        return import_module("npu_fused_graph.afd")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

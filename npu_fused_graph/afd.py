@@ -6,26 +6,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from npu_fused_graph import comm
-from npu_fused_graph.errors import InvalidArgumentError, argument_error
+from npu_fused_graph import comm, ops
+from npu_fused_graph.errors import CommunicationError, InvalidArgumentError, argument_error
 from npu_fused_graph.ops.attention_to_ffn import npu_attention_to_ffn
+from npu_fused_graph.ops.attention_to_ffn_constraints import check_buffer
 from npu_fused_graph.ops.attention_worker_combine import npu_attention_worker_combine
 from npu_fused_graph.ops.ffn_to_attention import npu_ffn_to_attention
 from npu_fused_graph.ops.ffn_worker_batching import npu_ffn_worker_batching
 from npu_fused_graph.ops.ffn_worker_scheduler import ffn_worker_scheduler_
 from npu_fused_graph.ops.schedule_context import ATTENTION, FFN, ScheduleContextHolder
-from npu_fused_graph.ops.window_tables import AttentionTables, FfnTables, aligned
+from npu_fused_graph.ops.window_tables import LAYER, AttentionTables, FfnTables, aligned
 
 __all__ = ["AttentionWorker", "Batch", "FFNWorker", "Plan", "ScheduleContextHolder", "plan", "windows"]
 
@@ -83,6 +85,11 @@ class Plan:
     def attention_ranks(self) -> list[int]:
         """Ranks of the group, in the order of their sessions."""
         return [r for r in range(self.world_size) if r not in self.ffn_ranks]
+
+    @cached_property
+    def digest(self) -> int:
+        """A number that tells plans apart, above 0."""
+        return int.from_bytes(hashlib.sha256(repr(self).encode()).digest()[:7], "little") + 1
 
     @property
     def slots(self) -> int:
@@ -166,6 +173,10 @@ def plan(
 
     Raises InvalidArgumentError.
     """
+    if not all(type(number) is int for number in (world_size, ffn_ranks, moe_experts)):
+        raise _error(
+            "world_size, ffn_ranks, moe_experts", "ints", repr((world_size, ffn_ranks, moe_experts)), "Pass numbers."
+        )
     given = {
         "world_size": (world_size, 2, 768), "ffn_ranks": (ffn_ranks, 1, world_size - 1), "tokens": (tokens, 1, 512),
         "hidden": (hidden, 1024, 8192), "moe_experts": (moe_experts, 1, 1024), "k": (k, 1, min(16, moe_experts)),
@@ -173,8 +184,16 @@ def plan(
         "ffn_start": (ffn_start, 0, world_size - ffn_ranks),
     }  # fmt: skip
     for name, (value, low, high) in given.items():
+        if type(value) is not int:
+            raise _error(name, "an int", repr(value), "Pass a number.")
         if not low <= value <= high:
-            raise _error(name, f"{low} to {high}", value, "See npu_fused_graph.afd.plan.")
+            cures = {
+                "ffn_ranks": "At least one rank must be left for attention.",
+                "k": "A token's experts are different ones.",
+                "shared": "The family has no place for none: a shared expert of zeros is one.",
+                "tokens": "Split the batch into micro batches.",
+            }  # fmt: skip
+            raise _error(name, f"{low} to {high}", value, cures.get(name, "The operators take no other."))
     if dtype not in (torch.float16, torch.bfloat16):
         raise _error("dtype", "torch.float16 or torch.bfloat16", dtype, "Records are of two bytes an element.")
     if hidden % 256:
@@ -213,6 +232,8 @@ def plan(
         world_size, ffn_start, held, tokens, hidden, k, moe_experts, shared, micro_batches, dtype, is_quantised,
         is_async, aligned(hidden + 128) if is_quantised else aligned(2 * hidden), 2 * hidden,
     )  # fmt: skip
+    check_buffer("afd", "window of an FFN rank", made.ffn_tables.info_size + made.ffn_tables.records_size)
+    check_buffer("afd", "window of an attention rank", made.window_size(made.attention_ranks[0]))
     return made
 
 
@@ -227,8 +248,10 @@ class _Worker:
     """Windows and context of this rank, from entering to leaving."""
 
     def __init__(self, plan: Plan, group: str) -> None:
+        ops.register()
         self.plan = plan
         self.group = group
+        self._is_open = True
         self._rank = comm.communicator(group)
         if self._rank.size != plan.world_size:
             raise _error(
@@ -242,12 +265,28 @@ class _Worker:
             self.holder = self._holder()
             self._wait_for_peers()
         except BaseException:
-            self._rank.release_windows()
+            self.close(failed=True)
             raise
         self.context = self.holder.get_schedule_context_tensor()
 
+    number: int
+    """Of this rank among those of its role."""
+
     def _check_role(self) -> None:
         raise NotImplementedError
+
+    def _check(self, name: str, x: Any, dtype: torch.dtype, *shape: int) -> None:
+        """An argument is what the plan says."""
+        if not self._is_open:
+            raise _error("worker", "one that is open", "one that was closed", "Use it inside its with.")
+        if not isinstance(x, Tensor):
+            raise _error(name, "a tensor", type(x).__name__, "Pass one.")
+        if x.dtype is not dtype:
+            raise _error(name, f"dtype {dtype}", x.dtype, "Convert it, or make another plan.")
+        if tuple(x.shape) != shape:
+            raise _error(
+                name, f"shape {list(shape)}, as the plan has it", list(x.shape), "Pad short batches, and mask them."
+            )
 
     def _holder(self) -> ScheduleContextHolder:
         raise NotImplementedError
@@ -255,14 +294,20 @@ class _Worker:
     def _wait_for_peers(self) -> None:
         """A peer may write only into tables that are empty: it says here that its own are."""
         for peer in self.plan.peers(self._rank.rank):
-            self.windows.say_ready(peer)
+            self.windows.say_ready(peer, self.plan.digest, self.number)
         if self._rank.is_alone:
             return  # a group that communicates nothing, as nfg.explain wants it
 
         def late() -> list[int]:
-            return [r for r in self.windows.peers if not self.windows.is_ready(r)]
+            return [r for r in self.windows.peers if not self.windows.ready(r)[0]]
 
         self.windows.wait("afd", lambda: not late(), lambda: ("a worker of the other role", late()))
+        others = [r for r in self.windows.peers if self.windows.ready(r)[0] != self.plan.digest]
+        if others:
+            raise _error(
+                "plan", "the same on all ranks", f"another one than on {self.windows.name(others[0])}",
+                "Call afd.plan with the same arguments everywhere.",
+            )  # fmt: skip
 
     def _sizes(self) -> tuple[int, int, int, int, int, int, int]:
         p = self.plan
@@ -270,12 +315,14 @@ class _Worker:
         return len(p.attention_ranks), p.micro_batches, p.tokens, p.slots, experts, p.ffn_record, p.attention_record
 
     def stop(self) -> None:
-        """What this rank waits for ends, and finds nothing."""
+        """What this rank waits for ends: an FFN rank finds no token, an attention rank's receive raises."""
         self.holder.stop_schedule()
 
-    def close(self) -> None:
-        """Leave: peers may go on writing this rank's window, which nobody reads."""
-        self._rank.release_windows()
+    def close(self, *, failed: bool = False) -> None:
+        """Leave: peers may go on writing this rank's window, which nobody reads. failed: tell them so."""
+        if self._is_open:
+            self._is_open = False
+            self._rank.release_windows(failed=failed)
 
     def __enter__(self) -> _Worker:
         return self
@@ -283,7 +330,7 @@ class _Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
 
 class AttentionWorker(_Worker):
@@ -300,7 +347,7 @@ class AttentionWorker(_Worker):
     def _check_role(self) -> None:
         if self._rank.rank not in self.plan.attention_ranks:
             raise _error("plan", f"an attention rank, {self.plan.attention_ranks}", self._rank.rank, "Be an FFNWorker.")
-        self.session = self.plan.attention_ranks.index(self._rank.rank)
+        self.session = self.number = self.plan.attention_ranks.index(self._rank.rank)
         self._session_id = torch.tensor([self.session], dtype=torch.int32)
         self._micro_batch_ids = [torch.tensor([m], dtype=torch.int32) for m in range(self.plan.micro_batches)]
         self._table = self.plan.expert_rank_table
@@ -328,6 +375,15 @@ class AttentionWorker(_Worker):
         with a quantised plan only.
         """
         p = self.plan
+        self._check("x", x, p.dtype, p.tokens, p.hidden)
+        self._check("expert_ids", expert_ids, torch.int32, p.tokens, p.k)
+        if not 0 <= micro_batch < p.micro_batches:
+            raise _error("micro_batch", f"0 to {p.micro_batches - 1}", micro_batch, "The plan says how many there are.")
+        if not torch.compiler.is_compiling() and micro_batch in self.windows.answering:
+            raise _error(
+                "micro_batch", "one that was received since it was sent", micro_batch,
+                "Receive first: FFN ranks may still read what was sent, and answer for it.",
+            )  # fmt: skip
         npu_attention_to_ffn(
             x[None], self._session_id, self._micro_batch_ids[micro_batch],
             self._layers if layer_id is None else layer_id, expert_ids[None], self._table, self.group, p.world_size,
@@ -343,7 +399,16 @@ class AttentionWorker(_Worker):
         expert_scales: weights (BS, K) float32 of the routed experts; shared ones count as they are. Rows of tokens that
         were not sent are whatever stands there.
         """
-        shared = self.plan.shared - 1
+        p = self.plan
+        self._check("expert_scales", expert_scales, torch.float32, p.tokens, p.k)
+        if not torch.compiler.is_compiling() and not self._rank.is_alone:
+            micro_batch = (int(self.context[288:292].view(torch.int32)) + 1) % p.micro_batches
+            if micro_batch not in self.windows.answering:
+                raise _error(
+                    "receive", f"micro batch {micro_batch}, whose turn it is, to be sent before", "none",
+                    "Send and receive micro batches in turn, from 0.",
+                )  # fmt: skip
+        shared = p.shared - 1
         if shared:  # the operator knows one shared expert: the others are routed ones of weight 1
             ones = torch.ones(expert_scales.size(0), shared, dtype=expert_scales.dtype)
             expert_scales = torch.cat([expert_scales, ones], 1)
@@ -351,13 +416,16 @@ class AttentionWorker(_Worker):
         y, _ = npu_attention_worker_combine(
             self.context, expert_scales, self._layers, self.plan.hidden, token_dtype=token_dtype, need_schedule=1
         )
+        if not torch.compiler.is_compiling() and self.holder.is_stopped:
+            raise CommunicationError("[afd] receive: expected answers, got a stop. What it returned would be no sum.")
         return y
 
 
 class Batch(NamedTuple):
     """Tokens an FFN rank was sent, sorted by expert; see npu_ffn_worker_batching.
 
-    x: (Y, H), int8 with scales when quantised. group_list: (experts of this rank, 2), rows of expert and tokens. The
+    x: (Y, H), int8 with scales when quantised. group_list: (experts of this rank, 2), rows of expert and tokens.
+    layer_ids: (Y,) int32, what each row was sent with, -1 behind the rows that count: sessions need not be in step. The
     other ids say where each row came from; ``token_num`` (1,) int64 how many rows there are.
     """
 
@@ -369,6 +437,7 @@ class Batch(NamedTuple):
     expert_offsets: Tensor
     scales: Tensor
     token_num: Tensor
+    layer_ids: Tensor
 
 
 class FFNWorker(_Worker):
@@ -385,29 +454,54 @@ class FFNWorker(_Worker):
     def _check_role(self) -> None:
         if self._rank.rank not in self.plan.ffn_ranks:
             raise _error("plan", f"an FFN rank, {self.plan.ffn_ranks}", self._rank.rank, "Be an AttentionWorker.")
-        self.experts = self.plan.experts_on[self._rank.rank - self.plan.ffn_start]
+        self.number = self._rank.rank - self.plan.ffn_start
+        self.experts = self.plan.experts_on[self.number]
         self._ranks = torch.tensor(self.plan.attention_ranks, dtype=torch.int32)
 
     def _holder(self) -> ScheduleContextHolder:
         own = self.windows.own
+        self._info = own[: self.plan.ffn_tables.info_size].view(torch.int32)
         return ScheduleContextHolder(FFN, *self._sizes(), ffn_window=own.data_ptr(), ffn_window_size=own.numel())
 
     def receive(self) -> Batch:
-        """Wait for tokens: of the next micro batch of all sessions, or, in an async plan, of those that have sent."""
+        """Wait for tokens: of the next micro batch of all sessions, or, in an async plan, of those that have sent.
+
+        After ``stop()`` there are none, ``token_num`` is 0.
+        """
+        if not self._is_open:
+            raise _error("worker", "one that is open", "one that was closed", "Use it inside its with.")
         p = self.plan
         dtype = 2 if p.is_quantised else 1 if p.dtype is torch.bfloat16 else 0
         if p.is_async:
             ffn_worker_scheduler_(self.context)
         shape = [len(p.attention_ranks), p.tokens, p.slots, p.hidden]
-        return Batch(
-            *npu_ffn_worker_batching(
-                self.context, max(1, len(self.experts)), shape, token_dtype=dtype, need_schedule=int(not p.is_async)
-            )
+        batch = npu_ffn_worker_batching(
+            self.context, max(1, len(self.experts)), shape, token_dtype=dtype, need_schedule=int(not p.is_async)
         )
+        sessions, micro_batches, token_num = batch[2], batch[3], batch[7]
+        # the word stays until the session sends that micro batch again, which it may not before it was answered
+        words = (sessions * p.micro_batches + micro_batches) * p.ffn_info_shape[2] + LAYER
+        layers = torch.index_select(self._info, 0, words)
+        layers = torch.where(torch.arange(len(layers)) < token_num, layers, -1)
+        return Batch(*batch, layers)
+
+    def batches(self) -> Iterator[Batch]:
+        """What comes in, until all attention ranks have left or ``stop()`` is called."""
+        while True:
+            try:
+                batch = self.receive()
+            except CommunicationError:
+                if all(self.windows.state(r) == "left" for r in self.windows.peers):
+                    return
+                raise
+            if self.holder.is_stopped:
+                return
+            yield batch
 
     def answer(self, batch: Batch, y: Tensor) -> None:
         """Send results (Y, H), in the rows of ``batch``, to the attention ranks the tokens came from."""
         p, tables = self.plan, self.plan.attention_tables
+        self._check("y", y, p.dtype, len(batch.x), p.hidden)
         shape = [tables.micro_batches, tables.tokens, tables.slots]
         npu_ffn_to_attention(
             y, batch.session_ids, batch.micro_batch_ids, batch.token_ids, batch.expert_offsets, batch.token_num,

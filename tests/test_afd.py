@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ class Mixture:
     def expert(self, index: int, x: Tensor) -> Tensor:
         return (torch.relu(x.double() @ self.up[index]) @ self.down[index]).to(self.dtype)
 
-    def dense(self, x: Tensor, *, is_quantised: bool, has_scales: bool) -> Tensor:
+    def dense(self, layer: int, x: Tensor, *, is_quantised: bool, has_scales: bool) -> Tensor:
         """One layer of all tokens, expert by expert, token by token."""
         ids, scores = self.route(x)
         out = []
@@ -60,7 +59,7 @@ class Mixture:
                     q, scale = quantised(row, self.smooth[index].numpy() if has_scales else None)
                     given = torch.from_numpy(q).float() * float(scale)
                     given = given / self.smooth[index] if has_scales else given
-                answer = self.expert(index, given[None])[0].float()
+                answer = (self.expert(index, given[None])[0].float() + layer).to(self.dtype).float()
                 total = total + (answer * scores[t, j] if j < K else answer)
             out.append(total.to(self.dtype))
         return x + torch.stack(out)
@@ -68,26 +67,26 @@ class Mixture:
 
 def attend(worker: afd.AttentionWorker, mixture: Mixture, xs: list[Tensor], **given: Any) -> list[Tensor]:
     """All layers of all micro batches."""
-    for _ in range(LAYERS):
+    for layer in range(LAYERS):
         sent = []
+        layer_id = torch.full((1,), layer, dtype=torch.int32)
         for m, x in enumerate(xs):
             ids, scores = mixture.route(x)
-            worker.send(x, ids, micro_batch=m, **given)
+            worker.send(x, ids, micro_batch=m, layer_id=layer_id, **given)
             sent.append((x, scores))
         xs = [x + worker.receive(scores) for x, scores in sent]
     return xs
 
 
-def feed_forward(worker: afd.FFNWorker, mixture: Mixture, *, has_scales: bool = False) -> None:
-    """One batch."""
-    batch = worker.receive()
+def feed_forward(worker: afd.FFNWorker, mixture: Mixture, batch: afd.Batch, *, has_scales: bool = False) -> None:
+    """Answer one batch: each layer adds its number to what its experts made of the tokens."""
     rows = worker.rows_of_experts(batch)
     x = batch.x.float() * batch.scales[:, None] if worker.plan.is_quantised else batch.x.float()
     y = torch.zeros(len(x), HIDDEN, dtype=mixture.dtype)
     for number, index in enumerate(worker.experts):
         given = x / mixture.smooth[index] if has_scales else x
         y = torch.where((rows == number)[:, None], mixture.expert(index, given), y)
-    worker.answer(batch, y)
+    worker.answer(batch, (y.float() + batch.layer_ids[:, None]).to(mixture.dtype))
 
 
 def inputs(rank: int, micro_batches: int, dtype: torch.dtype) -> list[Tensor]:
@@ -113,11 +112,10 @@ def _loop(rank: int, micro_batches: int, shared: int, dtype_name: str) -> list[s
             xs = inputs(rank, micro_batches, dtype)
             with afd.AttentionWorker(plan, "0") as worker:
                 ys = attend(worker, mixture, xs, **given)
-                dist.barrier()
             for m, (x, y) in enumerate(zip(xs, ys, strict=True)):
                 wanted = x[:active]
-                for _ in range(LAYERS):
-                    wanted = mixture.dense(wanted, is_quantised=is_quantised, has_scales=has_scales)
+                for layer in range(LAYERS):
+                    wanted = mixture.dense(layer, wanted, is_quantised=is_quantised, has_scales=has_scales)
                 if not torch.equal(y[:active], wanted):
                     found.append(f"{is_quantised, has_scales, is_async, is_masked} micro batch {m}")
         else:
@@ -128,22 +126,13 @@ def _loop(rank: int, micro_batches: int, shared: int, dtype_name: str) -> list[s
 
 
 def _serve(worker: afd.FFNWorker, mixture: Mixture, *, is_async: bool, has_scales: bool, batches: int) -> None:
-    """In step with the senders, or until these are done: then a thread ends what this one waits for."""
+    """In step with the senders, or until these have left."""
     if not is_async:
         for _ in range(batches):
-            feed_forward(worker, mixture, has_scales=has_scales)
-        dist.barrier()
+            feed_forward(worker, mixture, worker.receive(), has_scales=has_scales)
         return
-
-    def end() -> None:
-        dist.barrier()
-        worker.stop()
-
-    watch = threading.Thread(target=end)
-    watch.start()
-    while watch.is_alive():
-        feed_forward(worker, mixture, has_scales=has_scales)
-    watch.join()
+    for batch in worker.batches():
+        feed_forward(worker, mixture, batch, has_scales=has_scales)
 
 
 @pytest.mark.parametrize(
@@ -178,13 +167,16 @@ def _compiled(rank: int) -> tuple[bool, list[list[str]]]:
                 ys = step(xs)
                 dist.barrier()
             for x, y in zip(xs, ys, strict=True):
-                for _ in range(LAYERS):
-                    x = mixture.dense(x, is_quantised=False, has_scales=False)
+                for layer in range(LAYERS):
+                    x = mixture.dense(layer, x, is_quantised=False, has_scales=False)
                 same &= torch.equal(x, y)
         else:
             with afd.FFNWorker(plan, "0") as worker:
                 step = torch.compile(
-                    lambda: feed_forward(worker, mixture), backend=backend, dynamic=False, fullgraph=True
+                    lambda: feed_forward(worker, mixture, worker.receive()),
+                    backend=backend,
+                    dynamic=False,
+                    fullgraph=True,
                 )
                 for _ in range(LAYERS * 2):
                     step()
@@ -230,7 +222,7 @@ def _long(rank: int, steps: int) -> tuple[int, list[str]]:
                 worker.send(xs[0], ids)
                 worker.receive(scores)
             else:
-                feed_forward(worker, mixture)
+                feed_forward(worker, mixture, worker.receive())
             if step == steps // 10:
                 memory = _memory()
         grown = _memory() - memory
@@ -265,7 +257,7 @@ def _with_a_fault(rank: int, fault: str, folder: str) -> str:
             worker.send(x, ids)
             worker.receive(scores)
         else:
-            feed_forward(worker, mixture)
+            feed_forward(worker, mixture, worker.receive())
 
     try:
         with (afd.AttentionWorker if rank in plan.attention_ranks else afd.FFNWorker)(plan, "0") as worker:
@@ -339,6 +331,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"dtype": torch.float32}, "dtype: expected torch.float16 or torch.bfloat16, got torch.float32"),
     ({"micro_batches": 2}, "micro_batches: expected 1 (CANN's npu_ffn_to_attention takes no other), got 2"),
     ({"shared": 2}, "shared: expected 1 (CANN's npu_attention_worker_combine takes no other), got 2"),
+    ({"tokens": 8.0}, "tokens: expected an int, got 8.0"),
+    ({"moe_experts": "5"}, "world_size, ffn_ranks, moe_experts: expected ints, got (4, 2, '5')"),
+    (
+        {"tokens": 512, "hidden": 8192, "moe_experts": 16, "k": 16},
+        "window of an FFN rank: expected tables of at most 200 MiB (HCCL_BUFFSIZE), got 273 MiB",
+    ),
     ({"shared": 0}, "shared: expected 1 to 4, got 0"),
     ({"experts_on": [[0, 1, 2, 3, 4, 5]]}, "experts_on: expected 2 lists, one per FFN rank, got 1"),
     ({"experts_on": [[0, 1, 2], [3, 4]]}, "experts_on: expected all experts, 0 to 5, got none for [5]"),
@@ -387,5 +385,105 @@ def _alone(rank: int) -> str:
 def test_peers_that_do_not_come() -> None:
     said = values(run_ranks(_alone, 4, timeout=1))[3]
     assert said.startswith(
-        "[comm] window: expected rank 0 of the group to register one within 1 s, got none. Every rank"
+        "[comm] window: expected rank 0 of the group to register one, as every rank named as a peer must, within 1 s"
     )
+
+
+def _wrong_uses(rank: int) -> list[str]:
+    """Each refused; then one exchange that is right."""
+    plan = afd.plan(4, **SIZES)
+    mixture, found = Mixture(), []
+    x = inputs(rank, 1, torch.bfloat16)[0]
+    ids, scores = mixture.route(x)
+    worker: Any
+    with (afd.AttentionWorker if rank in plan.attention_ranks else afd.FFNWorker)(plan, "0") as worker:
+        if rank in plan.attention_ranks:
+            found.append(_error(lambda: worker.receive(scores)))
+            found.append(_error(lambda: worker.send(x.half(), ids)))
+            found.append(_error(lambda: worker.send(x[:2], ids)))
+            found.append(_error(lambda: worker.send(x, ids[:, :1])))
+            found.append(_error(lambda: worker.send(x, ids, micro_batch=1)))
+            worker.send(x, ids)
+            found.append(_error(lambda: worker.send(x, ids)))
+            found.append(_error(lambda: worker.receive(scores.double())))
+            worker.receive(scores)
+        else:
+            batch = worker.receive()
+            y = torch.zeros(len(batch.x), HIDDEN, dtype=torch.bfloat16)
+            found.append(_error(lambda: worker.answer(batch, y.half())))
+            found.append(_error(lambda: worker.answer(batch, y[:, :256])))
+            worker.answer(batch, y)
+        dist.barrier()
+    found.append(_error(lambda: worker.receive(*([scores] if rank in plan.attention_ranks else []))))
+    return found
+
+
+def _error(run: Any) -> str:
+    with pytest.raises(InvalidArgumentError) as caught:
+        run()
+    return str(caught.value).removeprefix("[afd] ")
+
+
+def test_wrong_uses_of_workers() -> None:
+    ffn, _, attention, _ = values(run_ranks(_wrong_uses, 4))
+    for said, begin in zip(
+        attention,
+        (
+            "receive: expected micro batch 0, whose turn it is, to be sent before, got none.",
+            "x: expected dtype torch.bfloat16, got torch.float16.",
+            "x: expected shape [6, 1024], as the plan has it, got [2, 1024]. Pad short batches, and mask them.",
+            "expert_ids: expected shape [6, 2], as the plan has it, got [6, 1].",
+            "micro_batch: expected 0 to 0, got 1.",
+            "micro_batch: expected one that was received since it was sent, got 0.",
+            "expert_scales: expected dtype torch.float32, got torch.float64.",
+            "worker: expected one that is open, got one that was closed.",
+        ),
+        strict=True,
+    ):
+        assert said.startswith(begin), said
+    assert [text.partition(",")[0] for text in ffn] == [
+        "y: expected dtype torch.bfloat16", "y: expected shape [36", "worker: expected one that is open"
+    ]  # fmt: skip
+
+
+def _other_plan(rank: int) -> str:
+    plan = afd.plan(4, **SIZES | ({"experts_on": REPLICATED} if rank == 1 else {}))
+    said = ""
+    try:
+        with (afd.AttentionWorker if rank in plan.attention_ranks else afd.FFNWorker)(plan, "0"):
+            dist.barrier()
+    except InvalidArgumentError as error:
+        said = str(error)
+        dist.barrier()
+    return said
+
+
+def test_plans_that_differ() -> None:
+    """Rank 1's: it meets the attention ranks only."""
+    first, *others = values(run_ranks(_other_plan, 4))
+    assert first == ""
+    for said, other in zip(others, (2, 1, 1), strict=True):
+        assert said.startswith(
+            f"[afd] plan: expected the same on all ranks, got another one than on rank {other}. Call"
+        )
+
+
+def _again(rank: int) -> list[str]:
+    """A first attempt that some ranks make alone does not keep all of them from a second one."""
+    plan = afd.plan(4, **SIZES)
+    found = []
+    for attempt in range(2):
+        try:
+            if attempt or rank != 1:
+                with (afd.AttentionWorker if rank in plan.attention_ranks else afd.FFNWorker)(plan, "0"):
+                    dist.barrier()
+        except CommunicationError as error:
+            found.append(str(error))
+        dist.barrier()
+    return found
+
+
+@pytest.mark.slow
+def test_ranks_that_missed_each_other_may_try_again() -> None:
+    found = values(run_ranks(_again, 4, timeout=1, limit=60))
+    assert all(len(said) <= 1 for said in found), found

@@ -21,7 +21,7 @@ from npu_fused_graph.comm.links import REDUCE_OPS, Links, pair_place
 from npu_fused_graph.comm.pinboard import Pinboard
 from npu_fused_graph.comm.protocol import Rank, no_windows
 from npu_fused_graph.comm.this_process import rank_text
-from npu_fused_graph.comm.windows import Mapped, Windows, check_peers, extent, register
+from npu_fused_graph.comm.windows import Mapped, Windows, check_peers, check_size, extent, register
 from npu_fused_graph.errors import CommunicationError
 
 # gloo cannot reduce these; the wider type gives the same result after the cast back (wrap-around included)
@@ -105,10 +105,11 @@ class Communicator(Rank):
                 f"[comm] windows: expected one registration per group, got a second one of {self}{rank_text()}. "
                 "Register the largest window once, before the first layer."
             )
+        check_size(size)
         if peers is None:
             peers = [r for r in range(self.size) if r != self.rank]
         if self._alone:
-            check_peers(self.rank, self.size, peers)
+            peers = check_peers(self.rank, self.size, peers)
             memory = [torch.zeros(extent(size, self.size), dtype=torch.int8) for _ in range(self.size)]
             mapped = {r: Mapped(memory[r], size) for r in (*peers, self.rank)}
             self._windows = Windows(self.rank, self.size, mapped, lambda r: "running", self.ranks)
@@ -122,10 +123,10 @@ class Communicator(Rank):
             raise no_windows(f"{self} without")
         return self._windows
 
-    def release_windows(self) -> None:
-        """Let go of them: peers see that this rank has left, and windows may be registered again."""
+    def release_windows(self, *, failed: bool = False) -> None:
+        """Let go of them: peers see that this rank has left, or failed, and windows may be registered again."""
         if self._windows is not None:
-            self._windows.leave()
+            self._windows.fail() if failed else self._windows.leave()
             self._windows = None
 
     def all_gather_rows(self, x: Tensor, rows: list[int] | None = None) -> Tensor:

@@ -10,16 +10,20 @@ declared there.
 
 from __future__ import annotations
 
+import atexit
 import mmap
+import operator
 import os
 import platform
+import secrets
 import select
 import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import lru_cache
 from multiprocessing import process as mp_process
 from multiprocessing import util as mp_util
 from pathlib import Path
@@ -37,7 +41,7 @@ ALIGNMENT = 512
 """Bytes a window's memory is rounded up to."""
 
 _NOTE = 24
-"""Words of a rank in a window: how many numbers it declared, up to 22 of them, and whether it is ready."""
+"""Words of a rank in a window: how many numbers it declared, up to 21 of them; its number; whether it is ready."""
 
 _ORDERED = ("x86_64", "AMD64", "i686")
 """CPUs on which other processors see stores in the order they were made."""
@@ -84,28 +88,34 @@ class Windows:
     def state(self, rank: int) -> State:
         """Of a peer."""
         state = self._state(rank)
-        if state in ("running", "gone") and self._control[rank].state[0] == _LEFT:
-            return "left"
-        return state
+        word = self._control[rank].state[0]
+        return "left" if word == _LEFT else "gone" if word == _FAILED else state
+
+    def fail(self) -> None:
+        """Tell the peers that an exception ended what this rank did with its windows."""
+        self._control[self.rank].state[0] = _FAILED
+        _alive.discard(self)
 
     def leave(self) -> None:
-        """Tell the peers that this rank ends as it should. They may still write its window."""
+        """Tell the peers that this rank ends as it should. They may still write its window, which nobody reads."""
         self._control[self.rank].state[0] = _LEFT
+        _alive.discard(self)
 
     def has_declared(self, at: int, numbers: tuple[int, ...]) -> bool:
         """Whether this is what this rank declared last."""
         return self._declared.get(at) == numbers
 
-    def say_ready(self, at: int) -> None:
-        """Tell peer ``at`` that this rank's tables may be written."""
-        self._control[at].notes[self.rank, _NOTE - 1] = 1
+    def say_ready(self, at: int, word: int, number: int) -> None:
+        """Tell peer ``at`` that this rank's tables may be written. word: not 0. number: this rank's, of its role."""
+        self._control[at].notes[self.rank, _NOTE - 2 :] = number, word
 
-    def is_ready(self, rank: int) -> bool:
-        """Whether peer ``rank`` has said so."""
-        return bool(self._control[self.rank].notes[rank, _NOTE - 1] == 1)
+    def ready(self, rank: int) -> tuple[int, int]:
+        """Word and number of peer ``rank``; the word is 0 until it has said so."""
+        number, word = self._control[self.rank].notes[rank, _NOTE - 2 :].tolist()
+        return word, number
 
     def declare(self, at: int, numbers: tuple[int, ...]) -> None:
-        """Leave up to 22 numbers in the window of peer ``at``, in place of those left there before."""
+        """Leave up to 21 numbers in the window of peer ``at``, in place of those left there before."""
         row = self._control[at].notes[self.rank]
         row[0] = 0
         row[1 : 1 + len(numbers)] = numbers
@@ -115,11 +125,20 @@ class Windows:
     def declared(self, at: int) -> dict[int, tuple[int, ...]]:
         """What ranks, this one among them, have left in the window of peer ``at``."""
         rows = self._control[at].notes
-        return {r: tuple(rows[r, 1 : 1 + int(rows[r, 0])].tolist()) for r in numpy.flatnonzero(rows[:, 0]).tolist()}
+        seen = rows.copy()
+        while (rows[:, 0] != seen[:, 0]).any():  # somebody was writing
+            seen = rows.copy()
+        return {r: tuple(seen[r, 1 : 1 + int(seen[r, 0])].tolist()) for r in numpy.flatnonzero(seen[:, 0]).tolist()}
+
+    def withdraw(self, at: int) -> None:
+        """Take back what this rank declared."""
+        self._control[at].notes[self.rank, 0] = 0
+        self._declared.pop(at, None)
 
     def name(self, rank: int) -> str:
-        """``rank 3``, as the world counts."""
-        return f"rank {self._names[rank]}"
+        """``rank 3``, as the world counts; in a group that counts otherwise that, too."""
+        name = self._names[rank]
+        return f"rank {name}" if name == rank else f"rank {name} ({rank} of the group)"
 
     def wait(self, stem: str, is_done: Callable[[], bool], what: Callable[[], tuple[str, Sequence[int]]]) -> None:
         """Return when ``is_done``.
@@ -189,7 +208,7 @@ def holding(address: int, size: int) -> tuple[Windows, Bytes] | None:
     return None
 
 
-_LEFT = 1
+_LEFT, _FAILED = 1, 2
 _STATES = {
     "running": "is running but does not come",
     "stopped": "is stopped by a signal",
@@ -206,14 +225,15 @@ class _Control(NamedTuple):
 
 
 class Mapped(NamedTuple):
-    """A rank's memory as this process sees it, int8: ``size`` bytes for the ranks, then ours."""
+    """A rank's memory as this process sees it, int8: ``size`` bytes for the ranks, then ours. life: a pidfd."""
 
     memory: Tensor
     size: int
     pid: int = 0
+    life: int = -1
 
     def control(self, ranks: int) -> _Control:
-        words = self.memory.numpy()[_rounded(self.size) :].view(numpy.int64)
+        words = self.memory.numpy()[_rounded(self.size) : extent(self.size, ranks)].view(numpy.int64)
         return _Control(words[:1], words[8 : 8 + ranks * _NOTE].reshape(ranks, _NOTE))
 
 
@@ -242,22 +262,32 @@ def register(store: Any, rank: int, names: Sequence[int], peers: Sequence[int], 
             "There is no fence for others here."
         )
     ranks = len(names)
-    check_peers(rank, ranks, peers)
-    mapped = exchange(store, rank, sorted({*peers, rank}), size, timeout(), extra=extent(size, ranks) - size)
-    lives = {r: os.pidfd_open(m.pid) for r, m in mapped.items() if r != rank}
+    members = sorted({*check_peers(rank, ranks, peers), rank})
+    mapped = exchange(store, rank, members, size, timeout(), extra=extent(size, ranks) - size)
+    lives = {r: m.life for r, m in mapped.items() if r != rank}
     windows = Windows(rank, ranks, mapped, lambda r: _state(lives[r], mapped[r].pid), names)
     _end_in_order(windows, list(lives.values()))
     return windows
 
 
-def check_peers(rank: int, ranks: int, peers: Sequence[int]) -> None:
-    """Raise InvalidArgumentError unless ``peers`` are other ranks of a group of ``ranks``."""
-    wrong = [r for r in peers if not isinstance(r, int) or not 0 <= r < ranks or r == rank]
-    if wrong:
-        raise argument_error(
-            "comm", "peer_ranks", f"other ranks of the group, 0 to {ranks - 1} without {rank}", wrong[0],
-            "Attention ranks name all FFN ranks, FFN ranks all attention ranks.",
-        )  # fmt: skip
+def check_size(size: int) -> None:
+    """Raise InvalidArgumentError for a size below 1."""
+    if size < 1:
+        raise argument_error("comm", "window_size", "a number of bytes", size, "Pass at least 1.")
+
+
+def check_peers(rank: int, ranks: int, peers: Sequence[int]) -> list[int]:
+    """``peers`` as ints. Raises InvalidArgumentError unless they are other ranks of a group of ``ranks``."""
+    found = []
+    for peer in peers:
+        number = operator.index(peer) if hasattr(peer, "__index__") else -1
+        if not 0 <= number < ranks or number == rank:
+            raise argument_error(
+                "comm", "peer_ranks", f"other ranks of the group, 0 to {ranks - 1} without {rank}", peer,
+                "Attention ranks name all FFN ranks, FFN ranks all attention ranks.",
+            )  # fmt: skip
+        found.append(number)
+    return found
 
 
 def _state(life: int, pid: int) -> State:
@@ -271,83 +301,150 @@ def _state(life: int, pid: int) -> State:
         return "gone"
 
 
+_is_ending = False
+
+
 def _end_in_order(windows: Windows, lives: list[int]) -> None:
     """Peers learn that this rank has left when nobody holds ``windows`` any more, or when the process ends."""
     ending = weakref.finalize(windows, _left, os.getpid(), windows._control[windows.rank].state, lives)
+    _watch_the_end()
     if mp_process.parent_process() is not None:
-        mp_util.Finalize(None, ending, exitpriority=-50)  # there atexit does not run
+        mp_util.Finalize(None, _end_of_child, (ending,), exitpriority=-50)  # there atexit does not run
+
+
+@lru_cache(maxsize=1)
+def _watch_the_end() -> None:
+    atexit.register(_note_end)  # after weakref's own, so that it runs before
+
+
+def _note_end() -> None:
+    global _is_ending
+    _is_ending = True
+
+
+def _end_of_child(ending: Callable[[], Any]) -> None:
+    _note_end()
+    ending()
 
 
 def _left(pid: int, state: NDArray[numpy.int64], lives: list[int]) -> None:
-    has_failed = sys.exc_info()[1] is not None or getattr(sys, "last_value", None) is not None
-    if pid == os.getpid() and not has_failed:  # a forked child has none of its parent's windows
+    if pid == os.getpid() and not state[0] and not (_is_ending and _has_failed()):  # a forked child has no windows
         state[0] = _LEFT
     for descriptor in lives:
         os.close(descriptor)
 
 
+def _has_failed() -> bool:
+    """Whether an exception ends this process."""
+    error = sys.exc_info()[1]
+    if isinstance(error, SystemExit):
+        return error.code not in (None, 0)
+    return error is not None or getattr(sys, "last_value", None) is not None
+
+
 def exchange(
     store: Any, rank: int, members: Sequence[int], size: int, patience: timedelta, *, extra: int = 0
 ) -> dict[int, Mapped]:
-    """Memory of all ``members`` of a group, this rank among them, zeroed; all of them call it with the same members
-    or, if not, each member with those that call it with ``rank`` among theirs.
+    """Memory of all ``members`` of a group, this rank among them, zeroed; each of them calls it and names this rank.
 
-    store: the group's. size: bytes, may differ between ranks. extra: more bytes behind. Raises InvalidArgumentError for
-    a size below 1, CommunicationError when a member does not come within ``patience`` or its memory cannot be reached.
+    store: the group's. size: bytes, may differ between ranks. extra: more bytes behind. Whoever failed may call it
+    again. Raises InvalidArgumentError for a size below 1, CommunicationError when a member does not come within
+    ``patience`` or its memory cannot be reached.
     """
-    if size < 1:
-        raise argument_error("comm", "window_size", "a number of bytes", size, "Pass at least 1.")
-    turn = store.add(f"window/turn/{rank}", 1)
-    place = f"window/{turn}"
+    check_size(size)
+    word = secrets.randbits(62) + 1
     fd = os.memfd_create("npu_window")
+    mapped: dict[int, Mapped] = {}
+    answers: dict[int, str] = {}
+    own = f"window/at/{rank}"
     try:
-        os.ftruncate(fd, size + extra)
-        store.set(f"{place}/at/{rank}", f"{os.getpid()}:{fd}:{size}:{extra}:{','.join(map(str, members))}")
-        mapped = {}
-        for member in members:
-            mapped[member] = _map(_answer(store, f"{place}/at/{member}", member, patience), member, rank)
-        store.set(f"{place}/mapped/{rank}", "")
-        for member in members:
-            _answer(store, f"{place}/mapped/{member}", member, patience)
-        return mapped
+        os.ftruncate(fd, size + extra + 8)
+        os.pwrite(fd, word.to_bytes(8, "little"), size + extra)
+        store.set(own, f"{os.getpid()}:{fd}:{size}:{extra}:{word}:{','.join(map(str, members))}")
+        deadline, pause = time.monotonic() + patience.total_seconds(), 0.001
+        while True:
+            why = _meet(store, rank, members, word, mapped, answers)
+            if not why:
+                return mapped
+            if time.monotonic() > deadline:
+                raise lost_peer(f"[comm] window: expected {why} within {patience.total_seconds():g} s, got none.")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.05)
+    except BaseException as error:
+        forget(mapped)
+        with suppress(RuntimeError):
+            store.set(own, "")
+        if isinstance(error, RuntimeError) and not isinstance(error, CommunicationError):
+            raise lost_peer(
+                f"[comm] window: expected the group's store, got: {str(error).splitlines()[0]}. The process that hosts "
+                "it, rank 0, must stay until all are here."
+            ) from None
+        raise
     finally:
         os.close(fd)
 
 
-def _answer(store: Any, key: str, member: int, patience: timedelta) -> str:
-    try:
-        store.wait([key], patience)
-    except RuntimeError as error:
-        text = str(error).lower()
-        if "timed out" not in text and "timeout" not in text:
-            raise lost_peer(
-                f"[comm] window: expected the group's store while waiting for rank {member} of the group, got: "
-                f"{str(error).splitlines()[0]}. The process that hosts it, rank 0, must stay until all are here."
-            ) from None
-        raise lost_peer(
-            f"[comm] window: expected rank {member} of the group to register one within "
-            f"{patience.total_seconds():g} s, got none. Every rank named as a peer must call it."
-        ) from None
-    return str(store.get(key).decode())
+def _meet(
+    store: Any, rank: int, members: Sequence[int], word: int, mapped: dict[int, Mapped], answers: dict[int, str]
+) -> str:
+    """Map whoever is there, and say so; what is still missing, "" when all have mapped each other.
+
+    answers: by member what it said when it was mapped; one that tries again says something else.
+    """
+    missing, unmapped = "", ""
+    for member in members:
+        answer = _read(store, f"window/at/{member}")
+        if answer and answer != answers.get(member):
+            forget({member: mapped.pop(member)} if member in mapped else {})
+            found = _map(answer, member, rank)
+            if isinstance(found, str):
+                missing = missing or found
+                continue
+            mapped[member], answers[member] = found, answer
+            store.set(f"window/mapped/{rank}/{member}", answer.split(":")[4])
+        if member not in mapped:
+            missing = missing or f"rank {member} of the group to register one, as every rank named as a peer must,"
+        elif _read(store, f"window/mapped/{member}/{rank}") != str(word):
+            unmapped = unmapped or f"rank {member} of the group, which may wait for another one, to map this window"
+    return missing or unmapped
 
 
-def _map(answer: str, member: int, rank: int) -> Mapped:
+def _read(store: Any, key: str) -> str:
+    return str(store.get(key).decode()) if store.check([key]) else ""
+
+
+def _map(answer: str, member: int, rank: int) -> Mapped | str:
+    """The memory a member offers; what is missing where it cannot be had: what it said may be of an earlier attempt."""
     *numbers, members = answer.split(":")
-    pid, fd, size, extra = map(int, numbers)
+    pid, fd, size, extra, word = map(int, numbers)
     if str(rank) not in members.split(","):
-        raise CommunicationError(
-            f"[comm] window: expected rank {member} of the group to name rank {rank} as a peer, got {members}. "
-            "Two ranks exchange windows when each names the other."
-        )
+        return f"rank {member} of the group to name rank {rank} as a peer (it names {members})"
+    life = -1
     try:
+        if member != rank:
+            life = os.pidfd_open(pid)
         handle = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR)
-    except OSError as error:
-        raise CommunicationError(
-            f"[comm] window: expected to reach the memory of rank {member} (process {pid}), got: {error}. "
-            "Ranks must run on one machine, as one user and in one pid namespace."
-        ) from None
-    try:
-        memory = mmap.mmap(handle, size + extra)
-    finally:
-        os.close(handle)
-    return Mapped(torch.frombuffer(memory, dtype=torch.int8), size, pid)
+        try:
+            if os.pread(handle, 8, size + extra) != word.to_bytes(8, "little"):
+                raise OSError("another file")
+            memory = mmap.mmap(handle, size + extra + 8)
+        finally:
+            os.close(handle)
+    except (OSError, ValueError) as error:
+        _close_life(life)
+        return (
+            f"the memory of rank {member} of the group (process {pid}: {error}; ranks run on one machine, as one user, "
+            "in one pid namespace)"
+        )
+    return Mapped(torch.frombuffer(memory, dtype=torch.int8), size, pid, life)
+
+
+def forget(mapped: Mapping[int, Mapped]) -> None:
+    """Nobody will ask whether these processes live."""
+    for found in mapped.values():
+        _close_life(found.life)
+
+
+def _close_life(life: int) -> None:
+    if life >= 0:
+        os.close(life)

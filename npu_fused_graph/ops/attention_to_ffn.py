@@ -16,6 +16,7 @@ from npu_fused_graph.ops._arguments import check_types
 from npu_fused_graph.ops.attention_to_ffn_constraints import BUFFER, CONSTRAINTS
 from npu_fused_graph.ops.attention_to_ffn_routes import active_tokens, checked_id, routes_of
 from npu_fused_graph.ops.attention_to_ffn_stores import Dispatch
+from npu_fused_graph.ops.declarations import Declaration, agree
 from npu_fused_graph.ops.window_tables import FLAG, AttentionTables, FfnTables
 from npu_fused_graph.spec import AttrSpec, DTypeRow, OpSpec, TensorSpec
 
@@ -176,10 +177,9 @@ def reference(
         expert_ids[0, :active].numpy(), expert_rank_table[0].numpy(), session, moe_expert_num, slots, ffn_ranks
     )
     told = sorted(set(routes.ranks.flatten().tolist())) if sync_flag else list(ffn_ranks)
-    _check_agreement(
-        windows, ffn_ranks, session,
-        (rank.size, moe_expert_num, ffn_start_rank_id, *ffn_token_info_table_shape, *ffn_token_data_shape),
-    )  # fmt: skip
+    info, data = (tuple(shape) for shape in (ffn_token_info_table_shape, ffn_token_data_shape))
+    own = Declaration(session, rank.size, moe_expert_num, ffn_start_rank_id, quant_mode, info, data)  # type: ignore[arg-type]
+    agree(windows, ffn_ranks, own)
     _check_room(windows, tables, flags, told)
     dispatch = Dispatch(
         windows.memory, tables, flags, windows.rank, session, micro_batch, int(layer_id[0]), tuple(told), routes
@@ -202,7 +202,7 @@ def _check_windows(windows: Windows, rank: Rank, ffn_ranks: range) -> None:
         raise argument_error(
             SPEC.stem, "ffn_start_rank_id",
             f"a call by an attention rank (FFN ranks are {ffn_ranks.start} to {ffn_ranks.stop - 1})",
-            f"one by rank {rank.rank}", "FFN ranks read their windows.",
+            f"one by {windows.name(rank.rank)}", "FFN ranks read their windows.",
         )  # fmt: skip
     missing = [r for r in ffn_ranks if r not in windows.peers]
     if missing:
@@ -222,41 +222,6 @@ def _check_room(windows: Windows, tables: FfnTables, flags: AttentionTables, tol
                 f"tables of at most {size} bytes, the window of {windows.name(r)}", f"{needed} bytes",
                 "Register a larger window there.",
             )  # fmt: skip
-
-
-_SAID = (
-    "world_size", "moe_expert_num", "ffn_start_rank_id", *(f"ffn_token_info_table_shape[{i}]" for i in range(3)),
-    *(f"ffn_token_data_shape[{i}]" for i in range(5)),
-)  # fmt: skip
-
-
-def _check_agreement(windows: Windows, ffn_ranks: range, session: int, facts: tuple[int, ...]) -> None:
-    """C29: what all ranks and layers must have alike, as the first FFN rank's window has it from each of them.
-
-    All FFN ranks learn it: they want to say which rank a session is.
-    """
-    at, note = ffn_ranks[0], (session, *facts)
-    if windows.has_declared(at, note):
-        return  # who came later has looked at it
-    _compare(windows, windows.declared(at), session, facts)
-    for r in ffn_ranks:
-        windows.declare(r, note)
-    _compare(windows, windows.declared(at), session, facts)  # two may have come together
-
-
-def _compare(windows: Windows, known: dict[int, tuple[int, ...]], session: int, facts: tuple[int, ...]) -> None:
-    for other, (theirs, *said) in known.items():
-        if theirs == session and other != windows.rank:
-            raise argument_error(
-                SPEC.stem, "session_id", "another one than every other attention rank's",
-                f"{session}, which is also {windows.name(other)}'s", "Number the attention ranks from 0.",
-            )  # fmt: skip
-        for name, mine, wanted in zip(_SAID, facts, said, strict=True):
-            if mine != wanted:
-                raise argument_error(
-                    SPEC.stem, name, f"{wanted}, as {windows.name(other)} has it", mine,
-                    "It is the same on all ranks and in all layers.",
-                )  # fmt: skip
 
 
 def _wait_for_room(windows: Windows, dispatch: Dispatch) -> None:

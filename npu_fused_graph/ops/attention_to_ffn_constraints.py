@@ -232,21 +232,21 @@ def _c22_buffer(spec: OpSpec, call: CallFacts) -> None:
     """The FFN tables fit into HCCL_BUFFSIZE MiB (default 200), and into the window that was registered."""
     sessions, micro_batches, tokens, slots, record = call.attrs["ffn_token_data_shape"]
     tables = FfnTables(sessions, micro_batches, tokens, slots, record, 1 if call.attrs["quant_mode"] else 2)
-    check_buffer(spec, "ffn_token_data_shape", tables.info_size + tables.records_size)
+    check_buffer(spec.stem, "ffn_token_data_shape", tables.info_size + tables.records_size)
 
 
-def check_buffer(spec: OpSpec, name: str, needed: int) -> None:
+def check_buffer(stem: str, name: str, needed: int) -> None:
     """Raise InvalidArgumentError unless tables of ``needed`` bytes fit into HCCL_BUFFSIZE, counted as the device does.
 
     It leaves the gap between the tables out, and takes whole MiB and one more.
     """
     text = os.environ.get(BUFFER, str(DEFAULT_BUFFER))
-    if not text.isdigit() or not int(text):
-        raise argument_error(spec.stem, BUFFER, "a number of MiB", repr(text), "Unset it or fix it.")
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise argument_error(stem, BUFFER, "a number of MiB", repr(text), "Unset it or fix it.")
     size = needed // 2**20 + 1
     if size > int(text):
         raise argument_error(
-            spec.stem, name, f"tables of at most {text} MiB ({BUFFER})", f"{size} MiB",
+            stem, name, f"tables of at most {text} MiB ({BUFFER})", f"{size} MiB",
             f"Set {BUFFER} on all ranks, or send fewer tokens at a time.",
         )  # fmt: skip
 

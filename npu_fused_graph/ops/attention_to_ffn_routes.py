@@ -72,7 +72,7 @@ def routes_of(ids: Words, table: Words, session: int, moe_experts: int, slots: i
     used = numpy.zeros(len(table), bool)
     used[experts] = True
     width = table.shape[1]
-    is_wrong = used & ((replicas < 1) | (2 * replicas >= width))
+    is_wrong = used & ((replicas < 1) | (replicas > (width - 1) // 2))
     if is_wrong.any():
         row = int(numpy.flatnonzero(is_wrong)[0])
         raise argument_error(

@@ -76,3 +76,4 @@ def take_answers(context: AttentionContext) -> None:
     micro_batch = context.next_micro_batch
     context.tables.flags(context.window)[micro_batch] = 0
     context.fields["micro_batch_id"] = micro_batch
+    context.windows.answering.pop(micro_batch, None)

@@ -66,7 +66,7 @@ def _e3_table(spec: OpSpec, call: CallFacts) -> None:
 def _e4_buffer(spec: OpSpec, call: CallFacts) -> None:
     """The attention tables fit into HCCL_BUFFSIZE MiB (default 200)."""
     tables = AttentionTables(*call.attrs["token_data_shape"])
-    check_buffer(spec, "token_data_shape", tables.info_size + tables.records_size)
+    check_buffer(spec.stem, "token_data_shape", tables.info_size + tables.records_size)
 
 
 SPEC = OpSpec(

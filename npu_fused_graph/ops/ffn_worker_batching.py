@@ -145,8 +145,10 @@ def reference(
     context = ffn_context(SPEC.stem, schedule_context)
     _check_sizes(context, max_out_shape, token_dtype)
     results = fake(schedule_context, expert_num, max_out_shape, token_dtype)
+    is_taken = False
     if need_schedule:
         sessions, micro_batches, numbers = _scheduled(context)
+        is_taken = len(sessions) > 0
     else:
         taken = int(context.fields["out_num"])
         sessions, micro_batches = context.sessions[:taken], context.micro_batches[:taken]
@@ -165,13 +167,17 @@ def reference(
     results[1][: len(found), 0] = torch.from_numpy(found)
     results[1][: len(found), 1] = torch.from_numpy(counts)
     results[7][0] = len(flat)
-    if need_schedule and context.is_running:
+    if is_taken:
         _empty(context)
     return results
 
 
 def _check_sizes(context: FfnContext, shape: Sequence[int], token_dtype: int) -> None:
     tables = context.tables
+    if tables.micro_batches > 64:
+        raise argument_error(
+            SPEC.stem, "schedule_context.micro_batch_num", "1 to 64", tables.micro_batches, "Use fewer micro batches."
+        )
     held = [tables.sessions, tables.tokens, tables.slots]
     if list(shape[:3]) != held:
         raise argument_error(

@@ -79,19 +79,19 @@ def reference(self: Tensor, sync_group_size: int = 1) -> Tensor:
         )  # fmt: skip
     context.fields["out_num"] = 0
     groups = sessions // sync_group_size
-    # with one session there is nothing to take in turn: it may send any micro batch, or skip this rank
-    candidates = _in_turn if groups == 1 and sessions > 1 else _any
+    # a session by itself may have skipped this rank: of what it has sent the next in turn is taken
+    candidates = _any if groups > 1 else _in_turn if sessions > 1 else _next
     found: list[tuple[int, int]] = []
 
     def is_done() -> bool:
         found[:] = candidates(context, sync_group_size)
         return bool(found) or not context.is_running
 
-    context.windows.wait(SPEC.stem, is_done, lambda: _missing(context, groups == 1))
+    context.windows.wait(SPEC.stem, is_done, lambda: _missing(context, candidates is _in_turn, sync_group_size))
     if not context.is_running:
         return self
-    if candidates is _in_turn:
-        context.fields["polling_index"] = (int(context.fields["polling_index"]) + 1) % context.tables.micro_batches
+    if groups == 1:
+        context.fields["polling_index"] = (found[0][1] + 1) % context.tables.micro_batches
     for group, micro_batch in found:
         for session in range(group * sync_group_size, (group + 1) * sync_group_size):
             _take(context, session, micro_batch)
@@ -103,6 +103,14 @@ def _in_turn(context: FfnContext, size: int) -> list[tuple[int, int]]:
     micro_batch = int(context.fields["polling_index"])
     flags = context.tables.info(context.window)[:, micro_batch, FLAG]
     return [(0, micro_batch)] if (flags == 1).all() else []
+
+
+def _next(context: FfnContext, size: int) -> list[tuple[int, int]]:
+    """(0, micro batch): of the one session, the first from the one whose turn it is."""
+    count, first = context.tables.micro_batches, int(context.fields["polling_index"])
+    flags = context.tables.info(context.window)[0, :, FLAG]
+    ready = [m for m in ((first + i) % count for i in range(count)) if flags[m] == 1]
+    return [(0, ready[0])] if ready else []
 
 
 def _any(context: FfnContext, size: int) -> list[tuple[int, int]]:
@@ -124,10 +132,13 @@ def _take(context: FfnContext, session: int, micro_batch: int) -> None:
     context.fields["out_num"] = row + 1
 
 
-def _missing(context: FfnContext, is_in_turn: bool) -> tuple[str, list[int]]:
+def _missing(context: FfnContext, is_in_turn: bool, size: int) -> tuple[str, list[int]]:
     """What nobody has sent, and who would have to."""
     if not is_in_turn:
-        return "a micro batch of every session of a group", []
+        peers = context.windows.peers
+        left = [rank for rank in peers if context.windows.state(rank) == "left"]
+        what = "a micro batch of any session" if size == 1 else f"a micro batch of all {size} sessions of any group"
+        return what, left if len(left) == len(peers) else []
     return missing_sessions(context)
 
 

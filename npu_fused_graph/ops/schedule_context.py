@@ -18,6 +18,7 @@ from torch import Tensor
 from npu_fused_graph.comm import Windows
 from npu_fused_graph.comm.windows import Bytes, holding
 from npu_fused_graph.errors import argument_error
+from npu_fused_graph.ops.declarations import declarations
 from npu_fused_graph.ops.window_tables import NOTHING, AttentionTables, FfnTables, aligned
 from npu_fused_graph.spec import CallFacts, OpSpec, TensorSpec
 
@@ -93,8 +94,8 @@ class ScheduleContextHolder:
         for name, size in (
             ("attn_to_ffn_token_size", attn_to_ffn_token_size), ("ffn_to_attn_token_size", ffn_to_attn_token_size),
         ):  # fmt: skip
-            if size % 512 or size < 0:
-                raise _error(name, "a multiple of 512 bytes", size, "Round the record up.")
+            if size % 512 or not 0 <= size < 2**32:
+                raise _error(name, "a multiple of 512 bytes below 2**32", size, "Round the record up.")
         if schedule_mode not in (FFN, ATTENTION):
             raise _error("schedule_mode", "0 (FFN) or 1 (attention)", schedule_mode, "There is no other.")
         is_ffn = schedule_mode == FFN
@@ -114,13 +115,18 @@ class ScheduleContextHolder:
             raise _error(
                 f"{role}_window_size", f"more than {info} bytes, the info table", size, "Register a larger window."
             )
+        if size < tables.size:
+            raise _error(
+                f"{role}_window_size", f"at least {tables.size} bytes, both tables", size, "Register a larger window."
+            )
         found = holding(address, size)
         if found is None:
             raise _error(
                 f"{role}_window", f"the address of {size} bytes of a window registered by this process", hex(address),
                 "Pass windows.own.data_ptr() and its size.",
             )  # fmt: skip
-        self._windows, window = found
+        self.windows, window = found
+        self.is_stopped = False
         self._tensor = torch.zeros(SIZE, dtype=torch.int8)
         self._workspace: Tensor | None = None
         fields = _fields(self._tensor)
@@ -138,7 +144,7 @@ class ScheduleContextHolder:
         else:
             tables.flags(window)[:] = 0
             fields["micro_batch_id"] = micro_batch_num - 1
-        _holders[self._tensor.data_ptr()] = self
+        _holders[address] = self
 
     def _make_out_buffers(self, fields: Any, tables: FfnTables) -> None:
         rows = tables.sessions
@@ -150,14 +156,14 @@ class ScheduleContextHolder:
         first = aligned(self._workspace.data_ptr())
         for name, size in sizes.items():
             fields[name], fields[f"{name}_size"] = first + starts[name], size
-        _workspaces[self._workspace.data_ptr()] = self
 
     def get_schedule_context_tensor(self) -> Tensor:
         """The context, int8 of 1024 elements; operators write it."""
         return self._tensor
 
     def stop_schedule(self) -> None:
-        """Workers that wait return, and find nothing."""
+        """Workers that wait return, and find nothing; also those that work on a copy of the context."""
+        self.is_stopped = True
         _fields(self._tensor)["run_flag"] = 0
 
     def get_schedule_context_info(self) -> str:
@@ -173,7 +179,7 @@ class ScheduleContextHolder:
 
 
 _holders: weakref.WeakValueDictionary[int, ScheduleContextHolder] = weakref.WeakValueDictionary()
-_workspaces: weakref.WeakValueDictionary[int, ScheduleContextHolder] = weakref.WeakValueDictionary()
+"""By the address of the info table, which every copy of a context has."""
 
 
 def _fields(tensor: Tensor) -> Any:
@@ -190,9 +196,10 @@ def _error(parameter: str, expected: str, got: object, cure: str) -> Exception:
 
 @dataclass(frozen=True, slots=True)
 class FfnContext:
-    """Of an FFN rank. fields: by name, live. out: what the scheduler found, int32, a row per session."""
+    """Of an FFN rank. fields: by name, live. layers to experts: what the scheduler found, a row per session."""
 
     fields: Any
+    holder: ScheduleContextHolder
     windows: Windows
     window: Bytes
     tables: FfnTables
@@ -203,12 +210,13 @@ class FfnContext:
 
     @property
     def is_running(self) -> bool:
-        return int(self.fields["run_flag"]) == 1
+        return _is_running(self.fields, self.holder)
 
     def rank_of(self, session: int) -> list[int]:
         """The attention rank that sends as ``session``, if one has."""
-        known = self.windows.declared(self.windows.rank)
-        return [rank for rank, (theirs, *_) in known.items() if theirs == session]
+        windows = self.windows
+        sent = [rank for rank, known in declarations(windows, windows.rank).items() if known.session == session]
+        return sent or [rank for rank in windows.peers if windows.ready(rank)[0] and windows.ready(rank)[1] == session]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,13 +224,14 @@ class AttentionContext:
     """Of an attention rank."""
 
     fields: Any
+    holder: ScheduleContextHolder
     windows: Windows
     window: Bytes
     tables: AttentionTables
 
     @property
     def is_running(self) -> bool:
-        return int(self.fields["run_flag"]) == 1
+        return _is_running(self.fields, self.holder)
 
     @property
     def next_micro_batch(self) -> int:
@@ -245,14 +254,32 @@ def _opened(stem: str, tensor: Tensor, mode: int) -> tuple[Any, dict[str, int]]:
     return fields, counts
 
 
+def _is_running(fields: Any, holder: ScheduleContextHolder) -> bool:
+    """A stop reaches copies of the context, too, and none of them forgets it."""
+    if holder.is_stopped:
+        fields["run_flag"] = 0
+    return int(fields["run_flag"]) == 1
+
+
+def _holder(stem: str, fields: Any, role: str) -> ScheduleContextHolder:
+    address = int(fields[f"{role}_info"])
+    found = _holders.get(address)
+    if found is None:
+        raise argument_error(
+            stem, f"schedule_context.{role}_info", "the tables of a living holder of this process", hex(address),
+            "Keep the holder as long as its context is used.",
+        )  # fmt: skip
+    return found
+
+
 def _window(stem: str, fields: Any, role: str, size: int) -> tuple[Windows, Bytes]:
     """The memory from the info table on, of ``size`` bytes."""
     address = int(fields[f"{role}_info"])
     found = holding(address, size)
     if found is None:
         raise argument_error(
-            stem, f"schedule_context.{role}_info", f"{size} bytes of a window this process registered", hex(address),
-            "Make the context with a holder, and keep the windows.",
+            stem, f"schedule_context.{role}_info", f"{size} bytes of a window that is registered", hex(address),
+            "Make a new holder when windows are registered again.",
         )  # fmt: skip
     if int(fields[f"{role}_data"]) != address + aligned(int(fields[f"{role}_info_size"])):
         raise argument_error(
@@ -263,35 +290,56 @@ def _window(stem: str, fields: Any, role: str, size: int) -> tuple[Windows, Byte
 
 
 def ffn_context(stem: str, tensor: Tensor) -> FfnContext:
-    """Raises InvalidArgumentError for a context that is no FFN rank's, or whose addresses are not this process's."""
+    """Raises InvalidArgumentError for a context that is no FFN rank's, whose addresses are not this process's, or whose
+    tables are not those that attention ranks send for.
+    """
     fields, counts = _opened(stem, tensor, FFN)
     sessions, micro_batches, tokens, slots = counts.values()
     tables = FfnTables(sessions, micro_batches, tokens, slots, int(fields["attn_to_ffn_token_size"]), 1)
+    holder = _holder(stem, fields, "ffn")
     windows, window = _window(stem, fields, "ffn", tables.size)
     if int(fields["polling_index"]) >= tables.micro_batches:
         raise argument_error(
             stem, "schedule_context.polling_index", f"0 to {tables.micro_batches - 1}", int(fields["polling_index"]),
             "Make the context with a holder.",
         )  # fmt: skip
-    outs = {name: _out(stem, fields, name) for name in _OUT}
+    _check_senders(stem, windows, tables)
+    outs = {name: _out(stem, fields, name, holder) for name in _OUT}
     experts = outs["expert_ids"].reshape(tables.sessions, -1)
     return FfnContext(
-        fields, windows, window, tables, outs["layer_ids"], outs["session_ids"], outs["micro_batch_ids"], experts
-    )
-
-
-def _out(stem: str, fields: Any, name: str) -> NDArray[numpy.int32]:
-    address, size = int(fields[name]), int(fields[f"{name}_size"])
-    for holder in list(_workspaces.values()):
-        workspace = holder._workspace
-        assert workspace is not None
-        first = address - workspace.data_ptr()
-        if first >= 0 and first + size <= workspace.numel() and not first % 4:
-            return workspace.numpy()[first : first + size].view(numpy.int32)
-    raise argument_error(
-        stem, f"schedule_context.{name}", "a buffer of a living holder", hex(address),
-        "Keep the holder as long as its context is used.",
+        fields, holder, windows, window, tables, outs["layer_ids"], outs["session_ids"], outs["micro_batch_ids"],
+        experts,
     )  # fmt: skip
+
+
+def _check_senders(stem: str, windows: Windows, tables: FfnTables) -> None:
+    for rank, known in declarations(windows, windows.rank).items():
+        sent = known.tables
+        for name, held, theirs in (
+            ("session_num", tables.sessions, sent.sessions),
+            ("micro_batch_num", tables.micro_batches, sent.micro_batches),
+            ("micro_batch_size", tables.tokens, sent.tokens),
+            ("selected_expert_num", tables.slots, sent.slots),
+            ("attn_to_ffn_token_size", tables.record_size, sent.record_size),
+        ):
+            if held != theirs:
+                raise argument_error(
+                    stem, f"schedule_context.{name}", f"{theirs}, as {windows.name(rank)} sends", held,
+                    "Make tables and contexts of one plan; HS counts elements, the context bytes.",
+                )  # fmt: skip
+
+
+def _out(stem: str, fields: Any, name: str, holder: ScheduleContextHolder) -> NDArray[numpy.int32]:
+    address, size = int(fields[name]), int(fields[f"{name}_size"])
+    workspace = holder._workspace
+    assert workspace is not None
+    first = address - workspace.data_ptr()
+    if not first >= 0 or first + size > workspace.numel() or first % 4:
+        raise argument_error(
+            stem, f"schedule_context.{name}", "a buffer of its holder", hex(address), "Make the context with a holder."
+        )
+    found: NDArray[numpy.int32] = workspace.numpy()[first : first + size].view(numpy.int32)
+    return found
 
 
 def attention_context(stem: str, tensor: Tensor) -> AttentionContext:
@@ -299,10 +347,11 @@ def attention_context(stem: str, tensor: Tensor) -> AttentionContext:
     fields, counts = _opened(stem, tensor, ATTENTION)
     _, micro_batches, tokens, slots = counts.values()
     tables = AttentionTables(micro_batches, tokens, slots, int(fields["ffn_to_attn_token_size"]) // 2)
+    holder = _holder(stem, fields, "attention")
     windows, window = _window(stem, fields, "attention", tables.size)
     if int(fields["micro_batch_id"]) >= tables.micro_batches:
         raise argument_error(
             stem, "schedule_context.micro_batch_id", f"0 to {tables.micro_batches - 1}", int(fields["micro_batch_id"]),
             "Make the context with a holder.",
         )  # fmt: skip
-    return AttentionContext(fields, windows, window, tables)
+    return AttentionContext(fields, holder, windows, window, tables)

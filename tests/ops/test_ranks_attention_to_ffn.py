@@ -44,6 +44,9 @@ def _every_form(rank: int) -> list[str]:
     for seed, (is_quantised, has_scales, is_async, is_masked) in enumerate(FORMS):
         plan, generator = the_plan(1, is_quantised=is_quantised, record=1300)
         generator = numpy.random.default_rng([2, seed])
+        if seed == FORMS.index((True, False, False, False)):  # one mode for a registration
+            comm.communicator("0").release_windows()
+            windows = None
         windows = windows or register(rank, plan)
         calls = {
             r: call_of(

@@ -43,7 +43,8 @@ class Agreement:
         self._broken = ""
         self._rank, self._members, self._patience = rank, members, patience
         mapped = windows.exchange(self._store, rank, range(size), 8 * (1 + SLOTS), patience)
-        self._rings = [mapped[r].memory.numpy().view(numpy.uint64) for r in range(size)]
+        self._rings = [mapped[r].memory.numpy()[: mapped[r].size].view(numpy.uint64) for r in range(size)]
+        windows.forget(mapped)
         self._others = [ring for i, ring in enumerate(self._rings) if i != rank]
         self._own = self._rings[rank]
         self._own[0] = os.getpid()

@@ -81,6 +81,10 @@ class ProcessGroupHCCL(dist.ProcessGroupGloo):
         Returns when every peer has called it and named this rank. Raises CommunicationError after ``NFG_TIMEOUT``, and
         for a second call on one group.
         """
+        if os.environ.get("HCCL_ZERO_COPY") == "1":
+            raise CommunicationError(
+                "[run] window: expected HCCL_ZERO_COPY to be off, as HCCL does, got 1. Unset it to use windows."
+            )
         self._communicator().register_windows(window_size, peer_ranks)
 
     def _get_window_mem(self) -> torch.Tensor:

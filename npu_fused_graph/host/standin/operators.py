@@ -25,6 +25,7 @@ from npu_fused_graph.host.paths import wheel_file
 from npu_fused_graph.host.standin.device import mark
 from npu_fused_graph.host.standin.refusal import refused_attribute
 from npu_fused_graph.host.standin.wrong_arguments import overload_of, told_by_meta_functions, wrong_arguments
+from npu_fused_graph.ops import specs
 
 _ND = 2
 _keep: list[Any] = []
@@ -108,6 +109,8 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     except (InvalidArgumentError, CommunicationError):
         raise
     except ExecutionError as error:
+        if (told := _TOLD.search(str(error))) is not None:
+            raise InvalidArgumentError(f"[{_STEMS[told[1]]}] {told[2]}") from None
         reason, _, _ = str(error).partition(" Inputs: ")
         raise wrong_arguments(overload_of(name), args, kwargs, reason) from None
     except Exception as error:
@@ -116,6 +119,14 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
             "See docs/run_on_a_laptop.md for the operators that run."
         ) from None
     return pytree.tree_map_only(Tensor, mark, results)
+
+
+_STEMS = {spec.ge_type: spec.stem for spec in specs()}
+_TOLD = re.compile(
+    rf"\[engine\] ({'|'.join(_STEMS)}) \(\1[^)]*\)[^:]*: (?:\[\w+\] )*(?:\1 \(\1\): )?"
+    r"((?:(?!\[engine\]).)*: expected .*?)(?= Inputs: |$)"
+)
+"""What a rule of one of our operators says, inside what the engine says of the node."""
 
 
 def _key(x: Any) -> Any:
