@@ -80,7 +80,8 @@ def refusals_page(fusions: Fusions, reasons: Iterable[Reason]) -> str:
 def rules_data(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reason]) -> str:
     """npu_fused_graph/rules.json: what may be fused into what, for tools that have no torch.
 
-    fusions: rules by stem, as they are asked. operators: by stem what each takes. reasons: meaning and usual cure of
+    fusions: rules by stem, as they are asked. operators: by stem what each takes; group_sizes: a list, or least and
+    most where any between them will do. reasons: meaning and usual cure of
     each; is_legal: only a setting keeps the site from being fused.
     """
     data = {
@@ -98,7 +99,7 @@ def rules_data(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reas
         "operators": {
             spec.stem: {
                 "ge_type": spec.ge_type,
-                "group_sizes": list(spec.group_sizes),
+                "group_sizes": _sizes(spec.group_sizes),
                 "chips": list(spec.chips),
                 "dtype_rows": [{"scenario": row.scenario, **row.dtypes} for row in spec.rows],
                 "constraints": [{"id": c.number, "statement": _plain(c.statement)} for c in spec.constraints],
@@ -108,6 +109,11 @@ def rules_data(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reas
         "reasons": {r.reason: {"meaning": _meaning(r), "cure": r.usual_cure, "is_legal": r.is_legal} for r in reasons},
     }
     return json.dumps(data, indent=1) + "\n"
+
+
+def _sizes(sizes: Sequence[int]) -> Any:
+    """A list, or of a range its ends."""
+    return {"least": sizes[0], "most": sizes[-1]} if isinstance(sizes, range) else list(sizes)
 
 
 def _plain(text: str) -> str:

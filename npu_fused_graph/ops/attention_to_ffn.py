@@ -201,13 +201,14 @@ def _check_windows(windows: Windows, rank: Rank, ffn_ranks: range) -> None:
     if rank.rank in ffn_ranks:
         raise argument_error(
             SPEC.stem, "ffn_start_rank_id",
-            f"a call by an attention rank (FFN ranks are {ffn_ranks.start} to {ffn_ranks.stop - 1})",
+            f"a call by an attention rank (FFN ranks are {ffn_ranks.start} to {ffn_ranks.stop - 1} of the group)",
             f"one by {windows.name(rank.rank)}", "FFN ranks read their windows.",
         )  # fmt: skip
     missing = [r for r in ffn_ranks if r not in windows.peers]
     if missing:
         raise argument_error(
-            SPEC.stem, "group", f"windows registered with all FFN ranks, {ffn_ranks.start} to {ffn_ranks.stop - 1}",
+            SPEC.stem, "group",
+            f"windows registered with all FFN ranks, {ffn_ranks.start} to {ffn_ranks.stop - 1} of the group",
             f"peers {list(windows.peers)}", "Attention ranks name all FFN ranks as their peers, and these them.",
         )  # fmt: skip
 

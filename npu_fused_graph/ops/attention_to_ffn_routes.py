@@ -87,7 +87,7 @@ def routes_of(ids: Words, table: Words, session: int, moe_experts: int, slots: i
         row = int(numpy.flatnonzero(is_wrong)[0])
         raise argument_error(
             _STEM, "expert_rank_table",
-            f"an FFN rank, {ffn_ranks.start} to {ffn_ranks.stop - 1}, and a number below {INVALID}",
+            f"an FFN rank, {ffn_ranks.start} to {ffn_ranks.stop - 1} of the group, and a number below {INVALID}",
             f"rank {int(ranks[row])}, number {int(numbers[row])} in row {row}, which session {session} uses",
             "Ranks are those of the group, wherever the FFN ranks begin.",
         )  # fmt: skip

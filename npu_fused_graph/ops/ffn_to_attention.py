@@ -178,7 +178,7 @@ def reference(
         if r not in windows.peers:
             raise argument_error(
                 SPEC.stem, "session_ids" if attn_rank_table is None else "attn_rank_table",
-                f"attention ranks with registered windows, {list(windows.peers)}", r,
+                f"attention ranks with registered windows, {list(windows.peers)} of the group", r,
                 "Pass the rank of each session as attn_rank_table.",
             )  # fmt: skip
         size = windows.memory(r).nbytes

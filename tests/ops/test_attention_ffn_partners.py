@@ -425,7 +425,7 @@ VALUES: list[tuple[dict[str, Any], str]] = [
     ({"token_ids": ids(6, -1)}, "token_ids: expected 0 to 3, got -1"),
     ({"expert_offsets": ids(6, 3)}, "expert_offsets: expected 0 to 2, got 3"),
     ({"attn_rank_table": ids(3)},
-     "attn_rank_table: expected attention ranks with registered windows, [1, 2, 3], got 0"),
+     "attn_rank_table: expected attention ranks with registered windows, [1, 2, 3] of the group, got"),
     ({"token_info_table_shape": [9, 4, 3], "token_data_shape": [9, 4, 3, 1100]},
      "token_data_shape: expected tables of at most 131072 bytes, the window of rank 1, got 238112 bytes"),
 ]  # fmt: skip

@@ -6,6 +6,7 @@ docs/attention_to_ffn_constraints.md; ``NFG_ACCEPT=1`` rewrites it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -46,7 +47,8 @@ ELSEWHERE = [
      "larger window there."),
     ("C26", "no active token", "none: allowed", "-"),
     ("C27", "windows are registered, with all FFN ranks as peers", "run", "group: expected windows registered with all "
-     "FFN ranks, 0 to 1, got peers [0]. Attention ranks name all FFN ranks as their peers, and these them."),
+     "FFN ranks, 0 to 1 of the group, got peers [0]. Attention ranks name all FFN ranks as their "
+     "peers, and these them."),
     ("C28", "static graphs", "fake", "x: expected sizes that are fixed when the graph is traced, got shape [1, s0, "
      "1024]. Compile with dynamic=False."),
     ("C29", "the same on all ranks and in all layers", "run", "moe_expert_num: expected 6, as rank 2 has it, got 5. It "
@@ -252,6 +254,14 @@ def test_types_are_refused_by_the_public_function(change: dict[str, Any], text: 
 
 
 @pytest.mark.usefixtures("windows")
+def test_the_four_forms_that_are_not_legal() -> None:
+    """Factors for nothing to quantise, whatever the rest."""
+    for is_async, is_masked in itertools.product((0, 1), (False, True)):
+        change = {"scales": torch.ones(1, 5, 1024), "sync_flag": is_async}
+        change |= {} if is_masked else {"active_mask": None}
+        assert refused(OP, good() | change).startswith(f"{PREFIX}scales: expected None with quant_mode=0, got a tensor")
+
+
 def test_positional_arguments_are_the_first_twelve() -> None:
     arguments = good()
     names = list(arguments)[:12]

@@ -290,7 +290,7 @@ def test_what_ranks_must_have_alike() -> None:
     assert "session_id: expected another one than every other attention rank's, got 0, which is also rank 2's." in twice
     assert "expected 0 or 1 as the flag of session 1, micro batch 0 on rank 0, got 7." in flag
     assert "windows: expected one registration per group, got a second one of group '0'" in again
-    assert "expected a call by an attention rank (FFN ranks are 0 to 1), got one by rank 0. " in as_ffn
+    assert "expected a call by an attention rank (FFN ranks are 0 to 1 of the group), got one by rank 0. " in as_ffn
 
 
 def test_windows_that_are_too_small() -> None:
