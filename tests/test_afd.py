@@ -284,7 +284,7 @@ def _with_a_fault(rank: int, fault: str, folder: str) -> str:
     ("fault", "told"),
     [
         ("ffn killed", "rank 1 has ended (killed, or by an exception)"),
-        ("attention killed", "rank 3 has ended (killed, or by an exception)"),
+        pytest.param("attention killed", "rank 3 has ended (killed, or by an exception)", marks=pytest.mark.slow),
         ("ffn stopped", "rank 1 is stopped by a signal"),
         ("attention leaves", "rank 3 has left"),
     ],

@@ -12,8 +12,8 @@ import pytest
 from tests.processes import run_python
 from tests.scripts import script
 
-# both scripts bind port 50001 of 127.0.0.1
-pytestmark = pytest.mark.xdist_group("requirement_port")
+# both scripts bind port 50001 of 127.0.0.1, as requirement 002's does
+pytestmark = pytest.mark.xdist_group("record")
 
 WRONG = "_get_backend(torch.device('npu')._window_register_and_exchange(window_size, target_ranks))"
 RIGHT = "_get_backend(torch.device('npu'))._window_register_and_exchange(window_size, target_ranks)"
@@ -71,6 +71,7 @@ def test_the_graph_block_runs_on_16_ranks(tmp_path: Path) -> None:
     check_graphs(tmp_path, 11)
 
 
+@pytest.mark.slow
 def test_the_graph_block_on_7_ranks(tmp_path: Path) -> None:
     """Fewer attention ranks, and FFN ranks that wait for these instead of 10 seconds."""
     code = corrected(1).replace("dev_num = 16", "dev_num = 7")
