@@ -253,7 +253,6 @@ def test_types_are_refused_by_the_public_function(change: dict[str, Any], text: 
     assert refused(OP, good() | change).startswith(PREFIX + text)
 
 
-@pytest.mark.usefixtures("windows")
 def test_the_four_forms_that_are_not_legal() -> None:
     """Factors for nothing to quantise, whatever the rest."""
     for is_async, is_masked in itertools.product((0, 1), (False, True)):
@@ -262,6 +261,7 @@ def test_the_four_forms_that_are_not_legal() -> None:
         assert refused(OP, good() | change).startswith(f"{PREFIX}scales: expected None with quant_mode=0, got a tensor")
 
 
+@pytest.mark.usefixtures("windows")
 def test_positional_arguments_are_the_first_twelve() -> None:
     arguments = good()
     names = list(arguments)[:12]
