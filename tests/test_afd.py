@@ -270,11 +270,17 @@ def _with_a_fault(rank: int, fault: str, folder: str) -> str:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 elif fault.endswith("leaves"):
                     return ""
+                elif fault.endswith("fails"):
+                    raise KeyError("on purpose")
             for _ in range(3):
                 step(worker)
     except CommunicationError as error:
         return str(error)
+    except KeyError:
+        return ""
     finally:
+        if fault.endswith("fails"):
+            dist.barrier()  # the process lives on
         if rank == 0 and fault.endswith("stopped"):
             os.kill(int((Path(folder) / str(culprit)).read_text()), signal.SIGCONT)
     return "no error"
@@ -287,6 +293,7 @@ def _with_a_fault(rank: int, fault: str, folder: str) -> str:
         pytest.param("attention killed", "rank 3 has ended (killed, or by an exception)", marks=pytest.mark.slow),
         ("ffn stopped", "rank 1 is stopped by a signal"),
         ("attention leaves", "rank 3 has left"),
+        ("attention fails", "rank 3 has ended (killed, or by an exception)"),
     ],
 )
 def test_the_survivors_of_a_fault_know_whose_it_is(fault: str, told: str, tmp_path: Path) -> None:

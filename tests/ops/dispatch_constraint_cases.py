@@ -211,6 +211,8 @@ VALUES: dict[str, tuple[str, list[Case]]] = {
          "expert_rank_table: expected 1 to 1 replicas of an expert in rows of 3, got 0 in row 0"),
         ("plain", {"expert_rank_table": table(5) * 2},
          "expert_rank_table: expected 1 to 1 replicas of an expert in rows of 3, got 2 in row 0"),
+        ("plain", {"expert_rank_table": table(5) * 2**30},
+         "expert_rank_table: expected 1 to 1 replicas of an expert in rows of 3, got 1073741824 in row 0"),
         ("plain", {"expert_rank_table": table(5) + torch.tensor([0, 2, 0], dtype=torch.int32)},
          "expert_rank_table: expected an FFN rank, 0 to 1 of the group, and a number below 1000000, got rank 2"),
         ("plain", {"expert_rank_table": table(5) + torch.tensor([0, 0, 10**6], dtype=torch.int32)},

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 import npu_fused_graph as nfg
+from npu_fused_graph.comm import Windows
 from npu_fused_graph.comm.threads import LocalGroup, LocalRank
+from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops import attention_to_ffn as op
 from npu_fused_graph.ops.attention_to_ffn_stores import Store, quantised
 from npu_fused_graph.ops.registration import facts_of
@@ -276,6 +278,23 @@ def test_what_is_no_number_is_told_by_the_scale() -> None:
     q, scale = quantised(rows)
     assert q.tolist() == [[0, 0], [0, 0], [64, -127]]
     assert (q * scale)[:2].isnan().all()
+
+
+def test_sessions_that_come_together_are_refused_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is seen only after this rank has declared itself."""
+    plan, windows = example()
+    ranks = local_ranks(plan, windows)
+    send(ranks[3], example_call(plan, 0))
+    original, seen = Windows.declared, []
+
+    def late(own: Windows, at: int) -> Any:
+        seen.append(at)
+        return {} if len(seen) == 1 else original(own, at)
+
+    monkeypatch.setattr(Windows, "declared", late)
+    for _ in range(2):
+        with pytest.raises(InvalidArgumentError, match="session_id: expected another one than every other"):
+            send(ranks[2], example_call(plan, 0))
 
 
 # -- order -------------------------------------------------------------------------------------------------------------
