@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -244,7 +245,7 @@ def _error(parameter: str, expected: str, got: object, cure: str) -> InvalidArgu
 # -- the workers -------------------------------------------------------------------------------------------------------
 
 
-class _Worker:
+class _Worker(ABC):
     """Windows and context of this rank, from entering to leaving."""
 
     def __init__(self, plan: Plan, group: str) -> None:
@@ -272,8 +273,8 @@ class _Worker:
     number: int
     """Of this rank among those of its role."""
 
-    def _check_role(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _check_role(self) -> None: ...
 
     def _check(self, name: str, x: Any, dtype: torch.dtype, *shape: int) -> None:
         """An argument is what the plan says."""
@@ -288,8 +289,8 @@ class _Worker:
                 name, f"shape {list(shape)}, as the plan has it", list(x.shape), "Pad short batches, and mask them."
             )
 
-    def _holder(self) -> ScheduleContextHolder:
-        raise NotImplementedError
+    @abstractmethod
+    def _holder(self) -> ScheduleContextHolder: ...
 
     def _wait_for_peers(self) -> None:
         """A peer may write only into tables that are empty: it says here that its own are."""

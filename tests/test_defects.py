@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import npu_fused_graph as nfg
 from npu_fused_graph import comm
+from npu_fused_graph.host.defects import guard_order_of_effects
 from npu_fused_graph.ops.schedule_context import ScheduleContextHolder
 from npu_fused_graph.testing import assert_close
 from tests.passes.capture import fake_group
@@ -630,6 +631,13 @@ def test_t19_stock_torchair_looks_for_the_producer_of_nothing(monkeypatch: pytes
     monkeypatch.setattr(passes, name, getattr(passes, name).__wrapped__)
     with pytest.raises(Exception, match="KeyError"):
         stock(sent, TOKENS)
+
+
+def test_t19_a_torchair_without_that_pass_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = importlib.import_module("torchair._ge_concrete_graph.graph_pass")
+    monkeypatch.delattr(passes, "explicit_order_for_side_effect_nodes")
+    guard_order_of_effects()
+    assert not hasattr(passes, "explicit_order_for_side_effect_nodes")
 
 
 @pytest.mark.usefixtures("attention_rank")

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from npu_fused_graph.codegen.op_table import op_table
 from npu_fused_graph.codegen.proto import proto_header
-from npu_fused_graph.codegen.rules_page import Fusions, Reason, refusals_page, rules_data, rules_page
+from npu_fused_graph.codegen.rules_page import (
+    Fusions,
+    Reason,
+    partner_constraints_page,
+    refusals_page,
+    rules_data,
+    rules_page,
+)
 from npu_fused_graph.spec import OpSpec
 
 
@@ -16,6 +23,7 @@ def generated_files(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable
     specs, reasons = tuple(specs), tuple(reasons)
     files = {Path("ge_op_protos") / f"{spec.stem}_proto.h": proto_header(spec) for spec in specs}
     files[Path("ge_op_protos") / "README.md"] = op_table(specs)
+    files[Path("docs") / "attention_and_ffn_constraints.md"] = partner_constraints_page(specs)
     files[Path("docs") / "fusion_rules.md"] = rules_page(fusions)
     files[Path("docs") / "fusion_refusals.md"] = refusals_page(fusions, reasons)
     files[Path("npu_fused_graph") / "rules.json"] = rules_data(specs, fusions, reasons)

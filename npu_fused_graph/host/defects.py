@@ -57,8 +57,10 @@ def guard_order_of_effects() -> None:
     And that knows the first two operators of attention and FFN ranks only, which must not pass the others.
     """
     module: Any = importlib.import_module("torchair._ge_concrete_graph.graph_pass")
-    original = module.explicit_order_for_side_effect_nodes
-    types = module._SIDE_EFFECT_OPS
+    original = getattr(module, "explicit_order_for_side_effect_nodes", None)
+    types = getattr(module, "_SIDE_EFFECT_OPS", None)
+    if original is None or types is None:
+        return  # another TorchAir, which has no such pass
     types |= {spec.ge_type for spec in specs() if spec.has_effects}
 
     @functools.wraps(original)
