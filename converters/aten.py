@@ -49,7 +49,13 @@ CONVERTERS: dict[Any, Converter] = {
 
 
 def register() -> None:
+    from torchair._ge_concrete_graph import fx2ge_converter
+
     register_converters(CONVERTERS)
+    # what TorchAir calls where activation checkpointing repeats a call with the random state it had
+    fx2ge_converter._CHECKPOINT_MAP_FUNC[aten_corrected.aten.native_dropout.default] = (
+        aten_corrected.native_dropout_of_state
+    )
 
 
 def register_late() -> None:

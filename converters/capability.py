@@ -67,7 +67,7 @@ def _ge_type_gap(spec: OpSpec) -> Gap | None:
     for what, theirs, ours in (
         ("inputs", inputs, own_inputs), ("outputs", outputs, own_outputs), ("attributes", attrs, own_attrs),
     ):  # fmt: skip
-        if [name for name, _ in theirs] != [name for name, _ in ours]:
+        if [name for name, _ in theirs][: len(ours)] != [name for name, _ in ours]:  # newer ones have more behind
             return Gap(
                 "ge_ir_differs",
                 f"the installed CANN's {spec.ge_type} has the {what} {[n for n, _ in theirs]}, "

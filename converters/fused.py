@@ -1,6 +1,7 @@
 """The converter of our own operators, from their SPECs: checked as in eager mode, every argument by its GE name.
 
-An operator that GE has in another form than Python has a module of its stem here, whose ``prepare`` changes the call.
+An operator that GE has in another form than Python has a module of its stem here, whose ``prepare`` changes the call,
+and where Python returns other tensors ``finish`` the results.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Lowering:
     """One use of an operator on its way into a GE graph.
 
     facts: of the call, checked. inputs: by GE name GE tensors, lists of them, None; the ints of a constant input.
-    attrs: values by GE name, those without a Python name at their defaults. stored: Python name of the argument that
+    attrs: values by GE name, those without a Python name at their defaults. beside: by name the inputs that GE has not.
+    stored: Python name of the argument that
     comes as it is stored instead of transposed, or "".
     """
 
@@ -31,35 +33,44 @@ class Lowering:
     facts: CallFacts
     inputs: dict[str, Any]
     attrs: dict[str, Any]
+    beside: dict[str, Any]
     stored: str
 
 
 Prepare = Callable[[Lowering], None]
+Finish = Callable[[Lowering, dict[str, Any]], Any]
+"""Python's results, of the node's by GE name."""
 
 
 def register() -> None:
     """Register every overload of every operator."""
     for spec in ops.specs():
-        register_operator(spec, prepare_of(spec))
+        register_operator(spec, *irregular(spec))
 
 
-def prepare_of(spec: OpSpec) -> Prepare | None:
+def irregular(spec: OpSpec) -> tuple[Prepare | None, Finish | None]:
     """What is irregular about an operator, if anything is."""
     name = f"{__package__}.{spec.stem}"
-    return import_module(name).prepare if find_spec(name) is not None else None
+    module = import_module(name) if find_spec(name) is not None else None
+    return getattr(module, "prepare", None), getattr(module, "finish", None)
 
 
-def register_operator(spec: OpSpec, prepare: Prepare | None) -> None:
+def register_operator(spec: OpSpec, prepare: Prepare | None, finish: Finish | None = None) -> None:
     """Register the converters of one operator's overloads that may stand in a graph."""
     import torchair
 
     for overload in registration.lowered_overloads(spec):
-        convert = converter(spec, prepare, stored=overload.stored, is_copied=overload.is_copied)
+        convert = converter(spec, prepare, finish, stored=overload.stored, is_copied=overload.is_copied)
         torchair.register_fx_node_ge_converter(overload.op)(convert)
 
 
 def converter(
-    spec: OpSpec, prepare: Prepare | None, *, stored: str = "", is_copied: bool = False
+    spec: OpSpec,
+    prepare: Prepare | None,
+    finish: Finish | None = None,
+    *,
+    stored: str = "",
+    is_copied: bool = False,
 ) -> Callable[..., Any]:
     """A converter with the parameters of the operator.
 
@@ -76,13 +87,17 @@ def converter(
         call = Lowering(
             spec,
             _checked(spec, arguments, stored),
-            {t.name: arguments[t.python_name] for t in spec.inputs},
+            {t.name: arguments[t.python_name] if t.is_in_python else None for t in spec.inputs},
             {a.name: arguments[a.python_name] if a.python_name else a.default for a in spec.attrs},
+            {t.name: arguments[t.name] for t in spec.beside_inputs},
             stored,
         )
         if prepare is not None:
             prepare(call)
-        return _node(call, meta_outputs)
+        result = _node(call, meta_outputs)
+        if finish is not None:
+            return finish(call, dict(zip((o.name for o in spec.outputs), result, strict=True)))
+        return result
 
     return convert
 
@@ -128,14 +143,12 @@ def _node(call: Lowering, meta_outputs: Any) -> Any:
         "Int": attr.Int, "Float": attr.Float, "Bool": attr.Bool, "String": attr.Str, "ListInt": attr.ListInt,
         "ListFloat": attr.ListFloat,
     }  # fmt: skip
-    metas = meta_outputs if len(spec.outputs) > 1 else [meta_outputs][: len(spec.outputs)]
+    metas = meta_outputs if len(spec.python_outputs) > 1 else [meta_outputs]
+    lengths = {o.name: len(m) for o, m in zip(spec.python_outputs, metas, strict=False) if o.kind == "dynamic"}
     result = custom_op(
         spec.ge_type,
         inputs=inputs,
-        outputs=[
-            (output.name, len(meta)) if output.kind == "dynamic" else output.name
-            for output, meta in zip(spec.outputs, metas, strict=True)
-        ],
+        outputs=[(o.name, lengths[o.name]) if o.kind == "dynamic" else o.name for o in spec.outputs],
         attrs={a.name: makers[a.type](attrs[a.name]) for a in spec.attrs},
     )
     if spec.has_effects or not spec.outputs:  # GE drops what no result needs

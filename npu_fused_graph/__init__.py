@@ -12,6 +12,7 @@ from npu_fused_graph.version import __version__ as __version__
 __all__ = [
     "FusionReport",
     "FusionSite",
+    "ascend_flash_attention",
     "attention_worker_scheduler",
     "attention_worker_scheduler_",
     "enable_fusion",
@@ -36,6 +37,7 @@ __all__ = [
 _HOME = {
     "FusionReport": "npu_fused_graph.compile.explain",
     "FusionSite": "npu_fused_graph.passes.verdicts",
+    "ascend_flash_attention": "npu_fused_graph.ops.ascend_flash_attention",
     "attention_worker_scheduler": "npu_fused_graph.ops.attention_worker_scheduler",
     "attention_worker_scheduler_": "npu_fused_graph.ops.attention_worker_scheduler",
     "enable_fusion": "npu_fused_graph.compile.fusion",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from npu_fused_graph.compile.fusion import enable_fusion as enable_fusion
     from npu_fused_graph.engine import register_kernel as register_kernel
     from npu_fused_graph.host import load_torchair as load_torchair
+    from npu_fused_graph.ops.ascend_flash_attention import ascend_flash_attention as ascend_flash_attention
     from npu_fused_graph.ops.attention_to_ffn import npu_attention_to_ffn as npu_attention_to_ffn
     from npu_fused_graph.ops.attention_worker_combine import (
         npu_attention_worker_combine as npu_attention_worker_combine,

@@ -33,8 +33,9 @@ CHIPS: Mapping[Chip, str] = {"Ascend910B": "Atlas A2", "Ascend910_93": "Atlas A3
 class TensorSpec:
     """One input or output.
 
-    name: GE's. dims: allowed shapes, each as axis names ("m k"); an axis means the same size everywhere in the op, and
-    a number means itself. The tensors of a dynamic input have sizes of their own, which constraints check.
+    name: GE's. py: Python's; "" = GE's; None = not in Python. dims: allowed shapes, each as axis names ("m k"); an axis
+    means the same size everywhere in the op, and a number means itself. The tensors of a dynamic input have sizes of
+    their own, which constraints check.
     like: an output that takes shape and dtype of that input; an output named like an input is that input, written in
     place. contiguous: "required", "transposable" (the last two axes may be swapped) or "any". packed: dtype of the
     elements that Python hands over packed, eight in an int32 along the axis that is stored last. is_omissible: a
@@ -44,7 +45,7 @@ class TensorSpec:
     name: str
     dims: tuple[str, ...] = ()
     kind: InputKind = "required"
-    py: str = ""
+    py: str | None = ""
     like: str = ""
     contiguous: Literal["required", "transposable", "any"] = "required"
     packed: str = ""
@@ -55,6 +56,10 @@ class TensorSpec:
     @property
     def python_name(self) -> str:
         return self.py or self.name
+
+    @property
+    def is_in_python(self) -> bool:
+        return self.py is not None
 
     @property
     def may_be_none(self) -> bool:
@@ -142,10 +147,12 @@ class OpSpec:
     """An operator.
 
     stem: snake_case, names every file of the op. ge_type: GE op type. torch_name: of the public function and of
-    MindSpeed's operator. signature: torch's argument order ("*" separates keyword-only ones). source: the document.
+    MindSpeed's operator. function: name of the public function where it is another; None = there is none.
+    signature: torch's argument order ("*" separates keyword-only ones). source: the document.
     group_sizes: numbers of ranks a communicating op runs on, a range where any of many; () = it does not communicate.
     is_one_sided: it writes windows of other ranks, which take no part in the call. has_effects: it reads or writes more
     than its tensors: every call counts, in order. environment: variables that constraints read.
+    beside_inputs, beside_outputs: tensors that Python has and GE has not, which converter and engine make something of.
     chips: it exists on; () = on all. backward: stem of the op that computes its gradient; "" = there is none. An op
     without outputs is called for what it does: inference graphs keep it (it has no place in one that is split into
     forward and backward).
@@ -168,13 +175,31 @@ class OpSpec:
     is_one_sided: bool = False
     has_effects: bool = False
     environment: tuple[str, ...] = ()
+    beside_inputs: tuple[TensorSpec, ...] = ()
+    beside_outputs: tuple[TensorSpec, ...] = ()
+    function: str | None = ""
 
     # -- derived -------------------------------------------------------------------------------------------
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
-        """The inputs that are tensors in Python, too."""
-        return tuple(t for t in self.inputs if not t.is_constant)
+        """The inputs that are tensors in Python."""
+        return tuple(t for t in self.python_inputs if not t.is_constant)
+
+    @property
+    def python_inputs(self) -> tuple[TensorSpec, ...]:
+        """What Python takes, in GE's order, those that GE has not behind."""
+        return (*(t for t in self.inputs if t.is_in_python), *self.beside_inputs)
+
+    @property
+    def python_outputs(self) -> tuple[TensorSpec, ...]:
+        """What Python returns, in GE's order, those that GE has not behind."""
+        return (*(t for t in self.outputs if t.is_in_python), *self.beside_outputs)
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether Python has the tensors that GE has."""
+        return self.python_inputs == self.inputs and self.python_outputs == self.outputs
 
     @property
     def operator_name(self) -> str:
@@ -194,7 +219,7 @@ class OpSpec:
 
     def torch_schema(self) -> str:
         """Schema for torch.library, without namespace."""
-        tensors = {t.python_name: t for t in self.inputs}
+        tensors = {t.python_name: t for t in self.python_inputs}
         attrs = {a.python_name: a for a in self.attrs if a.python_name}
         alias = {name: f"({letter}!)" for name, letter in zip(self.mutated, "abcdef", strict=False)}
         arguments = []
@@ -215,7 +240,7 @@ class OpSpec:
                 arguments.append(f"{_SCHEMA_TYPES[attr.type]}{'?' * attr.is_nullable} {name}{default}")
         returns = [
             f"Tensor{alias.get(t.python_name, '')}{'[]' if t.kind == 'dynamic' else ''} {t.python_name}"
-            for t in self.outputs
+            for t in self.python_outputs
         ]
         if len(returns) == 1:
             outputs = returns[0].rpartition(" ")[0]
@@ -251,7 +276,7 @@ class OpSpec:
 
         What concerns the communicator is checked by :meth:`check_group`, once it is known.
         """
-        for tensor in self.inputs:
+        for tensor in self.python_inputs:
             if tensor.kind == "required" and call.tensors.get(tensor.python_name) is None:
                 raise argument_error(self.stem, tensor.python_name, "a tensor", "None", "Pass it.")
         sizes = self._check_shapes(call)
@@ -296,7 +321,7 @@ class OpSpec:
     def _check_shapes(self, call: CallFacts) -> dict[str, Any]:
         sizes: dict[str, Any] = {}
         seen_in: dict[str, str] = {}
-        for tensor in self.inputs:
+        for tensor in self.python_inputs:
             facts = call.tensors.get(tensor.python_name)
             if facts is None or not tensor.dims:
                 continue

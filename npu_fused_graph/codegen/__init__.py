@@ -10,6 +10,7 @@ from npu_fused_graph.codegen.proto import proto_header
 from npu_fused_graph.codegen.rules_page import (
     Fusions,
     Reason,
+    attention_constraints_page,
     partner_constraints_page,
     refusals_page,
     rules_data,
@@ -24,6 +25,7 @@ def generated_files(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable
     files = {Path("ge_op_protos") / f"{spec.stem}_proto.h": proto_header(spec) for spec in specs}
     files[Path("ge_op_protos") / "README.md"] = op_table(specs)
     files[Path("docs") / "attention_and_ffn_constraints.md"] = partner_constraints_page(specs)
+    files[Path("docs") / "flash_attention_constraints.md"] = attention_constraints_page(specs)
     files[Path("docs") / "fusion_rules.md"] = rules_page(fusions)
     files[Path("docs") / "fusion_refusals.md"] = refusals_page(fusions, reasons)
     files[Path("npu_fused_graph") / "rules.json"] = rules_data(specs, fusions, reasons)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from npu_fused_graph.spec import OpSpec, TensorSpec
 
@@ -23,8 +24,7 @@ def _operator(spec: OpSpec) -> list[str]:
     lines = [
         f"## {spec.ge_type}",
         "",
-        f"{spec.doc} Python: `npu_fused_graph.{spec.torch_name}`. Prototype: `{spec.stem}_proto.h`. "
-        f"Source: {spec.source}.",
+        f"{spec.doc} Python: {_function(spec)}. Prototype: `{spec.stem}_proto.h`. Source: {spec.source}.",
         *_where(spec),
         "",
         "```",
@@ -36,6 +36,8 @@ def _operator(spec: OpSpec) -> list[str]:
     ]
     lines += [_tensor_row(t, t.kind) for t in spec.inputs]
     lines += [_tensor_row(t, "output") for t in spec.outputs]
+    lines += [_tensor_row(replace(t, name="-", py=t.name), t.kind) for t in spec.beside_inputs]
+    lines += [_tensor_row(replace(t, name="-", py=t.name), "output") for t in spec.beside_outputs]
     lines += ["", "| GE attribute | Python name | type | default | meaning |", "|---|---|---|---|---|"]
     for attr in spec.attrs:
         default = "required" if attr.default is None else f"`{attr.default!r}`"
@@ -48,6 +50,12 @@ def _operator(spec: OpSpec) -> list[str]:
     lines += ["", f"| scenario | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [f"| {row.scenario} | {' | '.join(row.dtypes.get(n, '-') for n in names)} |" for row in spec.rows]
     return lines
+
+
+def _function(spec: OpSpec) -> str:
+    if spec.function is None:
+        return f"`torch.ops.npu_fused_graph.{spec.torch_name}`"
+    return f"`npu_fused_graph.{spec.function or spec.torch_name}`"
 
 
 def _where(spec: OpSpec) -> list[str]:
@@ -63,4 +71,6 @@ def _where(spec: OpSpec) -> list[str]:
 
 def _tensor_row(tensor: TensorSpec, kind: str) -> str:
     shapes = " or ".join(f"({', '.join(d.split())})" for d in tensor.dims) or "-"
-    return f"| {tensor.name} | {tensor.python_name} | {kind} | {shapes} | {tensor.doc} |"
+    return (
+        f"| {tensor.name} | {tensor.python_name if tensor.is_in_python else '-'} | {kind} | {shapes} | {tensor.doc} |"
+    )

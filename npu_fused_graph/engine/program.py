@@ -97,6 +97,8 @@ def build_program(graph: Graph) -> Program:
 class _Builder:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.live = live_nodes(graph)
+        self.read = {item.source for name in self.live for item in graph.nodes[name].inputs}
         self.slots: dict[Source, int] = {}
         self.consts: dict[int, Tensor] = {}
         self.count = 0
@@ -110,7 +112,7 @@ class _Builder:
         instructions: list[Instruction] = []
         inputs: list[InputSpec] = []
         groups: dict[str, list[Node]] = {}
-        live = live_nodes(self.graph) | {n.name for n in self.graph.of_type(*_DATA)}
+        live = self.live | {n.name for n in self.graph.of_type(*_DATA)}
         net_output: Node | None = None
         for node in topological(self.graph, live):
             if node.type in _DATA:
@@ -174,9 +176,11 @@ class _Builder:
         except UnsupportedOpError as error:
             raise UnsupportedOpError(f"{error} Node: {node.name}.") from None
         if call is None:
+            by_param = {a.param: attrs[a.name] for a in kernel.attrs}
             if kernel.wants_node:
-                attrs["node"] = node
-            by_param = {a.param: attrs[a.name] for a in kernel.attrs} | ({"node": node} if kernel.wants_node else {})
+                by_param["node"] = node
+            if kernel.wants_reads:
+                by_param["is_read"] = tuple(Source(node.name, i) in self.read for i in range(len(node.outputs)))
             call = functools.partial(kernel.fn, **by_param) if by_param else kernel.fn
         outputs = [self.new_slot(Source(node.name, i)) for i in range(len(node.outputs))]
         casts = [to_torch(d.dtype) if d.dtype_trusted and d.dtype else None for d in node.outputs]

@@ -9,7 +9,8 @@ A kernel is a plain function whose signature is the op's IR::
   ``list[Tensor]`` = dynamic input. ``Int`` / ``Ints`` = an integer tensor handed over as int / list[int]
   (decoded once when it is a Const);
 * keyword-only parameters are the attributes by IR name with the IR's default (no default = required).
-  Annotated ``torch.dtype``: the GE number arrives as a torch dtype. A parameter ``node`` receives the ir Node;
+  Annotated ``torch.dtype``: the GE number arrives as a torch dtype. A parameter ``node`` receives the ir Node,
+  ``is_read`` for each result whether anything reads it: of others only shape and dtype count;
 * the result is one tensor, or a tuple in IR output order (a dynamic output is a list in it), or None.
 
 A kernel may return views of its inputs and never writes into an input that is not in ``mutates``. Names that
@@ -64,6 +65,7 @@ FAMILIES = (
     "linalg",
     "norm",
     "attention",
+    "flash_attention",
     "moe",
     "quant",
     "grad",
@@ -122,6 +124,7 @@ class Kernel:
     attrs: tuple[AttrParam, ...]
     outputs: tuple[tuple[str, OutputKind], ...]
     wants_node: bool
+    wants_reads: bool = False
     ignored: frozenset[str] = frozenset()
     allowed: Allowed = field(default_factory=dict)
     unfed: tuple[str, ...] = ()
@@ -302,12 +305,12 @@ def _described(ge_type: str, fn: KernelFn, mutates: tuple[str, ...], outputs: tu
     hints = get_type_hints(fn)
     inputs: list[InputParam] = []
     attrs: list[AttrParam] = []
-    wants_node = False
+    wants: set[str] = set()
     for param in inspect.signature(fn).parameters.values():
         hint = hints.get(param.name)
         if param.kind is param.KEYWORD_ONLY:
-            if param.name == "node":
-                wants_node = True
+            if param.name in ("node", "is_read"):
+                wants.add(param.name)
                 continue
             required = param.default is param.empty
             attrs.append(
@@ -338,7 +341,7 @@ def _described(ge_type: str, fn: KernelFn, mutates: tuple[str, ...], outputs: tu
                 "Inputs are positional parameters, attributes keyword-only ones."
             )
     found = _outputs(ge_type, hints.get("return"), mutates, outputs)
-    return Kernel(ge_type, fn, tuple(inputs), tuple(attrs), found, wants_node, mutates=mutates)
+    return Kernel(ge_type, fn, tuple(inputs), tuple(attrs), found, "node" in wants, "is_read" in wants, mutates=mutates)
 
 
 def _outputs(

@@ -52,7 +52,7 @@ class Recorder:
             "group": self._group(call),
             "attrs": dict(call.attrs),
             "inputs": {name: _facts(x) for name, x in call.tensors.items()},
-            "outputs": [o.python_name for o in call.spec.outputs],
+            "outputs": [o.python_name for o in call.spec.python_outputs],
         }
 
         def finish(results: tuple[Any, ...]) -> None:

@@ -46,6 +46,7 @@ _VT = {
     "ListListInt": "VT_LIST_LIST_INT",
     "ListListFloat": "VT_LIST_LIST_FLOAT",
 }
+_OTHER_NAMES = {"DT_FLOAT32": "DT_FLOAT"}
 _SOURCES = (
     "ge/_ge_graph.py",
     "_ge_concrete_graph/auto_generated_ge_raw_ops.py",
@@ -117,7 +118,8 @@ def _make(op_type: str, entries: Iterable[tuple[str, str, str]]) -> IrDef:
     attrs: list[IrAttr] = []
     for word, name, rest in entries:
         if word in _KINDS:
-            dtypes = frozenset(BY_REG_OP[d].name for d in re.findall(r"DT_\w+", rest) if d in BY_REG_OP)
+            named = [_OTHER_NAMES.get(d, d) for d in re.findall(r"DT_\w+", rest)]
+            dtypes = frozenset(BY_REG_OP[d].name for d in named if d in BY_REG_OP)
             target = inputs if "input" in word.lower() else outputs
             target.append(IrParam(name, _KINDS[word], dtypes))
         elif "attr" in word.lower():

@@ -19,6 +19,8 @@ STEMS = (
     "attention_worker_scheduler",
     "attention_worker_combine",
     "trans_quant_param_v2",
+    "flash_attention_score",
+    "flash_attention_score_grad",
 )
 """Every operator; docs/writing_an_operator.md says what else a new one needs."""
 

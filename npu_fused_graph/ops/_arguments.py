@@ -17,7 +17,7 @@ _NO_NUMBER = (str, bytes, list, tuple, dict, type(None), complex, Tensor)
 
 def check_types(spec: OpSpec, arguments: Mapping[str, Any]) -> None:
     """Raise InvalidArgumentError for the first argument, by Python name, of a type the operator does not take."""
-    for tensor in spec.inputs:
+    for tensor in spec.python_inputs:
         name, value = tensor.python_name, arguments[tensor.python_name]
         if value is None and tensor.may_be_none:
             continue

@@ -68,7 +68,7 @@ def _overload_names(spec: OpSpec) -> list[tuple[str, str]]:
     """
     names = [(FUNCTIONAL, ""), (CONSUMING, "")] if spec.mutated else [("", "")]
     prefix = f"{CONSUMING}_" if spec.mutated else ""
-    stored = [t.python_name for t in spec.inputs if t.contiguous == "transposable"]
+    stored = [t.python_name for t in spec.python_inputs if t.contiguous == "transposable"]
     return names + [(f"{prefix}transposed_{name}", name) for name in stored]
 
 
@@ -111,7 +111,7 @@ def _check_signatures(module: ModuleType) -> None:
                 f"there, got {spec.backward!r} and {'a' if hasattr(module, name) else 'no'} function"
             )
     keywords = spec.signature[spec.signature.index("*") :] if "*" in spec.signature else ()
-    if spec.backward and (spec.mutated or any(t.python_name in keywords for t in spec.inputs)):
+    if spec.backward and (spec.mutated or any(t.python_name in keywords for t in spec.python_inputs)):
         raise TypeError(
             f"[{spec.stem}] backward: expected no input that is written, and none behind '*' in the signature"
         )
@@ -160,12 +160,14 @@ def _register_aliased(library: torch.library.Library, spec: OpSpec) -> None:
             return _unpacked(
                 tuple(
                     arguments[o.python_name].copy_(r) if o.python_name in spec.mutated else r
-                    for r, o in zip(_packed(results), spec.outputs, strict=True)
+                    for r, o in zip(_packed(results), spec.python_outputs, strict=True)
                 )
             )
         rest = iter(_packed(getattr(_packet(spec), UNALIASED)(*args, **kwargs)))
         return _unpacked(
-            tuple(arguments[o.python_name] if o.python_name in spec.mutated else next(rest) for o in spec.outputs)
+            tuple(
+                arguments[o.python_name] if o.python_name in spec.mutated else next(rest) for o in spec.python_outputs
+            )
         )
 
     for key in ("CompositeImplicitAutograd", "Functionalize"):  # torch.func.functionalize does not look at composites
@@ -201,7 +203,7 @@ class _Overload:
         qualified = f"{bare}.{self.name}" if self.name else bare
         schema = self.spec.torch_schema().replace(bare, qualified, 1)
         if self.spec.mutated:
-            returns = ", ".join("Tensor" for o in self.spec.outputs if o.python_name not in self.mutated)
+            returns = ", ".join("Tensor" for o in self.spec.python_outputs if o.python_name not in self.mutated)
             schema = f"{schema.rpartition(' -> ')[0]} -> ({returns})"
         if not self.mutated:
             schema = schema.replace("(a!)", "")
@@ -214,7 +216,7 @@ class _Overload:
         library.impl(qualified, self.autograd, "Autograd", with_keyset=True)
         library.impl(qualified, self.cpu, "CPU")
         library.impl(qualified, self.npu, "PrivateUse1")
-        if all(t.kind != "required" for t in self.spec.inputs):
+        if all(t.kind != "required" for t in self.spec.python_inputs):
             library.impl(qualified, self.elsewhere, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{qualified}", self.fake, lib=self.library)
 
@@ -280,7 +282,7 @@ class _Overload:
             return self._call(self.module.fake, arguments)
         outputs = tuple(
             torch.empty_like(arguments[o.like], memory_format=torch.contiguous_format)
-            for o in self.spec.outputs
+            for o in self.spec.python_outputs
             if o.python_name not in self.mutated
         )
         return _unpacked(outputs)
@@ -363,7 +365,7 @@ class _Overload:
         for name in self.mutated:
             if not arguments[name].is_inference():
                 torch.autograd.graph.increment_version(arguments[name])
-        outputs = zip(_packed(results), self.spec.outputs, strict=True)
+        outputs = zip(_packed(results), self.spec.python_outputs, strict=True)
         new = [r for r, o in outputs if o.python_name not in self.mutated]
         return _unpacked(tuple(new))
 
@@ -464,7 +466,7 @@ def tensor_facts(x: Tensor) -> TensorFacts:
 
 
 def signature(spec: OpSpec) -> inspect.Signature:
-    tensors = {t.python_name: t for t in spec.inputs}
+    tensors = {t.python_name: t for t in spec.python_inputs}
     attrs = {a.python_name: a for a in spec.attrs}
     kind: inspect._ParameterKind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = []

@@ -37,6 +37,20 @@ _MM_ATTRS: Attrs = (
     ("antiquant_group_size", "Int", "0"),
     ("epsilon", "Float", "1e-06"),
 )
+_SEQUENCES: Tensors = tuple(
+    (name, "optional", ("int64",))
+    for name in ("prefix", "actual_seq_qlen", "actual_seq_kvlen", "q_start_idx", "kv_start_idx")
+)
+
+
+def _attention_attrs(limit: str) -> Attrs:
+    return (
+        ("scale_value", "Float", "1"), ("keep_prob", "Float", "1"), ("pre_tockens", "Int", limit),
+        ("next_tockens", "Int", limit), ("head_num", "Int", None), ("input_layout", "String", None),
+        ("inner_precise", "Int", "0"), ("sparse_mode", "Int", "0"), ("pse_type", "Int", "1"),
+    )  # fmt: skip
+
+
 CANN: dict[str, tuple[Tensors, Tensors, Attrs]] = {
     "AttentionToFFN": (
         (
@@ -95,6 +109,29 @@ CANN: dict[str, tuple[Tensors, Tensors, Attrs]] = {
         ),
         (("y", "output", HALF), ("next_layer_id", "output", ("int32",))),
         (("hidden_size", "Int", "0"), ("token_dtype", "Int", "0"), ("need_schedule", "Int", "0")),
+    ),
+    "FlashAttentionScore": (
+        (
+            ("query", "required", HALF), ("key", "required", HALF), ("value", "required", HALF),
+            ("real_shift", "optional", HALF), ("drop_mask", "optional", ("uint8",)), ("padding_mask", "optional", HALF),
+            ("atten_mask", "optional", ("bool", "uint8")), *_SEQUENCES,
+        ),
+        (
+            ("softmax_max", "output", ("float32",)), ("softmax_sum", "output", ("float32",)),
+            ("softmax_out", "output", HALF), ("attention_out", "output", HALF),
+        ),
+        _attention_attrs("2147483647"),
+    ),
+    "FlashAttentionScoreGrad": (
+        (
+            ("query", "required", HALF), ("key", "required", HALF), ("value", "required", HALF),
+            ("dy", "required", HALF), ("pse_shift", "optional", HALF), ("drop_mask", "optional", ("uint8",)),
+            ("padding_mask", "optional", HALF), ("atten_mask", "optional", ("bool", "uint8")),
+            ("softmax_max", "optional", ("float32",)), ("softmax_sum", "optional", ("float32",)),
+            ("softmax_in", "optional", HALF), ("attention_in", "optional", HALF), *_SEQUENCES,
+        ),
+        (("dq", "output", HALF), ("dk", "output", HALF), ("dv", "output", HALF), ("dpse", "output", HALF)),
+        _attention_attrs("65536"),
     ),
     "GroupedMatMulAllReduce": (
         (
@@ -168,6 +205,18 @@ def test_headers_read_back_to_the_spec(spec: OpSpec, compiled: dict[str, tuple[T
 
 def test_every_operator_is_in_the_table() -> None:
     assert {spec.ge_type for spec in specs()} == set(CANN)
+
+
+@pytest.mark.parametrize("ge_type", ["FlashAttentionScore", "FlashAttentionScoreGrad"])
+def test_torchairs_own_text_of_attention(ge_type: str, torchair_folder: Path) -> None:
+    """It is older: without pse_type, and with another default of inner_precise."""
+    theirs = read_ir_defs(torchair_folder)[ge_type]
+    (ours,) = (s.ir_def() for s in specs() if s.ge_type == ge_type)
+    assert theirs.inputs == ours.inputs
+    assert theirs.outputs == ours.outputs
+    assert {a.name: (a.type, a.default) for a in ours.attrs if a.name not in ("inner_precise", "pse_type")} == {
+        a.name: (a.type, a.default) for a in theirs.attrs if a.name != "inner_precise"
+    }
 
 
 def test_torchairs_own_text_of_the_packing_op(torchair_folder: Path) -> None:

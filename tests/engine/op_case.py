@@ -25,6 +25,7 @@ OTHER_RESULT_DTYPE = {
     "Cast",
     "DynamicQuant",
     "Empty",
+    "FlashAttentionScore",
     "FusedInferAttentionScore",
     "Histogram",
     "Imag",

@@ -187,4 +187,5 @@ PREPARE: dict[str, Prepare] = {
 }
 
 for _module in ops.modules():
-    register_operator(_module, PREPARE.get(_module.SPEC.stem))
+    if _module.SPEC.is_alike:  # others have kernels of their own
+        register_operator(_module, PREPARE.get(_module.SPEC.stem))

@@ -5,6 +5,7 @@ The numbers cannot be those of the Ascend generator. They are the same for the s
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -13,23 +14,7 @@ from torch import Tensor
 
 from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
 from npu_fused_graph.errors import UnsupportedOpError
-
-_MASK = (1 << 64) - 1
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """A generator seeded by all of ``numbers``, whose neighbours give unrelated streams."""
-    seed = 0
-    for number in numbers:
-        # the finaliser of SplitMix64 over the running value
-        seed = (seed ^ (number & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
-        seed = (seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-        seed = (seed ^ (seed >> 27)) * 0x94D049BB133111EB & _MASK
-        seed ^= seed >> 31
-    generator = torch.Generator()
-    generator.manual_seed(seed)
-    return generator
-
+from npu_fused_graph.flash import generator_of
 
 # -- distributions ---------------------------------------------------------------------------------------
 
@@ -39,7 +24,7 @@ def stateless_random_uniform_v2(
     shape: Ints, key: Ints, counter: Ints, alg: Int, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Uniform in [0, 1). ``alg`` names the Ascend algorithm and makes no difference."""
-    return torch.rand(shape, generator=_generator(*key, *counter), dtype=dtype)
+    return torch.rand(shape, generator=generator_of(*key, *counter), dtype=dtype)
 
 
 @kernel("StatelessRandomNormalV2", pure=False)
@@ -47,7 +32,7 @@ def stateless_random_normal_v2(
     shape: Ints, key: Ints, counter: Ints, alg: Int, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Standard normal; ``alg`` as above."""
-    return torch.randn(shape, generator=_generator(*key, *counter), dtype=dtype)
+    return torch.randn(shape, generator=generator_of(*key, *counter), dtype=dtype)
 
 
 @kernel("StatelessBernoulli", pure=False)
@@ -55,12 +40,12 @@ def stateless_bernoulli(
     shape: Ints, prob: Tensor, seed: Int, offset: Int, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """1 with probability ``prob`` (one number or one per element), else 0."""
-    return torch.lt(torch.rand(shape, generator=_generator(seed, offset)), prob.float()).to(dtype)
+    return torch.lt(torch.rand(shape, generator=generator_of(seed, offset)), prob.float()).to(dtype)
 
 
 @kernel("StatelessRandperm", ignored=("layout",), pure=False)
 def stateless_randperm(n: Int, seed: Int, offset: Int, *, dtype: torch.dtype = torch.int64) -> Tensor:
-    return torch.randperm(n, generator=_generator(seed, offset)).to(dtype)
+    return torch.randperm(n, generator=generator_of(seed, offset)).to(dtype)
 
 
 @kernel("MultinomialWithReplacement", pure=False)
@@ -68,7 +53,7 @@ def multinomial_with_replacement(
     x: Tensor, seed: Int, offset: Int, *, numsamples: int, replacement: bool = False
 ) -> Tensor:
     """Indices drawn by the weights in the last dim of x."""
-    return torch.multinomial(x, numsamples, replacement, generator=_generator(seed, offset))
+    return torch.multinomial(x, numsamples, replacement, generator=generator_of(seed, offset))
 
 
 # -- dropout ---------------------------------------------------------------------------------------------
@@ -76,26 +61,52 @@ def multinomial_with_replacement(
 
 @kernel("StatelessDropOutGenMask", pure=False)
 def stateless_drop_out_gen_mask(shape: Ints, prob: Tensor, seed: Int, seed1: Int, offset: Ints | None = None) -> Tensor:
-    """1 with probability ``prob``, else 0.
+    """One bit for each element of ``shape``, 1 with probability ``prob``, the lowest first; whole groups of 128."""
+    count = math.prod(shape)
+    bits = torch.zeros((count + _GROUP - 1) // _GROUP * _GROUP // 8, dtype=torch.uint8)
+    generator = generator_of(seed, seed1, *(offset or ()))
+    for start in range(0, count, _DRAWN):
+        drawn = torch.zeros(min(_DRAWN, len(bits) * 8 - start), dtype=torch.uint8)
+        some = drawn[: count - start]
+        some.copy_(torch.rand(len(some), generator=generator) < prob.float())
+        packed = (drawn.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+        bits[start // 8 : start // 8 + len(packed)] = packed
+    return bits
 
-    One byte per element in ``shape``, not one bit as on Ascend: aten.native_dropout declares the mask as bool of
-    the shape of x, and TorchAir returns this tensor for it.
-    """
-    keep = torch.rand(shape, generator=_generator(seed, seed1, *(offset or ())))
-    return torch.lt(keep, prob.float()).to(torch.uint8)
+
+_GROUP = 128
+"""Bits that Ascend's masks are made of whole groups of."""
+_DRAWN = 1 << 20
+"""Numbers drawn at a time."""
 
 
-@kernel("DropOutDoMask", "DropOutDoMaskV3")
+@kernel("DropOutDoMask")
 def drop_out_do_mask(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
-    """x / keep_prob where the mask is set, else 0."""
+    """x / keep_prob where the mask has a bit for it that is set, else 0."""
+    count = x.numel()
+    if mask.dim() != 1 or mask.dtype is not torch.uint8 or mask.numel() * 8 < count:
+        raise UnsupportedOpError(
+            f"[engine] DropOutDoMask: expected input mask with a bit for each element of x ({count}), as "
+            f"StatelessDropOutGenMask makes it, got {mask.dtype} of shape {list(mask.shape)}."
+        )
+    bits = (mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    return _kept(x, bits.flatten()[:count].view(x.shape), keep_prob)
+
+
+@kernel("DropOutDoMaskV3")
+def drop_out_do_mask_v3(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
+    """x / keep_prob where the mask, of x's shape, is set, else 0."""
     if mask.numel() != x.numel():
         raise UnsupportedOpError(
-            f"[engine] DropOutDoMask: expected input mask with one element per element of x ({x.numel()}), "
+            f"[engine] DropOutDoMaskV3: expected input mask with one element per element of x ({x.numel()}), "
             f"got {mask.numel()}. Masks of one bit per element are not read."
         )
+    return _kept(x, mask.reshape(x.shape), keep_prob)
+
+
+def _kept(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
     keep = float(keep_prob)
-    scale = 1.0 / keep if keep else 0.0
-    return torch.mul(torch.mul(x, mask.reshape(x.shape).bool()), scale)
+    return torch.mul(torch.mul(x, mask.bool()), 1.0 / keep if keep else 0.0)
 
 
 # -- printing --------------------------------------------------------------------------------------------

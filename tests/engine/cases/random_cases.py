@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,11 @@ def mask_inputs(m: Make) -> dict[str, Tensor]:
         "mask": torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.uint8),
         "keep_prob": torch.tensor(0.75, dtype=m.dtype),
     }
+
+
+def packed(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The mask 1 0 1 / 0 1 1 as bits, the lowest first, as an Ascend chip has it."""
+    return inputs | {"mask": torch.tensor([0b110101, *[0] * 15], dtype=torch.uint8)}
 
 
 def dropped(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
@@ -88,11 +95,16 @@ CASES = [
     OpCase(
         "StatelessDropOutGenMask",
         lambda m: {**certain(1.0, m.dtype), "seed1": number(0), "offset": shape(0, 4)},
-        lambda **_: torch.ones(2, 3, dtype=torch.uint8),
+        lambda **_: torch.tensor([63, *[0] * 15], dtype=torch.uint8),
+    ),
+    OpCase(
+        "DropOutDoMask",
+        lambda m: packed(mask_inputs(m)),
+        lambda x, mask, keep_prob: dropped(x, torch.tensor([[1, 0, 1], [0, 1, 1]]), keep_prob),
     ),
     *[
         case
-        for ge_type in ("DropOutDoMask", "DropOutDoMaskV3")
+        for ge_type in ("DropOutDoMaskV3",)
         for case in (
             OpCase(ge_type, mask_inputs, dropped),
             OpCase(ge_type, mask_inputs, dropped, const=("keep_prob",), name="constant"),

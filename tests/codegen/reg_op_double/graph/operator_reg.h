@@ -18,6 +18,7 @@ enum class DataType { kFloat,
                       kInt8,
                       kInt32,
                       kInt64,
+                      kUint8,
                       kUint64 };
 constexpr DataType DT_FLOAT = DataType::kFloat;
 constexpr DataType DT_BOOL = DataType::kBool;
@@ -27,6 +28,7 @@ constexpr DataType DT_INT4 = DataType::kInt4;
 constexpr DataType DT_INT8 = DataType::kInt8;
 constexpr DataType DT_INT32 = DataType::kInt32;
 constexpr DataType DT_INT64 = DataType::kInt64;
+constexpr DataType DT_UINT8 = DataType::kUint8;
 constexpr DataType DT_UINT64 = DataType::kUint64;
 
 using Int = int64_t;
@@ -36,7 +38,7 @@ using String = std::string;
 struct ListInt {};
 
 inline const char* Name(DataType type) {
-    static const char* const names[] = {"float32", "bool", "float16", "bfloat16", "int4", "int8", "int32", "int64", "uint64"};
+    static const char* const names[] = {"float32", "bool", "float16", "bfloat16", "int4", "int8", "int32", "int64", "uint8", "uint64"};
     return names[static_cast<int>(type)];
 }
 
