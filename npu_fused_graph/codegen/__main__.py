@@ -9,6 +9,7 @@ from pathlib import Path
 from npu_fused_graph.codegen import Fusions, generated_files
 from npu_fused_graph.ops import specs
 from npu_fused_graph.passes.attention_to_ffn import rules as dispatch
+from npu_fused_graph.passes.flash_attention_score import rules as attention
 from npu_fused_graph.passes.grouped_mat_mul_all_reduce import rules as grouped
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import rules as norm
 from npu_fused_graph.passes.refusals import CATALOGUE
@@ -16,6 +17,7 @@ from npu_fused_graph.passes.refusals import CATALOGUE
 FUSIONS: Fusions = {
     "matmul_all_reduce_add_rms_norm": (*norm.RULES, *norm.ORDER_RULES),
     "attention_to_ffn": dispatch.RULES,
+    "flash_attention_score": (*attention.SHAPE_RULES, *attention.RULES),
     "grouped_mat_mul_all_reduce": (*grouped.PART_RULES, *grouped.SITE_RULES),
 }
 

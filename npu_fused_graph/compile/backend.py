@@ -16,7 +16,7 @@ from npu_fused_graph.compile.fusion import check_config, enable_fusion
 from npu_fused_graph.errors import UnsupportedModeError, argument_error
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.decompositions import decompositions
-from npu_fused_graph.passes import DEFAULT_PASSES, Pass
+from npu_fused_graph.passes import DEFAULT_PASSES, AttentionSites, Passes
 from npu_fused_graph.passes.verdicts import FusionSite, Numerics
 
 
@@ -29,7 +29,8 @@ def get_npu_backend(
     in_place: bool = False,
     grouped: bool = False,
     compare_ranks: bool = False,
-    passes: Sequence[Pass] = DEFAULT_PASSES,
+    attention: AttentionSites = "all",
+    passes: Passes = DEFAULT_PASSES,
     on_sites: Callable[[list[FusionSite]], None] | None = None,
 ) -> Callable[..., Any]:
     """A backend for ``torch.compile(model, backend=..., dynamic=False)`` that fuses.
@@ -37,13 +38,16 @@ def get_npu_backend(
     Call the model under torch.no_grad() or torch.inference_mode(); one compiled with autograd warns once.
     compiler_config: a ``torchair.CompilerConfig``; it is not modified. custom_decompositions: as in TorchAir.
     numerics: largest change of rounding a fusion may bring: "same_rounding" (only the order in which ranks are summed),
-    "one_ulp" (norm_out is rounded once more) or "any". min_rows: fuse only sites with at least that many rows; None:
-    from 768 (more for fewer than 86 columns), where CANN's kernel begins to overlap computing and sending; 0: whatever
-    is legal. in_place: where a residual is read by nothing else, let the op write the sum into its memory
+    "one_ulp" (norm_out is rounded once more) or "any"; of attention see below. min_rows: fuse only sites with at least
+    that many rows; None: from 768 (more for fewer than 86 columns), where CANN's kernel begins to overlap computing and
+    sending, and attention from 3072 queries over all heads, which keep every core busy; 0: whatever is legal.
+    in_place: where a residual is read by nothing else, let the op write the sum into its memory
     (InplaceMatmulAllReduceAddRmsNorm). grouped: put independent matmul + all-reduce pairs with (k, n) weights into one
     GroupedMatMulAllReduce; off, because CANN marks that operator as deprecated. compare_ranks: while compiling, ranks
     exchange their decisions and raise CommunicationError at the first difference, instead of hanging in the first run;
-    all ranks must compile the same graphs in the same order. passes: () = TorchAir with our converters and guards,
+    all ranks must compile the same graphs in the same order. attention: "all": one operator for attention that is
+    written out, too, which then rounds its scores no more; "calls": only for calls of scaled_dot_product_attention;
+    "none". passes: () = TorchAir with our converters and guards,
     without fusion. on_sites: called with the verdict records of every graph. Raises InvalidArgumentError for a bad
     option, UnsupportedModeError for TorchAir modes other than "max-autotune" in host mode.
     """
@@ -56,7 +60,7 @@ def get_npu_backend(
     config = _private_copy(torchair.CompilerConfig() if compiler_config is None else compiler_config)
     enable_fusion(
         config, numerics=numerics, min_rows=min_rows, in_place=in_place, grouped=grouped,
-        compare_ranks=compare_ranks, passes=passes, on_sites=on_sites,
+        compare_ranks=compare_ranks, attention=attention, passes=passes, on_sites=on_sites,
     )  # fmt: skip
     with warnings.catch_warnings():
         # TorchAir puts warnings.filterwarnings("once", UserWarning) in front of the user's filters (defect T6)
@@ -82,6 +86,7 @@ class _Backend:
             warnings.filterwarnings("ignore", module=r"torchair\.")
             if any(_is_dtensor(x) for x in (*example_inputs, *gm.parameters(), *gm.buffers())):
                 return self._compile_dtensor(gm, example_inputs)
+            self._config.post_grad_custom_pre_pass.value.before_autograd(gm, self._config)
             try:
                 compiled: Callable[..., Any] = self._stock(gm, example_inputs, **kwargs)
             except GuardOnDataDependentSymNode as error:

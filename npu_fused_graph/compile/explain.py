@@ -22,7 +22,7 @@ from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.decompositions import decompositions
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.unavailable import unavailable
-from npu_fused_graph.passes import FusionOptions, fuse_all
+from npu_fused_graph.passes import AttentionSites, FusionOptions, fuse_all, fuse_before_autograd
 from npu_fused_graph.passes.fx import op_name
 from npu_fused_graph.passes.outside import Eager
 from npu_fused_graph.passes.tracing import breaks
@@ -69,7 +69,8 @@ class FusionReport:
         lines += [f"  {site}" for site in self.sites]
         if not self.sites:
             lines.append(
-                "  no all-reduce or dispatch was called, in a graph or outside (inside a custom operator none is seen)"
+                "  no all-reduce, attention or dispatch was called, in a graph or outside (inside a custom operator "
+                "none is seen)"
             )
         lines += [f"  {one}" for one in self.breaks]
         lines += [self.conditions] * bool(self.conditions)
@@ -84,20 +85,21 @@ def explain(
     min_rows: int | None = None,
     in_place: bool = False,
     grouped: bool = False,
+    attention: AttentionSites = "all",
     **kwargs: Any,
 ) -> FusionReport:
     """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every all-reduce, in a graph or outside.
 
-    And every dispatch of tokens to experts in a graph.
+    And every attention and every dispatch of tokens to experts in a graph.
 
     Runs the model once on the inputs, without autograd and with dynamic=False, which its verdicts hold for: what it
     writes in place is written. Collectives inside a custom operator are not seen. Needs no other rank: where no process
     group is initialised, one of ``world_size`` ranks (default 2) that communicates nothing is used and removed again,
-    so numbers mean nothing then and only the verdicts count. numerics, min_rows, in_place, grouped: as in
-    get_npu_backend. Nothing is lowered or kept.
+    so numbers mean nothing then and only the verdicts count. numerics, min_rows, in_place, grouped, attention:
+    as in get_npu_backend. Nothing is lowered or kept.
     Raises InvalidArgumentError for a bad option, or if ``world_size`` contradicts an initialised group.
     """
-    options = FusionOptions(numerics, min_rows, in_place, grouped)
+    options = FusionOptions(numerics, min_rows, in_place, grouped, attention=attention)
     if not callable(model):
         raise argument_error("explain", "model", "a module or function", repr(model), "Pass the model first.")
     config = load_torchair().CompilerConfig()
@@ -114,6 +116,7 @@ def explain(
         return _boxed(eager.hidden(run))
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        found.extend(fuse_before_autograd(gm, options))
         with warnings.catch_warnings():
             return compile_with_aot(gm, example_inputs, compile_graph, taken_apart)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,14 @@ from npu_fused_graph.errors import argument_error, warn_once
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.config import check_host_mode
 from npu_fused_graph.host.unavailable import unavailable
-from npu_fused_graph.passes import DEFAULT_PASSES, FusionOptions, Pass, fuse_all
+from npu_fused_graph.passes import (
+    DEFAULT_PASSES,
+    AttentionSites,
+    FusionOptions,
+    Passes,
+    fuse_all,
+    fuse_before_autograd,
+)
 from npu_fused_graph.passes.driver import check_passes
 from npu_fused_graph.passes.outside import calls_outside
 from npu_fused_graph.passes.tracing import Break, is_for_autograd, listen
@@ -37,7 +44,8 @@ def enable_fusion(
     in_place: bool = False,
     grouped: bool = False,
     compare_ranks: bool = False,
-    passes: Sequence[Pass] = DEFAULT_PASSES,
+    attention: AttentionSites = "all",
+    passes: Passes = DEFAULT_PASSES,
     on_sites: Callable[[list[FusionSite]], None] | None = None,
 ) -> Any:
     """Add our passes to a ``torchair.CompilerConfig`` you already use; returns it.
@@ -45,10 +53,11 @@ def enable_fusion(
     The pass runs after your own ``post_grad_custom_pre_pass`` and before TorchAir's pattern passes. Our converters
     are registered, ``experimental_config.enable_view_optimize`` is switched off (it miscompiles), and guards run after
     your own ``post_grad_custom_post_pass`` (docs/torchair_defects.md: T1, T9, T10). Options are those of
-    get_npu_backend. Calling it twice on one config changes only the options. Raises InvalidArgumentError for a bad
+    get_npu_backend; attention is fused before autograd, so by its backend only, not by TorchAir's with this config.
+    Calling it twice on one config changes only the options. Raises InvalidArgumentError for a bad
     option, UnsupportedModeError like get_npu_backend.
     """
-    options = FusionOptions(numerics, min_rows, in_place, grouped, compare_ranks)
+    options = FusionOptions(numerics, min_rows, in_place, grouped, compare_ranks, attention)
     check_passes(passes)
     if on_sites is not None and not callable(on_sites):
         raise argument_error("fusion", "on_sites", "a function of a list of sites", repr(on_sites), "Pass a callable.")
@@ -83,7 +92,7 @@ class FusionHook:
     def __init__(
         self,
         options: FusionOptions,
-        passes: Sequence[Pass],
+        passes: Passes,
         user_pass: Callable[..., Any] | None,
         on_sites: Callable[[list[FusionSite]], None] | None,
     ) -> None:
@@ -99,11 +108,20 @@ class FusionHook:
             self.user_pass(gm, example_inputs, config)
         mode = "max-autotune" if config is None else config.mode.value
         sites = fuse_all(gm, replace(self.options, unavailable=unavailable(mode)), self.passes)
-        for site in sites:
-            log.info("%s", site)
         if is_for_autograd() and not all(site.is_fused for site in sites):
             # not in TorchAir's name: what it warns about is hidden while it compiles
             warn_once(_WITH_AUTOGRAD, stacklevel=2)
+        self._tell(sites)
+
+    def before_autograd(self, gm: GraphModule, config: Any) -> None:
+        """Fuse what has to be fused in the graph as Dynamo hands it over."""
+        sites = fuse_before_autograd(gm, replace(self.options, unavailable=unavailable(config.mode.value)), self.passes)
+        if sites:
+            self._tell(sites)
+
+    def _tell(self, sites: list[FusionSite]) -> None:
+        for site in sites:
+            log.info("%s", site)
         for listener in site_listeners:
             listener(sites)
         if self.on_sites is not None:

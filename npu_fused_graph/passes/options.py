@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch.fx import GraphModule
 
@@ -16,6 +17,20 @@ Pass = Callable[[GraphModule, "FusionOptions"], list[FusionSite]]
 
 
 @dataclass(frozen=True, slots=True)
+class BeforeAutograd:
+    """A pass on the graph as Dynamo hands it over: torch functions and methods, not taken apart, not differentiated.
+
+    Other passes see the graph of aten operators that TorchAir gets, in training its forward half.
+    """
+
+    run: Pass
+
+
+AttentionSites = Literal["all", "calls", "none"]
+ATTENTION_SITES: tuple[AttentionSites, ...] = ("all", "calls", "none")
+
+
+@dataclass(frozen=True, slots=True)
 class FusionOptions:
     """What a fusion may do.
 
@@ -24,7 +39,8 @@ class FusionOptions:
     write the sum into its memory. grouped: put independent matmul + all-reduce pairs into one GroupedMatMulAllReduce,
     which CANN marks as deprecated. compare_ranks: exchange the decisions with the other ranks of each group, and raise
     CommunicationError where they differ. unavailable: operators the installed CANN or the chip does not have, by stem,
-    with the refusal of their sites.
+    with the refusal of their sites. attention: fuse it where it is written out, too ("all"), only where
+    scaled_dot_product_attention is called ("calls"), or leave it ("none").
     """
 
     numerics: Numerics = "same_rounding"
@@ -32,6 +48,7 @@ class FusionOptions:
     in_place: bool = False
     grouped: bool = False
     compare_ranks: bool = False
+    attention: AttentionSites = "all"
     unavailable: Mapping[str, Refusal] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -41,6 +58,9 @@ class FusionOptions:
         is_count = self.min_rows is None or (type(self.min_rows) is int and self.min_rows >= 0)
         if not is_count:
             raise argument_error("fusion", "min_rows", "a number of rows or None", repr(self.min_rows), "Leave it out.")
+        if self.attention not in ATTENTION_SITES:
+            expected = f"one of {ATTENTION_SITES}"
+            raise argument_error("fusion", "attention", expected, repr(self.attention), "See get_npu_backend.")
         for name in ("in_place", "grouped", "compare_ranks"):
             if type(getattr(self, name)) is not bool:
                 raise argument_error("fusion", name, "True or False", repr(getattr(self, name)), "Leave it out.")

@@ -407,6 +407,96 @@ class NoWindowPlan(Refusal):
     usual_cure = "Keep it, or split attention and FFN ranks with npu_fused_graph.afd (docs/attention_and_ffn.md)."
 
 
+# -- attention -------------------------------------------------------------------------------------------------
+
+
+class AttentionShape(Refusal):
+    """query, key and value do not have the shape of attention over heads, or not one shape."""
+
+    usual_cure = "Repeat shared heads of key and value; attention over one sequence has as many keys as queries."
+
+
+class UnequalLengths(Refusal):
+    """There are more keys than queries, as in decoding and cross attention; the op takes equal lengths."""
+
+    usual_cure = "Keep it: npu_incre_flash_attention and npu_fused_infer_attention_score decode."
+
+
+class HeadDim(Refusal):
+    """The op takes a head_dim that is a multiple of 16 of at most 128."""
+
+    usual_cure = "Keep the separate ops, or pad the heads."
+
+
+class SequenceLength(Refusal):
+    """The op takes sequence lengths that are multiples of 256."""
+
+    usual_cure = "Pad prompts to a multiple of 256."
+
+
+class ScaleIsATensor(Refusal):
+    """Scores are multiplied by a tensor, a learnt temperature; in a GE graph the scale is an attribute."""
+
+    usual_cure = "Use a Python number, or multiply the query by the tensor."
+
+
+class ScoreFunction(Refusal):
+    """Something else than a scale, a bias or a mask stands between the product and the softmax."""
+
+    usual_cure = "Keep the separate ops; the op computes softmax(scale * Q K^T + bias, masked)."
+
+
+class SoftmaxAxis(Refusal):
+    """The softmax does not run over the keys, along the last axis."""
+
+    usual_cure = "Keep the separate ops."
+
+
+class AttentionWeightsUsed(Refusal):
+    """The weights are read or changed by something else than the product with the values; the op does not have them."""
+
+    usual_cure = "Do not ask for attention weights (output_attentions=False)."
+
+
+class AttentionDropout(Refusal):
+    """A dropout with p > 0 acts on the weights; the op would draw other pairs."""
+
+    usual_cure = "Call model.eval(), set attention_dropout to 0, or call ascend_flash_attention."
+
+
+class RowMayBeHidden(Refusal):
+    """A query may see no key. The model's finite mask gives it the mean of the values, or something of the rounding's
+    making; the op gives it 0 or the softmax of what was hidden."""
+
+    usual_cure = "Call scaled_dot_product_attention, which gives 0, or hide with -inf."
+
+
+class BiasDtype(Refusal):
+    """The bias has more digits than query, whose dtype the op's bias has."""
+
+    usual_cure = "Compute it in query's dtype, if that is enough."
+
+
+class BiasGradient(Refusal):
+    """The bias needs a gradient, which the op does not have."""
+
+    usual_cure = "Detach it, or train with the separate ops."
+
+
+class FewScores(Refusal):
+    """Too few queries over all heads to keep the cores of a chip busy."""
+
+    is_legal = True
+    usual_cure = "Pass min_rows=0 to fuse whatever is legal."
+
+
+class NotACall(Refusal):
+    """Attention is written out, and only calls of scaled_dot_product_attention are to be fused."""
+
+    is_legal = True
+    usual_cure = 'Pass attention="all".'
+
+
 # -- settings and machine -------------------------------------------------------------------------------------
 
 

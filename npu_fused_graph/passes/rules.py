@@ -34,6 +34,7 @@ class AnySite(Protocol):
 
 
 S = TypeVar("S")
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,12 @@ class Context:
     domain: str | None
 
 
-class Rule(Generic[S]):
-    """number: in docs/fusion_rules.md; a B is the constraint of the operator with that number. reasons: what it refuses
-    with.
+class Rule(Generic[S, C]):
+    """number: in docs/fusion_rules.md; a B is the constraint of the operator with that number. check: of a site and
+    what else it asks, mostly a Context. reasons: what it refuses with.
     """
 
-    def __init__(self, number: str, check: Callable[[S, Context], Refusal | None], *reasons: type[Refusal]) -> None:
+    def __init__(self, number: str, check: Callable[[S, C], Refusal | None], *reasons: type[Refusal]) -> None:
         self.number = number
         self.check = check
         self.reasons = reasons
@@ -65,7 +66,7 @@ class Rule(Generic[S]):
         return " ".join((self.check.__doc__ or "").partition("\n\n")[0].split())
 
 
-def check(site: S, context: Context, rules: Sequence[Rule[S]]) -> None:
+def check(site: S, context: C, rules: Sequence[Rule[S, C]]) -> None:
     """Raise Refused for the first of ``rules`` the site breaks."""
     for rule in rules:
         refusal = rule.check(site, context)

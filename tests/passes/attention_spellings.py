@@ -1,7 +1,7 @@
 """Attention as people write it: spellings, masks, layouts and dropouts, in plain torch. Verdicts: data/attention.csv.
 
-A spelling is ``spell(case, q, k, v) -> (B, N, S, D)`` of tensors (B, N, S, D); a mask ``hide(case, scores) -> scores`` of
-(B, N, S, S) for what is written out, and an ``attn_mask`` for calls.
+A spelling is ``spell(case, q, k, v) -> (B, N, S, D)`` of tensors (B, N, S, D); a mask ``hide(case, scores) -> scores``
+of (B, N, S, S) for what is written out, and an ``attn_mask`` for calls.
 """
 
 from __future__ import annotations
@@ -273,3 +273,8 @@ def table() -> list[tuple[str, str, str]]:
     with TABLE.open(newline="") as file:
         head, *rows = csv.reader(file)
     return [(row[0], mask, verdict) for row in rows for mask, verdict in zip(head[1:], row[1:], strict=True)]
+
+
+def slope_of(x: Tensor) -> Tensor:
+    """A gradient that is no constant."""
+    return torch.linspace(-1, 1, x.numel()).view(x.shape).to(x.dtype)

@@ -245,7 +245,8 @@ def test_a_model_without_an_all_reduce_is_called_that() -> None:
     report = explain(lambda x: x + 1, INPUTS[0])
     assert str(report).splitlines() == [
         "0 of 0 sites fused, 0 legal, 1 graph",
-        "  no all-reduce or dispatch was called, in a graph or outside (inside a custom operator none is seen)",
+        "  no all-reduce, attention or dispatch was called, in a graph or outside (inside a custom operator none is "
+        "seen)",
         report.conditions,
     ]
 

@@ -19,6 +19,7 @@ from tests.passes.capture import capture_as, fake_group
 from tests.passes.foreign_ops import foreign_ops
 from tests.passes.grouped_cases import REFUSED as GROUPING
 from tests.passes.refused import CASES, Parts
+from tests.passes.test_attention import REACHED as ATTENTION
 
 DATA = Path(__file__).with_name("data")
 
@@ -169,4 +170,5 @@ def test_every_reason_is_reached() -> None:
     grouping = {reason for _, reason in GROUPING.values()} | {"deprecated"}
     elsewhere = {"ge_type_not_registered", "ge_ir_differs", "no_eager_kernel", "graph_break", "outside_every_graph"}
     elsewhere.add("no_window_plan")  # test_dispatch_sites
+    elsewhere |= ATTENTION
     assert set(CATALOGUE) == ({reason for _, _, reason in table()} | (cells & set(CATALOGUE)) | grouping | elsewhere)

@@ -42,7 +42,7 @@ def machine_has_the_op(site: DispatchSite, context: Context) -> Refusal | None:
     return None if found is None else replace(found, node=site.node.name, source=source_line(site.node))
 
 
-RULES: tuple[Rule[DispatchSite], ...] = (
+RULES: tuple[Rule[DispatchSite, Context], ...] = (
     Rule("L28", is_the_operator, refusals.NoWindowPlan),
     Rule("L20", machine_has_the_op, *refusals.OF_THE_MACHINE),
 )

@@ -216,7 +216,7 @@ def _is_asked_for(site: GroupedSite, context: Context) -> Refusal | None:
     return refusals.Deprecated.at(site.reduce.node, f"CANN marks {context.spec.ge_type} as deprecated: off by default")
 
 
-PART_RULES: tuple[Rule[Part], ...] = (
+PART_RULES: tuple[Rule[Part, Context], ...] = (
     Rule("L20", machine_has_the_op, *refusals.OF_THE_MACHINE),
     Rule("L1", only_adds, refusals.ReduceOp),
     Rule("L2", group_is_known, refusals.UnknownGroup),
@@ -234,7 +234,7 @@ PART_RULES: tuple[Rule[Part], ...] = (
     Rule("L14", not_overlapped, refusals.Overlapped),
 )
 
-SITE_RULES: tuple[Rule[GroupedSite], ...] = (
+SITE_RULES: tuple[Rule[GroupedSite, Context], ...] = (
     Rule("B3", _count, refusals.SingleReduce, refusals.TooManyGroups),
     Rule("L4", _grouped_matmul_is_reduced_whole, refusals.MatmulResultUsedElsewhere),
     Rule("L2", one_domain, refusals.SecondGroup),

@@ -345,7 +345,7 @@ def lower_bound(size: Any) -> int:
     return int(lower) if lower.is_number and lower.is_finite else 0
 
 
-RULES: tuple[Rule[Site], ...] = (
+RULES: tuple[Rule[Site, Context], ...] = (
     Rule("L20", machine_has_the_op, *refusals.OF_THE_MACHINE),
     Rule("L1", only_adds, refusals.ReduceOp),
     Rule("L4", partial_sum_is_private, refusals.MatmulResultUsedElsewhere),
@@ -376,5 +376,7 @@ RULES: tuple[Rule[Site], ...] = (
 )
 """In the order they are asked; a site is refused for the first it breaks."""
 
-ORDER_RULES: tuple[Rule[Site], ...] = (Rule("L13", _collectives_keep_their_order, refusals.CollectiveInBetween),)
+ORDER_RULES: tuple[Rule[Site, Context], ...] = (
+    Rule("L13", _collectives_keep_their_order, refusals.CollectiveInBetween),
+)
 """What rewriting other sites changes: asked right before a site is rewritten."""

@@ -1,0 +1,1 @@
+"""Attention as models write it -> one FlashAttentionScore."""

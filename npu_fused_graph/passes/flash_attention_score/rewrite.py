@@ -1,0 +1,126 @@
+"""Puts the operator where attention stood."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from npu_fused_graph.ops.flash_attention_score import NO_LIMIT
+from npu_fused_graph.passes.flash_attention_score.masks import Mask
+from npu_fused_graph.passes.flash_attention_score.rules import Attention
+from npu_fused_graph.passes.flash_attention_score.site import View
+from npu_fused_graph.passes.spellings.calls import value
+from npu_fused_graph.passes.spellings.constants import is_pure
+
+_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
+
+
+class Rewriter:
+    """Of one graph: sites share the causal mask."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._causal: dict[tuple[int, torch.device], Node] = {}
+        self._like: Node | None = None
+
+    def rewrite(self, a: Attention) -> Node:
+        """The node of the operator."""
+        site = a.site
+        self._like = site.anchor
+        with self.graph.inserting_before(site.last):
+            query, key, val = (self._shaped(view, site.sizes) for view in (site.query, site.key, site.value))
+            mask, ahead = self._mask(a)
+            bias = self._bias(a)
+            assert site.scale is not None
+            attrs = {
+                "scale_value": site.scale, "next_tockens": ahead, "head_num": site.sizes[1], "io_layout": "BNSD",
+            }  # fmt: skip
+            op = torch.ops.npu_fused_graph.flash_attention_score.default
+            fused = self._call(op, (query, key, val, bias, None, mask, None), attrs)
+            out = self._call(operator.getitem, (fused, 0))
+            for method, arguments in site.result:
+                out = self._method(method, out, *arguments)
+        site.last.replace_all_uses_with(out)
+        self._drop([site.last, *reversed(site.inner), *(m.view.node for m in a.masks.masks)])
+        self._drop([x.node for x in site.added] + [x.mask for x in site.replaced])
+        return fused
+
+    def _shaped(self, view: View, sizes: tuple[Any, ...]) -> Node:
+        node = view.emit(self.graph, self._method)
+        return node if tuple(value(node).shape) == tuple(sizes) else self._method("reshape", node, tuple(sizes))
+
+    def _mask(self, a: Attention) -> tuple[Node | None, int]:
+        """The mask, and how far ahead a query may look."""
+        b, n, s, _ = a.site.sizes
+        if a.masks.is_causal:
+            return self._above_the_diagonal(s, value(a.site.anchor).device), 0
+        if not a.masks.masks:
+            return None, NO_LIMIT
+        nodes = [self._hidden(mask, is_only=len(a.masks.masks) == 1) for mask in a.masks.masks]
+        node = nodes[0]
+        for other in nodes[1:]:
+            node = self._call(torch.logical_or, (node, other))
+        found = tuple(value(node).shape)
+        wanted = (found[0], found[1], s, s) if found[1] == 1 or found[0] == b else (b, n, s, s)
+        return (node if found == wanted else self._method("expand", node, *wanted)), NO_LIMIT
+
+    def _hidden(self, mask: Mask, is_only: bool) -> Node:
+        node = mask.view.emit(self.graph, self._method)
+        if mask.is_visible:
+            return self._call(torch.logical_not, (node,))
+        return node if is_only or value(node).dtype is torch.bool else self._call(torch.ne, (node, 0))
+
+    def _above_the_diagonal(self, s: int, device: torch.device) -> Node:
+        node = self._causal.get((s, device))
+        if node is None:
+            ones = self._call(torch.ones, ((s, s),), {"dtype": torch.bool, "device": device})
+            node = self._causal[s, device] = self._method("triu", ones, 1)
+        return node
+
+    def _bias(self, a: Attention) -> Node | None:
+        """The sum of what is added, for all keys."""
+        total: Node | None = None
+        for bias, factor in a.masks.biases:
+            node = bias.emit(self.graph, self._method)
+            if factor != 1.0:
+                node = self._call(operator.mul, (node, factor))
+            total = node if total is None else self._call(operator.add, (total, node))
+        if total is None:
+            return None
+        *lead, columns = value(total).shape
+        s = a.site.sizes[2]
+        return total if columns == s else self._method("expand", total, *lead, s)
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def _call(self, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Node:
+        node = self.graph.call_function(target, arguments, keywords or {})
+        return self._described(node, target)
+
+    def _method(self, method: str, x: Node, *arguments: Any) -> Node:
+        node = self.graph.call_method(method, (x, *arguments))
+        return self._described(node, lambda x, *rest, **named: getattr(x, method)(*rest, **named))
+
+    def _described(self, node: Node, target: Any) -> Node:
+        assert self._like is not None
+        node.meta.update({name: self._like.meta[name] for name in _META if name in self._like.meta})
+        mode = value(self._like).fake_mode
+        with mode:
+            given = torch.fx.map_arg((node.args, dict(node.kwargs)), value)
+            node.meta["example_value"] = target(*given[0], **given[1])
+        return node
+
+    def _drop(self, nodes: list[Node]) -> None:
+        """Erase what nobody reads any more: the site, and what only it was given."""
+        own = set(nodes)
+        while nodes:
+            node = nodes.pop()
+            if node.graph is not self.graph or node._erased or node.users or node.op == "placeholder":
+                continue
+            if node in own or is_pure(node):
+                sources = node.all_input_nodes
+                self.graph.erase_node(node)
+                nodes = [*sources, *nodes]
