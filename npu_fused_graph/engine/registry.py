@@ -67,6 +67,7 @@ FAMILIES = (
     "moe",
     "quant",
     "grad",
+    "loss",
     "random",
     "collective",
     "matmul_collective",
