@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from npu_fused_graph.converters import aten_reduce
+from npu_fused_graph.converters import aten_grad, aten_loss, aten_reduce
 from npu_fused_graph.converters.aten_lowering import (
     by_decomposition,
     by_torch,
@@ -149,6 +149,13 @@ def to_copy(x: Any, *, memory_format: Any = None, meta_outputs: Any = None, **op
     return stock(aten._to_copy.default, x, **options, meta_outputs=meta_outputs)
 
 
+def embedding(
+    weight: Any, indices: Any, padding_idx: Any = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Any:
+    """TorchAir's own refuses scale_grad_by_freq, which only the gradient reads."""
+    return stock(aten.embedding.default, weight, indices, padding_idx, False, sparse)
+
+
 def index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1, meta_outputs: Any = None) -> Any:
     """TorchAir's own packs the sizes of a scalar, which has none."""
     if x.rank == 0:
@@ -172,6 +179,12 @@ def native_dropout_backward(grad: torch.Tensor, mask: torch.Tensor, scale: float
 CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten._to_copy.default: to_copy,
     aten.index_add.default: index_add,
+    aten.embedding.default: embedding,
+    aten.nll_loss_forward.default: aten_loss.nll_loss_forward,
+    aten.nll_loss_backward.default: aten_loss.nll_loss_backward,
+    aten.native_group_norm_backward.default: aten_grad.native_group_norm_backward,
+    aten.slice_backward.default: aten_grad.slice_backward,
+    aten._native_batch_norm_legit.no_stats: by_decomposition(aten._native_batch_norm_legit.no_stats),
     aten.std.correction: aten_reduce.std,
     aten.replication_pad1d.default: by_decomposition(aten.replication_pad1d.default),
     aten.native_dropout_backward.default: by_torch(native_dropout_backward),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from npu_fused_graph.converters import aten_matmul, aten_pool
+from npu_fused_graph.converters import aten_grad, aten_matmul, aten_pool
 from npu_fused_graph.converters.aten_lowering import by_torch, ge, ge_dtype, stock, to, torch_dtype, typed, unsupported
 
 aten = torch.ops.aten
@@ -125,6 +125,9 @@ CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.index.Tensor: index,
     aten._safe_softmax.default: by_torch(safe_softmax),
     aten.avg_pool2d.default: avg_pool2d,
+    aten.gelu_backward.default: aten_grad.gelu_backward,
+    aten.select_backward.default: by_torch(aten_grad.select_backward),
+    aten.native_batch_norm_backward.default: aten_grad.native_batch_norm_backward,
     aten.baddbmm.default: by_torch(aten_matmul.baddbmm),
     aten.max_pool2d_with_indices.default: aten_pool.max_pool2d,
     aten._native_batch_norm_legit_functional.default: batch_norm_functional,
