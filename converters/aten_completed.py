@@ -10,7 +10,6 @@ import torch
 from npu_fused_graph.converters import aten_grad, aten_loss, aten_reduce
 from npu_fused_graph.converters.aten_lowering import (
     by_decomposition,
-    by_torch,
     ge,
     ints,
     lower,
@@ -168,12 +167,19 @@ def _add_to_scalar(x: torch.Tensor, index: torch.Tensor, source: torch.Tensor, a
     return torch.add(x, each, alpha=alpha)
 
 
-def native_dropout_backward(grad: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+def native_dropout_backward(grad: Any, mask: Any, scale: float) -> Any:
+    """A mask of bits, as TorchAir's forward makes it, is TorchAir's to read; one of bools, as eager's, is not."""
+    if scale and torch_dtype(mask) is torch.uint8:
+        return stock(aten.native_dropout_backward.default, grad, mask, scale)
+    return lower(_dropped, (grad, mask if torch_dtype(mask) is torch.bool else False, scale), {})
+
+
+def _dropped(grad: torch.Tensor, mask: Any, scale: float) -> torch.Tensor:
     """TorchAir's own divides by ``scale``, which is 0 where everything was dropped."""
     if not grad.is_floating_point():  # torch's own trace then has another dtype than eager
         raise unsupported("native_dropout_backward", "grad_output", "a floating dtype", grad.dtype, "Cast it first.")
     scaled = grad * scale
-    return scaled * mask.to(scaled.dtype)
+    return scaled * (mask.to(scaled.dtype) if isinstance(mask, torch.Tensor) else mask)
 
 
 CONVERTERS: dict[Any, Callable[..., Any]] = {
@@ -187,7 +193,7 @@ CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten._native_batch_norm_legit.no_stats: by_decomposition(aten._native_batch_norm_legit.no_stats),
     aten.std.correction: aten_reduce.std,
     aten.replication_pad1d.default: by_decomposition(aten.replication_pad1d.default),
-    aten.native_dropout_backward.default: by_torch(native_dropout_backward),
+    aten.native_dropout_backward.default: native_dropout_backward,
     aten.nan_to_num.default: nan_to_num,
     aten.grid_sampler_2d.default: grid_sampler("GridSampler2D"),
     aten.grid_sampler_3d.default: grid_sampler("GridSampler3D"),

@@ -5,6 +5,7 @@ The numbers cannot be those of the Ascend generator. They are the same for the s
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -74,28 +75,36 @@ def multinomial_with_replacement(
 # -- dropout ---------------------------------------------------------------------------------------------
 
 
+_BITS = torch.arange(8, dtype=torch.uint8)
+
+
+def _mask_bytes(count: int) -> int:
+    """A mask of ``count`` bits has 128 or a multiple, as TorchAir declares it."""
+    return -(-count // 128) * 16
+
+
 @kernel("StatelessDropOutGenMask", pure=False)
 def stateless_drop_out_gen_mask(shape: Ints, prob: Tensor, seed: Int, seed1: Int, offset: Ints | None = None) -> Tensor:
-    """1 with probability ``prob``, else 0.
-
-    One byte per element in ``shape``, not one bit as on Ascend: aten.native_dropout declares the mask as bool of
-    the shape of x, and TorchAir returns this tensor for it.
-    """
-    keep = torch.rand(shape, generator=_generator(seed, seed1, *(offset or ())))
-    return torch.lt(keep, prob.float()).to(torch.uint8)
+    """One bit per element, 1 with probability ``prob``, eight to a byte and the lowest first; zeros up to the end."""
+    count = math.prod(shape)
+    keep = torch.zeros(_mask_bytes(count) * 8, dtype=torch.uint8)
+    keep[:count] = torch.rand(count, generator=_generator(seed, seed1, *(offset or ()))) < prob.float()
+    return (keep.view(-1, 8) << _BITS).sum(1, dtype=torch.uint8)
 
 
 @kernel("DropOutDoMask", "DropOutDoMaskV3")
 def drop_out_do_mask(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
-    """x / keep_prob where the mask is set, else 0."""
-    if mask.numel() != x.numel():
+    """x / keep_prob where the bit of the mask is set, else 0."""
+    count = x.numel()
+    if mask.dtype is not torch.uint8 or mask.numel() != _mask_bytes(count):
         raise UnsupportedOpError(
-            f"[engine] DropOutDoMask: expected input mask with one element per element of x ({x.numel()}), "
-            f"got {mask.numel()}. Masks of one bit per element are not read."
+            f"[engine] DropOutDoMask: expected input mask with {_mask_bytes(count)} bytes of bits for {count} "
+            f"elements, got {mask.numel()} of {mask.dtype}. Make it with StatelessDropOutGenMask."
         )
+    is_kept = ((mask.flatten()[:, None] >> _BITS) & 1).flatten()[:count].bool().reshape(x.shape)
     keep = float(keep_prob)
     scale = 1.0 / keep if keep else 0.0
-    return torch.mul(torch.mul(x, mask.reshape(x.shape).bool()), scale)
+    return torch.mul(torch.mul(x, is_kept), scale)
 
 
 # -- printing --------------------------------------------------------------------------------------------
