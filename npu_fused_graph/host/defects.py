@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,8 +100,22 @@ def guard_shape_inference() -> None:
     module.infer_and_gen_sym_shape = infer_and_gen_sym_shape
 
 
+@contextmanager
+def torchairs_warnings_hidden() -> Iterator[None]:
+    """While TorchAir compiles: nothing the user could change is said, and no filter stays (T6).
+
+    It asks c10d for a group's default device in a deprecated way.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torchair\.")
+        yield
+
+
 def guard_backward_calls() -> None:
-    """Let AOTAutograd call backward graphs as it wants to: with one list, which it empties. It warns of others."""
+    """Let AOTAutograd call backward graphs as it wants to: with one list, which it empties. It warns of others.
+
+    They are compiled when they first run, behind the backend's own filters.
+    """
     from torch._functorch._aot_autograd.utils import make_boxed_compiler
 
     compiler: Any = importlib.import_module("torchair.npu_fx_compiler")
@@ -108,7 +123,7 @@ def guard_backward_calls() -> None:
 
     @functools.wraps(original)
     def aot_module_simplified(*args: Any, bw_compiler: Any = None, **kwargs: Any) -> Any:
-        boxed = None if bw_compiler is None else make_boxed_compiler(bw_compiler)
+        boxed = None if bw_compiler is None else torchairs_warnings_hidden()(make_boxed_compiler(bw_compiler))
         return original(*args, bw_compiler=boxed, **kwargs)
 
     compiler.aot_module_simplified = aot_module_simplified
