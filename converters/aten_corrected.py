@@ -127,6 +127,7 @@ CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.avg_pool2d.default: avg_pool2d,
     aten.gelu_backward.default: aten_grad.gelu_backward,
     aten.select_backward.default: by_torch(aten_grad.select_backward),
+    aten.upsample_nearest2d_backward.default: aten_grad.upsample_nearest2d_backward,
     aten.native_batch_norm_backward.default: aten_grad.native_batch_norm_backward,
     aten.baddbmm.default: by_torch(aten_matmul.baddbmm),
     aten.max_pool2d_with_indices.default: aten_pool.max_pool2d,

@@ -1,4 +1,4 @@
-"""Gradients of activations, slices and batch norm. Of losses: aten_loss.py."""
+"""Gradients of activations, slices, normalisations and resizing. Of losses: aten_loss.py."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from npu_fused_graph.converters.aten_lowering import (
     to,
     torch_dtype,
     typed,
+    unsupported,
 )
 
 aten = torch.ops.aten
@@ -174,10 +175,47 @@ def _inference_backward(
     return (incoming * scale).to(x.dtype), dweight.to(dtype), dbias.to(dtype)
 
 
+def upsample_nearest2d_backward(
+    grad: Any,
+    output_size: Any,
+    input_size: Any,
+    scales_h: float | None = None,
+    scales_w: float | None = None,
+    meta_outputs: Any = None,
+) -> Any:
+    """TorchAir's own drops the scales, which need not be the quotients of the sizes (defect T25)."""
+    if all(isinstance(n, int) for n in (*output_size, *input_size)):
+        scales = [
+            out / size if scale is None else scale
+            for out, size, scale in zip(output_size, input_size[2:], (scales_h, scales_w), strict=True)
+        ]
+        if any(scale * size != out for scale, size, out in zip(scales, input_size[2:], output_size, strict=True)):
+            return lower(_resize_backward, (grad, list(input_size), scales), {})
+    elif scales_h is not None or scales_w is not None:
+        raise unsupported(
+            "upsample_nearest2d_backward", "input_size", "numbers known while compiling, with scales", input_size,
+            "Compile with dynamic=False, or give the size instead of the scale.",
+        )  # fmt: skip
+    op = aten.upsample_nearest2d_backward.default
+    return stock(op, grad, output_size, input_size, scales_h, scales_w, meta_outputs=meta_outputs)
+
+
+def _resize_backward(grad: torch.Tensor, input_size: list[int], scales: list[float]) -> torch.Tensor:
+    """Every element goes back to where it came from: place // scale, computed in single precision as eager does."""
+    wide = grad if grad.dtype is torch.float64 else grad.float()
+    for dim, scale in zip((2, 3), scales, strict=True):
+        place = torch.arange(grad.shape[dim], dtype=torch.float32) * (1 / scale)
+        origin = place.floor().clamp(max=input_size[dim] - 1).to(torch.int64)
+        shape = [*wide.shape[:dim], input_size[dim], *wide.shape[dim + 1 :]]
+        wide = wide.new_zeros(shape).index_add(dim, origin, wide)
+    return wide.to(grad.dtype)
+
+
 CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.silu_backward.default: silu_backward,
     aten.softplus_backward.default: softplus_backward,
     aten.mish_backward.default: mish_backward,
+    aten.logit_backward.default: by_decomposition(aten.logit_backward.default),
     aten.diagonal_backward.default: by_decomposition(aten.diagonal_backward.default),
     aten.unfold_backward.default: by_decomposition(aten.unfold_backward.default),
 }

@@ -1,4 +1,4 @@
-"""TorchAir's defects in training graphs, T21 to T24 of docs/torchair_defects.md; the others: test_defects.py."""
+"""TorchAir's defects in training graphs, T21 to T25 of docs/torchair_defects.md; the others: test_defects.py."""
 
 from __future__ import annotations
 
@@ -126,6 +126,30 @@ def test_t23_batch_norm_trains() -> None:
     wanted = torch.autograd.grad((F.batch_norm(leaves[0], None, None, *leaves[1:], training=True) ** 3).sum(), leaves)
     for grad, want in zip(grads, wanted, strict=True):
         assert_close(grad, want, scale=64)
+
+
+# -- T25: the gradient of nearest resizing -----------------------------------------------------------------------
+
+
+def resize_backward(grad: Tensor) -> Tensor:
+    return aten.upsample_nearest2d_backward.default(grad, [6, 1], [1, 1, 4, 1], 1.7, 1.0)
+
+
+# rows 0 .. 5 of the result came from rows 0 // 1.7, 1 // 1.7, ...
+ORIGINS = torch.tensor([[1.0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0]])
+ROWS = torch.arange(1.0, 7)
+
+
+def test_t25_stock_torchair_drops_the_scales() -> None:
+    op = aten.upsample_nearest2d_backward.default
+    result = stock_with(op, "upsample_nearest2d_backward", resize_backward, ROWS.reshape(1, 1, 6, 1))
+    assert not torch.equal(result.flatten(), ORIGINS @ ROWS)
+
+
+def test_t25_our_converter_keeps_the_scales() -> None:
+    assert torch.equal(ours(resize_backward, ROWS.reshape(1, 1, 6, 1)).flatten(), ORIGINS @ ROWS)
+    forward = F.interpolate(torch.arange(4.0).reshape(1, 1, 4, 1), scale_factor=(1.7, 1), mode="nearest")
+    assert torch.equal(forward.flatten(), torch.arange(4.0) @ ORIGINS), "the rows come from there"
 
 
 # -- T24: shapes of backward graphs ----------------------------------------------------------------------------

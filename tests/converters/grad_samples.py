@@ -138,6 +138,17 @@ GRADIENTS = [
     Sample(aten.gelu_backward.default, two(4, 33, approximate="tanh"), EVERY, name="tanh", scale=2),
     Sample(aten.softplus_backward.default, two(4, 33, args=(1, 20)), EVERY, scale=2),
     Sample(aten.softplus_backward.default, two(4, 33, args=(2.0, 1.0)), EVERY, name="threshold", scale=2),
+    Sample(
+        aten.logit_backward.default, lambda m: Call(m(4, 33), m(4, 33, low=0.1, high=0.9), 0.2), scale=4, wide=False
+    ),
+    Sample(
+        aten.upsample_nearest2d_backward.default, lambda m: Call(m(1, 2, 6, 6), [6, 6], [1, 2, 4, 4], 1.7, 1.7),
+        name="scales", scale=4,
+    ),
+    Sample(
+        aten.upsample_nearest2d_backward.default, lambda m: Call(m(1, 2, 6, 8), [6, 8], [1, 2, 3, 4], 2.0, None),
+        scale=4,
+    ),
     Sample(aten.mish_backward.default, two(4, 33), scale=2),
     Sample(aten.select_backward.default, lambda m: Call(m(2, 5), [2, 3, 5], 1, -1), (*EVERY, "int64"), exact=True),
     Sample(aten.slice_backward.default, lambda m: Call(m(2, 3), [2, 5], -1, -9, 3, 1), EVERY, name="start", exact=True),
