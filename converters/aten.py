@@ -17,8 +17,10 @@ from npu_fused_graph.converters import (
     aten_decomposed,
     aten_fft,
     aten_found,
+    aten_grad,
     aten_index,
     aten_linalg,
+    aten_loss,
     aten_matmul,
     aten_pointwise,
     aten_pool,
@@ -41,6 +43,8 @@ CONVERTERS: dict[Any, Converter] = {
     **aten_fft.CONVERTERS,
     **aten_linalg.CONVERTERS,
     **aten_found.CONVERTERS,
+    **aten_grad.CONVERTERS,
+    **aten_loss.CONVERTERS,
     **aten_special.CONVERTERS,
     **aten_pool.CONVERTERS,
     **aten_completed.CONVERTERS,
@@ -49,13 +53,7 @@ CONVERTERS: dict[Any, Converter] = {
 
 
 def register() -> None:
-    from torchair._ge_concrete_graph import fx2ge_converter
-
     register_converters(CONVERTERS)
-    # what TorchAir calls where activation checkpointing repeats a call with the random state it had
-    fx2ge_converter._CHECKPOINT_MAP_FUNC[aten_corrected.aten.native_dropout.default] = (
-        aten_corrected.native_dropout_of_state
-    )
 
 
 def register_late() -> None:

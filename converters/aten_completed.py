@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from npu_fused_graph.converters import aten_reduce
+from npu_fused_graph.converters import aten_grad, aten_loss, aten_reduce
 from npu_fused_graph.converters.aten_lowering import (
     by_decomposition,
-    by_torch,
     ge,
     ints,
     lower,
@@ -149,6 +148,13 @@ def to_copy(x: Any, *, memory_format: Any = None, meta_outputs: Any = None, **op
     return stock(aten._to_copy.default, x, **options, meta_outputs=meta_outputs)
 
 
+def embedding(
+    weight: Any, indices: Any, padding_idx: Any = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Any:
+    """TorchAir's own refuses scale_grad_by_freq, which only the gradient reads."""
+    return stock(aten.embedding.default, weight, indices, padding_idx, False, sparse)
+
+
 def index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1, meta_outputs: Any = None) -> Any:
     """TorchAir's own packs the sizes of a scalar, which has none."""
     if x.rank == 0:
@@ -161,20 +167,33 @@ def _add_to_scalar(x: torch.Tensor, index: torch.Tensor, source: torch.Tensor, a
     return torch.add(x, each, alpha=alpha)
 
 
-def native_dropout_backward(grad: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+def native_dropout_backward(grad: Any, mask: Any, scale: float) -> Any:
+    """A mask of bits, as TorchAir's forward makes it, is TorchAir's to read; one of bools, as eager's, is not."""
+    if scale and torch_dtype(mask) is torch.uint8:
+        return stock(aten.native_dropout_backward.default, grad, mask, scale)
+    return lower(_dropped, (grad, mask if torch_dtype(mask) is torch.bool else False, scale), {})
+
+
+def _dropped(grad: torch.Tensor, mask: Any, scale: float) -> torch.Tensor:
     """TorchAir's own divides by ``scale``, which is 0 where everything was dropped."""
     if not grad.is_floating_point():  # torch's own trace then has another dtype than eager
         raise unsupported("native_dropout_backward", "grad_output", "a floating dtype", grad.dtype, "Cast it first.")
     scaled = grad * scale
-    return scaled * mask.to(scaled.dtype)
+    return scaled * (mask.to(scaled.dtype) if isinstance(mask, torch.Tensor) else mask)
 
 
 CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten._to_copy.default: to_copy,
     aten.index_add.default: index_add,
+    aten.embedding.default: embedding,
+    aten.nll_loss_forward.default: aten_loss.nll_loss_forward,
+    aten.nll_loss_backward.default: aten_loss.nll_loss_backward,
+    aten.native_group_norm_backward.default: aten_grad.native_group_norm_backward,
+    aten.slice_backward.default: aten_grad.slice_backward,
+    aten._native_batch_norm_legit.no_stats: by_decomposition(aten._native_batch_norm_legit.no_stats),
     aten.std.correction: aten_reduce.std,
     aten.replication_pad1d.default: by_decomposition(aten.replication_pad1d.default),
-    aten.native_dropout_backward.default: by_torch(native_dropout_backward),
+    aten.native_dropout_backward.default: native_dropout_backward,
     aten.nan_to_num.default: nan_to_num,
     aten.grid_sampler_2d.default: grid_sampler("GridSampler2D"),
     aten.grid_sampler_3d.default: grid_sampler("GridSampler3D"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from npu_fused_graph.converters import aten_matmul, aten_pool
+from npu_fused_graph.converters import aten_grad, aten_matmul, aten_pool
 from npu_fused_graph.converters.aten_lowering import by_torch, ge, ge_dtype, stock, to, torch_dtype, typed, unsupported
 
 aten = torch.ops.aten
@@ -121,39 +121,14 @@ def index(x: Any, indices: Any) -> Any:
     return stock(aten.index.Tensor, x, places)
 
 
-def native_dropout(x: Any, p: float, train: bool | None, meta_outputs: Any = None) -> Any:
-    """TorchAir's converter returns the bits of the mask for a bool tensor of x's shape."""
-    return native_dropout_of_state(x, p, train)[1]
-
-
-def native_dropout_of_state(
-    x: Any, p: float, train: bool | None, meta_outputs: Any = None, rng_state: Any = None
-) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """((seed, offset), (result, mask)); rng_state: the first pair packed, of an earlier call that is repeated."""
-    from torchair.ge._ge_graph import get_ge_rng_state
-
-    shape = ge.Shape(x)
-    if train is False:
-        return (None, None), (x, typed(ge.Fill(shape, to(True, torch.bool)), torch.bool))
-    if rng_state is None:
-        seed, offset = get_ge_rng_state(philox_num=10)
-    else:
-        seed, offset = ge.Unpack(rng_state, num=2, axis=0)
-    dtype = torch_dtype(x)
-    keep = to(1.0 - p, dtype)
-    counter = ge.ConcatV2([ge.Const(0, dtype=ge_dtype(torch.int64)), offset], 0, N=2)
-    bits = ge.StatelessDropOutGenMask(shape, keep, seed, to(0, torch.int64), counter)
-    ones = typed(ge.Fill(shape, to(1.0, dtype)), dtype)
-    kept = typed(ge.DropOutDoMask(ones, bits, keep), dtype)
-    mask = typed(ge.NotEqual(kept, to(0.0, dtype)), torch.bool)
-    return (seed, offset), (typed(ge.DropOutDoMask(x, bits, keep), dtype), mask)
-
-
 CONVERTERS: dict[Any, Callable[..., Any]] = {
-    aten.native_dropout.default: native_dropout,
     aten.index.Tensor: index,
     aten._safe_softmax.default: by_torch(safe_softmax),
     aten.avg_pool2d.default: avg_pool2d,
+    aten.gelu_backward.default: aten_grad.gelu_backward,
+    aten.select_backward.default: by_torch(aten_grad.select_backward),
+    aten.upsample_nearest2d_backward.default: aten_grad.upsample_nearest2d_backward,
+    aten.native_batch_norm_backward.default: aten_grad.native_batch_norm_backward,
     aten.baddbmm.default: by_torch(aten_matmul.baddbmm),
     aten.max_pool2d_with_indices.default: aten_pool.max_pool2d,
     aten._native_batch_norm_legit_functional.default: batch_norm_functional,

@@ -15,6 +15,7 @@ def compile_with_aot(
     gm: GraphModule, example_inputs: Sequence[Any], compile_graph: Compile, decompositions: Mapping[Any, Any]
 ) -> Callable[..., Any]:
     """AOTAutograd as TorchAir runs it, with ``compile_graph`` in TorchAir's place."""
+    from torch._functorch._aot_autograd.utils import make_boxed_compiler
     from torch._functorch.aot_autograd import aot_module_simplified
     from torch._functorch.partitioners import default_partition
 
@@ -23,7 +24,7 @@ def compile_with_aot(
         gm,
         list(example_inputs),
         fw_compiler=compiler,
-        bw_compiler=compiler,
+        bw_compiler=make_boxed_compiler(compiler),
         inference_compiler=compiler,
         partition_fn=default_partition,
         keep_inference_input_mutations=True,

@@ -16,6 +16,7 @@ from npu_fused_graph.compile.fusion import check_config, enable_fusion
 from npu_fused_graph.errors import UnsupportedModeError, argument_error
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.decompositions import decompositions
+from npu_fused_graph.host.defects import torchairs_warnings_hidden
 from npu_fused_graph.passes import DEFAULT_PASSES, AttentionSites, Passes
 from npu_fused_graph.passes.verdicts import FusionSite, Numerics
 
@@ -35,7 +36,8 @@ def get_npu_backend(
 ) -> Callable[..., Any]:
     """A backend for ``torch.compile(model, backend=..., dynamic=False)`` that fuses.
 
-    Call the model under torch.no_grad() or torch.inference_mode(); one compiled with autograd warns once.
+    Call the model under torch.no_grad() or torch.inference_mode() unless it is trained: with autograd some sites are
+    not fused, of which a UserWarning tells once. docs/training.md says what training does.
     compiler_config: a ``torchair.CompilerConfig``; it is not modified. custom_decompositions: as in TorchAir.
     numerics: largest change of rounding a fusion may bring: "same_rounding" (only the order in which ranks are summed),
     "one_ulp" (norm_out is rounded once more) or "any"; of attention see below. min_rows: fuse only sites with at least
@@ -81,9 +83,7 @@ class _Backend:
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-        with warnings.catch_warnings():
-            # TorchAir asks c10d for a group's default device in a deprecated way; nothing the user could change
-            warnings.filterwarnings("ignore", module=r"torchair\.")
+        with torchairs_warnings_hidden():
             if any(_is_dtensor(x) for x in (*example_inputs, *gm.parameters(), *gm.buffers())):
                 return self._compile_dtensor(gm, example_inputs)
             self._config.post_grad_custom_pre_pass.value.before_autograd(gm, self._config)
@@ -99,7 +99,7 @@ class _Backend:
             return compiled
 
     def _compile_dtensor(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        compile_graph = tensors_only(load_torchair().get_compiler(self._config))
+        compile_graph = torchairs_warnings_hidden()(tensors_only(load_torchair().get_compiler(self._config)))
         return compile_with_aot(gm, example_inputs, compile_graph, decompositions(self._config, self._decompositions))
 
 

@@ -69,6 +69,7 @@ FAMILIES = (
     "moe",
     "quant",
     "grad",
+    "loss",
     "random",
     "collective",
     "matmul_collective",

@@ -1,10 +1,12 @@
-"""What TorchAir's defects T1, T9, T10 and T19 (docs/torchair_defects.md) spoil: found while it compiles, repaired."""
+"""What TorchAir's defects T1, T9, T10, T19, T24 (docs/torchair_defects.md) spoil: found while it compiles, repaired."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +77,56 @@ def guard_order_of_effects() -> None:
                 op.input[i] = ""
 
     module.explicit_order_for_side_effect_nodes = explicit_order_for_side_effect_nodes
+
+
+def guard_shape_inference() -> None:
+    """Repair T24: for GE types of others TorchAir infers shapes by calling the operator, in a backward on real tensors.
+
+    A forward graph is compiled under torch's fake mode; a backward graph when it first runs, under none.
+    """
+    from torch._guards import active_fake_mode
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    module: Any = importlib.import_module("torchair._ge_concrete_graph.infer_symbol_shape")
+    original = getattr(module, "infer_and_gen_sym_shape", None)
+    if original is None:
+        return  # another TorchAir, which infers nothing
+
+    @functools.wraps(original)
+    def infer_and_gen_sym_shape(*args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if active_fake_mode() is not None else FakeTensorMode():
+            return original(*args, **kwargs)
+
+    module.infer_and_gen_sym_shape = infer_and_gen_sym_shape
+
+
+@contextmanager
+def torchairs_warnings_hidden() -> Iterator[None]:
+    """While TorchAir compiles: nothing the user could change is said, and no filter stays (T6).
+
+    It asks c10d for a group's default device in a deprecated way.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torchair\.")
+        yield
+
+
+def guard_backward_calls() -> None:
+    """Let AOTAutograd call backward graphs as it wants to: with one list, which it empties. It warns of others.
+
+    They are compiled when they first run, behind the backend's own filters.
+    """
+    from torch._functorch._aot_autograd.utils import make_boxed_compiler
+
+    compiler: Any = importlib.import_module("torchair.npu_fx_compiler")
+    original = compiler.aot_module_simplified
+
+    @functools.wraps(original)
+    def aot_module_simplified(*args: Any, bw_compiler: Any = None, **kwargs: Any) -> Any:
+        boxed = None if bw_compiler is None else torchairs_warnings_hidden()(make_boxed_compiler(bw_compiler))
+        return original(*args, bw_compiler=boxed, **kwargs)
+
+    compiler.aot_module_simplified = aot_module_simplified
 
 
 def _forgets_a_permutation(target: Any, args: Any, result: Any) -> bool:

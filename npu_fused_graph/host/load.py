@@ -45,10 +45,12 @@ def _load() -> tuple[Mode, types.ModuleType]:
         if _loaded is not None:
             return _loaded
         device = _load_installed()
-        from npu_fused_graph.host.defects import guard_order_of_effects
+        from npu_fused_graph.host.defects import guard_backward_calls, guard_order_of_effects, guard_shape_inference
 
         found: tuple[Mode, types.ModuleType] = ("host", _load_host()) if device is None else ("device", device)
         guard_order_of_effects()
+        guard_shape_inference()
+        guard_backward_calls()
         _loaded = found
         for hook in on_load:
             hook()

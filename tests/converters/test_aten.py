@@ -26,13 +26,14 @@ from npu_fused_graph.ir.reg_op import IrDef, read_ir_defs
 from npu_fused_graph.testing import TOLERANCE, assert_close
 from tests.converters.aten_samples import POINTWISE, TAKEN_APART, Call, Sample
 from tests.converters.aten_samples import SAMPLES as FIRST_SAMPLES
+from tests.converters.grad_samples import GRADIENTS
 from tests.converters.more_samples import MORE_SAMPLES
 from tests.converters.recorder import Emitted, recording
 from tests.engine.op_case import Make
 
 aten = torch.ops.aten
 
-SAMPLES = [*FIRST_SAMPLES, *MORE_SAMPLES]
+SAMPLES = [*FIRST_SAMPLES, *MORE_SAMPLES, *GRADIENTS]
 
 WRONG_UPSTREAM = {
     aten.gelu.default,

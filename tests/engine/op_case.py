@@ -21,6 +21,7 @@ ANY = (*FLOATS, "int32", "int64")
 OTHER_RESULT_DTYPE = {
     "AddRmsNorm",
     "AscendDequant",
+    "BNTrainingUpdateGrad",
     "BatchNormV3",
     "Cast",
     "DynamicQuant",

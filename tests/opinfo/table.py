@@ -96,7 +96,7 @@ def remainder(cases: Iterable[Case]) -> str:
         "",
         counts(cases),
         "",
-        'Losses and what only training needs have no kernels yet; "untraced" is torch\'s own refusal.',
+        '"Untraced" is torch\'s own refusal.',
         "",
         "| samples | class | cause | operators |",
         "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Gradients, as TorchAir's converters of aten ``*_backward`` emit them. Convolution gradients stand in conv.py."""
+"""Gradients, as converters of aten ``*_backward`` emit them. Of convolutions: conv.py, of losses: loss.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from npu_fused_graph.engine.kernels.aten import aten_op, aten_tuple_op
 from npu_fused_graph.engine.kernels.nn import AVG_POOL, has_symmetric_pads, one_axis
+from npu_fused_graph.engine.kernels.pointwise import HALF
 from npu_fused_graph.engine.registry import Ints, KernelFn, kernel, unsupported
 
 _ADAPTIVE_AVG_POOL2D_BACKWARD = aten_op("_adaptive_avg_pool2d_backward")
@@ -25,14 +26,19 @@ _HARDSIGMOID_BACKWARD = aten_op("hardsigmoid_backward")
 _HARDSWISH_BACKWARD = aten_op("hardswish_backward")
 _HARDTANH_BACKWARD = aten_op("hardtanh_backward")
 _LEAKY_RELU_BACKWARD = aten_op("leaky_relu_backward")
-_MSE_LOSS_BACKWARD = aten_op("mse_loss_backward")
+_MISH_BACKWARD = aten_op("mish_backward")
+_MAX_POOL2D_BACKWARD = aten_op("max_pool2d_with_indices_backward")
+_NATIVE_BATCH_NORM_BACKWARD = aten_tuple_op("native_batch_norm_backward")
 _NATIVE_LAYER_NORM_BACKWARD = aten_tuple_op("native_layer_norm_backward")
 _SIGMOID_BACKWARD = aten_op("sigmoid_backward")
+_SOFTPLUS_BACKWARD = aten_op("softplus_backward")
 _TANH_BACKWARD = aten_op("tanh_backward")
 _THRESHOLD_BACKWARD = aten_op("threshold_backward")
 _UPSAMPLE_NEAREST2D_BACKWARD = aten_op("upsample_nearest2d_backward")
 
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in HALF else x
 
 
 # -- elementwise -----------------------------------------------------------------------------------------
@@ -62,6 +68,30 @@ def sigmoid_grad(y: Tensor, dy: Tensor, *, complex_conj: bool = False) -> Tensor
 def gelu_grad(dy: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """The erf form; y is not read (TorchAir feeds anything there)."""
     return _GELU_BACKWARD(dy, x)
+
+
+@kernel("GeluGradV2", same_dtype=("dy", "x"), allowed={"approximate": ("none", "tanh")})
+def gelu_grad_v2(dy: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
+    return _GELU_BACKWARD(dy, x, approximate=approximate)
+
+
+@kernel("SwishGrad", same_dtype=("grad", "x", "y"))
+def swish_grad(grad: Tensor, x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
+    """y is the Swish of x, which is read: d/dx x * s = s + scale * y * (1 - s) with s = sigmoid(scale * x)."""
+    gate = torch.sigmoid(scale * _wide(x))
+    return (_wide(grad) * (gate + scale * _wide(y) * (1 - gate))).to(grad.dtype)
+
+
+@kernel("SoftplusV2Grad", same_dtype=("input_gradients", "input_features"))
+def softplus_v2_grad(
+    input_gradients: Tensor, input_features: Tensor, *, beta: float = 1.0, threshold: float = 20.0
+) -> Tensor:
+    return _SOFTPLUS_BACKWARD(input_gradients, input_features, beta, threshold)
+
+
+@kernel("MishGrad", same_dtype=("grad", "x"), unfed=("tanhx",))
+def mish_grad(grad: Tensor, x: Tensor, tanhx: Tensor | None = None) -> Tensor:
+    return _MISH_BACKWARD(grad, x)
 
 
 @kernel("LeakyReluGrad", same_dtype=("gradients", "features"))
@@ -119,11 +149,6 @@ def glu_grad(y_grad: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
     return _GLU_BACKWARD(y_grad, x, dim)
 
 
-@kernel("MseLossGrad", same_dtype=("predict", "label", "dout"))
-def mse_loss_grad(predict: Tensor, label: Tensor, dout: Tensor, *, reduction: str = "mean") -> Tensor:
-    return _MSE_LOSS_BACKWARD(dout, predict, label, _REDUCTIONS[reduction])
-
-
 # -- softmax, embedding, normalisation -------------------------------------------------------------------
 
 
@@ -149,6 +174,66 @@ def embedding_dense_grad(
 def layer_norm_grad_v3(dy: Tensor, x: Tensor, rstd: Tensor, mean: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
     shape = gamma.shape
     return _NATIVE_LAYER_NORM_BACKWARD(dy, x, shape, mean, rstd, gamma, gamma, [True, True, True])
+
+
+@kernel("BatchNormGradV3", same_dtype=("dy", "x"))
+def batch_norm_grad_v3(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    save_mean: Tensor,
+    save_rstd: Tensor,
+    *,
+    is_training: bool = True,
+    epsilon: float = 1e-5,
+) -> tuple[Tensor, ...]:
+    """Training reads the batch's statistics, as BatchNormV3 saves them, inference the running ones."""
+    dtype = save_mean.dtype
+    dx, dweight, dbias = _NATIVE_BATCH_NORM_BACKWARD(
+        dy, x, weight.to(dtype), running_mean.to(dtype), running_var.to(dtype), save_mean, save_rstd, is_training,
+        epsilon, [True, True, True],
+    )  # fmt: skip
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def _per_channel(x: Tensor, rank: int) -> Tensor:
+    return _wide(x).reshape(1, -1, *[1] * (rank - 2))
+
+
+@kernel("BNTrainingUpdateGrad", same_dtype=("grads", "x"))
+def bn_training_update_grad(
+    grads: Tensor, x: Tensor, batch_mean: Tensor, batch_variance: Tensor, *, epsilon: float = 0.0001
+) -> tuple[Tensor, Tensor]:
+    """Gradients of scale and offset, at least in float32: sums over all axes but the channels'."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    mean, variance = _per_channel(batch_mean, x.dim()), _per_channel(batch_variance, x.dim())
+    wide = _wide(grads)
+    normal = (_wide(x) - mean) * torch.rsqrt(variance + epsilon)
+    return (wide * normal).sum(axes), wide.sum(axes)
+
+
+@kernel("BNTrainingReduceGrad", same_dtype=("grads", "x"))
+def bn_training_reduce_grad(
+    grads: Tensor,
+    x: Tensor,
+    diff_scale: Tensor,
+    diff_offset: Tensor,
+    scale: Tensor,
+    batch_mean: Tensor,
+    batch_variance: Tensor,
+    *,
+    epsilon: float = 0.0001,
+) -> Tensor:
+    """The gradient of x, from what BNTrainingUpdateGrad gives."""
+    count = x.numel() // max(x.shape[1], 1)
+    d_scale, d_offset, scale, mean, variance = (
+        _per_channel(part, x.dim()) for part in (diff_scale, diff_offset, scale, batch_mean, batch_variance)
+    )
+    rstd = torch.rsqrt(variance + epsilon)
+    normal = (_wide(x) - mean) * rstd
+    return (scale * rstd * (_wide(grads) - (d_offset + normal * d_scale) / count)).to(grads.dtype)
 
 
 # -- pooling and resizing --------------------------------------------------------------------------------
@@ -187,6 +272,25 @@ def avg_pool_v2_grad(
         ceil_mode,
         not exclusive,
         divisor_override or None,
+    )
+
+
+@kernel("MaxPoolGradWithArgmaxV1", same_dtype=("x", "grad"), allowed={"dtype": (3,)})
+def max_pool_grad_with_argmax_v1(
+    x: Tensor,
+    grad: Tensor,
+    argmax: Tensor,
+    *,
+    ksize: list[int],
+    strides: list[int],
+    pads: list[int],
+    dtype: int = 3,
+    dilation: list[int] = [1, 1, 1, 1],  # noqa: B006
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The lists are [1, h, w, 1] although x is NCHW; argmax is what MaxPoolWithArgmaxV1 of this engine gives."""
+    return _MAX_POOL2D_BACKWARD(
+        grad, x, ksize[1:3], strides[1:3], pads[1:3], dilation[1:3], ceil_mode, argmax.to(torch.int64)
     )
 
 

@@ -59,54 +59,46 @@ def multinomial_with_replacement(
 # -- dropout ---------------------------------------------------------------------------------------------
 
 
+_BITS = torch.arange(8, dtype=torch.uint8)
+
+
+_DRAWN = 1 << 20
+"""Numbers drawn at a time; the masks of attention are large."""
+
+
+def _mask_bytes(count: int) -> int:
+    """A mask of ``count`` bits has 128 or a multiple, as TorchAir declares it."""
+    return -(-count // 128) * 16
+
+
 @kernel("StatelessDropOutGenMask", pure=False)
 def stateless_drop_out_gen_mask(shape: Ints, prob: Tensor, seed: Int, seed1: Int, offset: Ints | None = None) -> Tensor:
-    """One bit for each element of ``shape``, 1 with probability ``prob``, the lowest first; whole groups of 128."""
+    """One bit per element, 1 with probability ``prob``, eight to a byte and the lowest first; zeros up to the end."""
     count = math.prod(shape)
-    bits = torch.zeros((count + _GROUP - 1) // _GROUP * _GROUP // 8, dtype=torch.uint8)
+    packed = torch.zeros(_mask_bytes(count), dtype=torch.uint8)
     generator = generator_of(seed, seed1, *(offset or ()))
-    for start in range(0, count, _DRAWN):
-        drawn = torch.zeros(min(_DRAWN, len(bits) * 8 - start), dtype=torch.uint8)
-        some = drawn[: count - start]
+    for part in packed.split(_DRAWN // 8):
+        keep = torch.zeros(len(part) * 8, dtype=torch.uint8)
+        some = keep[: min(count, len(keep))]
         some.copy_(torch.rand(len(some), generator=generator) < prob.float())
-        packed = (drawn.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-        bits[start // 8 : start // 8 + len(packed)] = packed
-    return bits
+        part.copy_((keep.view(-1, 8) << _BITS).sum(1, dtype=torch.uint8))
+        count -= len(some)
+    return packed
 
 
-_GROUP = 128
-"""Bits that Ascend's masks are made of whole groups of."""
-_DRAWN = 1 << 20
-"""Numbers drawn at a time."""
-
-
-@kernel("DropOutDoMask")
+@kernel("DropOutDoMask", "DropOutDoMaskV3")
 def drop_out_do_mask(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
-    """x / keep_prob where the mask has a bit for it that is set, else 0."""
+    """x / keep_prob where the bit of the mask is set, else 0."""
     count = x.numel()
-    if mask.dim() != 1 or mask.dtype is not torch.uint8 or mask.numel() * 8 < count:
+    if mask.dtype is not torch.uint8 or mask.numel() != _mask_bytes(count):
         raise UnsupportedOpError(
-            f"[engine] DropOutDoMask: expected input mask with a bit for each element of x ({count}), as "
-            f"StatelessDropOutGenMask makes it, got {mask.dtype} of shape {list(mask.shape)}."
+            f"[engine] DropOutDoMask: expected input mask with {_mask_bytes(count)} bytes of bits for {count} "
+            f"elements, got {mask.numel()} of {mask.dtype}. Make it with StatelessDropOutGenMask."
         )
-    bits = (mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    return _kept(x, bits.flatten()[:count].view(x.shape), keep_prob)
-
-
-@kernel("DropOutDoMaskV3")
-def drop_out_do_mask_v3(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
-    """x / keep_prob where the mask, of x's shape, is set, else 0."""
-    if mask.numel() != x.numel():
-        raise UnsupportedOpError(
-            f"[engine] DropOutDoMaskV3: expected input mask with one element per element of x ({x.numel()}), "
-            f"got {mask.numel()}. Masks of one bit per element are not read."
-        )
-    return _kept(x, mask.reshape(x.shape), keep_prob)
-
-
-def _kept(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
+    is_kept = ((mask.flatten()[:, None] >> _BITS) & 1).flatten()[:count].bool().reshape(x.shape)
     keep = float(keep_prob)
-    return torch.mul(torch.mul(x, mask.bool()), 1.0 / keep if keep else 0.0)
+    scale = 1.0 / keep if keep else 0.0
+    return torch.mul(torch.mul(x, is_kept), scale)
 
 
 # -- printing --------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -38,18 +36,17 @@ def certain(prob: float, dtype: torch.dtype = torch.float32) -> dict[str, Tensor
 def mask_inputs(m: Make) -> dict[str, Tensor]:
     return {
         "x": m(2, 3),
-        "mask": torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.uint8),
+        "mask": torch.tensor([0b110101, *[0] * 15], dtype=torch.uint8),
         "keep_prob": torch.tensor(0.75, dtype=m.dtype),
     }
 
 
-def packed(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The mask 1 0 1 / 0 1 1 as bits, the lowest first, as an Ascend chip has it."""
-    return inputs | {"mask": torch.tensor([0b110101, *[0] * 15], dtype=torch.uint8)}
+def half(m: Make) -> Tensor:
+    return torch.tensor(0.5, dtype=m.dtype)
 
 
 def dropped(x: Tensor, mask: Tensor, keep_prob: Tensor) -> Tensor:
-    return torch.where(mask > 0, x / keep_prob, 0.0)
+    return torch.where(torch.tensor([[True, False, True], [False, True, True]]), x / keep_prob, 0.0)
 
 
 def rows(m: Make) -> dict[str, Tensor]:
@@ -95,27 +92,25 @@ CASES = [
     OpCase(
         "StatelessDropOutGenMask",
         lambda m: {**certain(1.0, m.dtype), "seed1": number(0), "offset": shape(0, 4)},
-        lambda **_: torch.tensor([63, *[0] * 15], dtype=torch.uint8),
-    ),
-    OpCase(
-        "DropOutDoMask",
-        lambda m: packed(mask_inputs(m)),
-        lambda x, mask, keep_prob: dropped(x, torch.tensor([[1, 0, 1], [0, 1, 1]]), keep_prob),
+        lambda **_: torch.tensor([0b111111, *[0] * 15], dtype=torch.uint8),
     ),
     *[
         case
-        for ge_type in ("DropOutDoMaskV3",)
+        for ge_type in ("DropOutDoMask", "DropOutDoMaskV3")
         for case in (
             OpCase(ge_type, mask_inputs, dropped),
             OpCase(ge_type, mask_inputs, dropped, const=("keep_prob",), name="constant"),
             OpCase(
-                ge_type, lambda m: {**mask_inputs(m), "mask": mask_inputs(m)["mask"].bool()}, dropped, name="bool_mask"
+                ge_type,
+                lambda m: {"x": m(1100), "mask": torch.full((144,), 0b10, dtype=torch.uint8), "keep_prob": half(m)},
+                lambda x, mask, keep_prob: torch.where(torch.arange(1100) % 8 == 1, x * 2, 0.0),
+                name="bytes",
             ),
             OpCase(
                 ge_type,
                 lambda m: {
                     **mask_inputs(m),
-                    "mask": torch.zeros(2, 3, dtype=torch.uint8),
+                    "mask": torch.zeros(16, dtype=torch.uint8),
                     "keep_prob": torch.tensor(0.0),
                 },
                 lambda x, mask, keep_prob: torch.zeros(2, 3),
