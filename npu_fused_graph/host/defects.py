@@ -1,4 +1,4 @@
-"""What TorchAir's defects T1, T9, T10, T19, T24 (docs/torchair_defects.md) spoil: found while it compiles, repaired."""
+"""What TorchAir's defects T1, T9, T10, T19, T24 (docs/torchair_defects.md) spoil: found and repaired."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def guard_order_of_effects() -> None:
 
 
 def guard_shape_inference() -> None:
-    """Repair T24: for GE types of others TorchAir infers shapes by calling the operator, in a backward on real tensors.
+    """Repair T24: for GE types of others TorchAir infers shapes by calling the operator, in a backward for real.
 
     A forward graph is compiled under torch's fake mode; a backward graph when it first runs, under none.
     """

@@ -53,16 +53,20 @@ PLACES = torch.arange(12).reshape(2, 2, 3) % 5
 NLL = [
     Sample(aten.nll_loss_forward.default, lambda m: Call(m(4, 5), TARGET, None, MEAN, -100), EVERY, scale=4),
     Sample(
-        aten.nll_loss_forward.default, lambda m: Call(m(4, 5), TARGET, weights(m), MEAN, IGNORE), EVERY, name="weight",
+        aten.nll_loss_forward.default, lambda m: Call(m(4, 5), TARGET, weights(m), MEAN, IGNORE), EVERY,
+        name="weight",
         scale=4,
     ),
-    Sample(aten.nll_loss_forward.default, lambda m: Call(m(4, 5), TARGET, weights(m), SUM, IGNORE), EVERY, name="sum"),
+    Sample(
+        aten.nll_loss_forward.default, lambda m: Call(m(4, 5), TARGET, weights(m), SUM, IGNORE), EVERY, name="sum"
+    ),
     Sample(
         aten.nll_loss_forward.default, lambda m: Call(m(4, 5), TARGET, weights(m), NONE, IGNORE), EVERY, name="none"
     ),
     Sample(aten.nll_loss_forward.default, lambda m: Call(m(5), TARGET[0], None, NONE, -100), EVERY, name="row"),
     Sample(
-        aten.nll_loss_backward.default, lambda m: Call(scalar(m), m(4, 5), TARGET, None, MEAN, -100, scalar(m) * 0 + 4),
+        aten.nll_loss_backward.default,
+        lambda m: Call(scalar(m), m(4, 5), TARGET, None, MEAN, -100, scalar(m) * 0 + 4),
         EVERY, scale=4,
     ),
     Sample(
@@ -151,7 +155,7 @@ GRADIENTS = [
     ),
     Sample(aten.mish_backward.default, two(4, 33), scale=2),
     Sample(aten.select_backward.default, lambda m: Call(m(2, 5), [2, 3, 5], 1, -1), (*EVERY, "int64"), exact=True),
-    Sample(aten.slice_backward.default, lambda m: Call(m(2, 3), [2, 5], -1, -9, 3, 1), EVERY, name="start", exact=True),
+    Sample(aten.slice_backward.default, lambda m: Call(m(2, 3), [2, 5], -1, -9, 3, 1), EVERY, "start", exact=True),
     Sample(aten.slice_backward.default, lambda m: Call(m(2, 2), [2, 5], 1, -4, 9, 2), EVERY, name="step", exact=True),
     Sample(aten.slice_backward.default, lambda m: Call(m(2, 5), [2, 5], 1, -5, 9, 1), EVERY, name="all", exact=True),
     Sample(aten.slice_backward.default, lambda m: Call(m(2, 2), [5, 2], 0, 1, 3, 1), EVERY, exact=True),
@@ -163,7 +167,7 @@ GRADIENTS = [
     Sample(aten._native_batch_norm_legit.no_stats, lambda m: Call(m(4, 3, 5), m(3), None, True, 0.1, 1e-5), F[:1]),
     *[
         Sample(
-            aten.native_batch_norm_backward.default, batch_norm_call(shape, **options), ("float32",), name=name, scale=4
+            aten.native_batch_norm_backward.default, batch_norm_call(shape, **options), F[:1], name=name, scale=4
         )
         for name, shape, options in (
             ("", (2, 3, 4, 5), {"train": True}),

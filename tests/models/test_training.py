@@ -1,4 +1,4 @@
-"""Training through the backend: loss and gradients of every parameter against eager torch, and steps of optimisers."""
+"""Training through the backend: loss and gradients of every parameter against eager, steps of optimisers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from tests.models.trainable import ACTIVATIONS, LOSSES, RMS, VOCABULARY, Decoder
 from tests.models.zoo import build
 
 LIMIT = 3e-6
-"""Largest |compiled - float64| / max |float64| of a float32 gradient."""
+"""Largest |compiled - eager| / max |eager| of a float32 gradient."""
 
-HALF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-"""Half a unit in the last place, relative."""
+SLACK = {torch.float32: 1e-6, torch.float16: 4 * 2.0**-11, torch.bfloat16: 4 * 2.0**-8}
+"""How much further from float64 than eager, relative to the largest element: some roundings at other places."""
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
@@ -59,24 +61,22 @@ def one_step(model: nn.Module, run: Any, *inputs: Any) -> dict[str, Tensor]:
 def error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
     assert found.keys() == exact.keys()
     return {
-        name: float((found[name] - exact[name]).abs().max() / exact[name].abs().max().clamp(min=1e-6)) for name in exact
+        name: float((found[name] - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
+        for name, wanted in exact.items()
     }
 
 
-def check(model: nn.Module, *inputs: Any, limit: float = LIMIT) -> None:
-    """One step, twice: float32 against eager float64; a half type as near to float64 as eager is."""
-    dtype = next(model.parameters()).dtype
+def check(model: nn.Module, *inputs: Any) -> None:
+    """One step, twice: as near to eager float64 as eager is in the model's dtype."""
+    slack = SLACK[next(model.parameters()).dtype]
     wide = copy.deepcopy(model).double()
     exact = one_step(wide, wide, *inputs)
+    eager = error(one_step(model, model, *inputs), exact)
     run = compiled(model)
     for _ in range(2):
-        errors = error(one_step(model, run, *inputs), exact)
-        if dtype is torch.float32:
-            assert max(errors.values()) <= limit, errors
-        else:
-            eager = error(one_step(model, model, *inputs), exact)
-            far = {n: (errors[n], eager[n]) for n in exact if errors[n] > 1.5 * eager[n] + 4 * HALF[dtype]}
-            assert not far, far
+        ours = error(one_step(model, run, *inputs), exact)
+        far = {name: (ours[name], eager[name]) for name in exact if not ours[name] <= 1.5 * eager[name] + slack}
+        assert not far, far
 
 
 def decoder(norm: str, activation: str, loss: str, dtype: torch.dtype = torch.float32, **options: Any) -> WithLoss:
@@ -252,7 +252,8 @@ def test_autocast() -> None:
     exact = one_step(model, model, *batch())
     eager = error(one_step(model, forward, *batch()), exact)
     ours = error(one_step(model, compiled(forward), *batch()), exact)
-    far = {name: (ours[name], eager[name]) for name in exact if ours[name] > 1.5 * eager[name] + 4 * 2.0**-8}
+    slack = SLACK[torch.bfloat16]
+    far = {name: (ours[name], eager[name]) for name in exact if not ours[name] <= 1.5 * eager[name] + slack}
     assert not far, far
 
 
