@@ -77,10 +77,11 @@ class Hidden(NamedTuple):
             first = min(max(0, start - before + shift), kv_len)
             last = max(first, min(kv_len, stop + ahead + shift))
             if stop - 1 - before + shift > first or start + ahead + shift < last - 1:
-                distance = torch.arange(first, last) - torch.arange(start, stop).unsqueeze(1) - shift
+                keys = torch.arange(first - shift, last - shift, dtype=torch.int32)
+                distance = keys - torch.arange(start, stop, dtype=torch.int32).unsqueeze(1)
                 hidden = ((distance > ahead) | (distance < -before))[None, None]
         if self.mask is not None and last > first:
-            masked = self.mask[:, :, rows, first:last] != 0
+            masked = self.mask[:, :, rows, first:last].to(torch.bool)
             hidden = masked if hidden is None else masked | hidden
         if hidden is not None and last > first:
             seen = (~hidden.flatten(0, -2).all(0)).nonzero()
@@ -105,7 +106,7 @@ def _is_upper_triangle(mask: Tensor) -> bool:
         stop = min(start + _HEIGHT, size)
         left, right = stored[start:stop, :start], stored[start:stop, stop:]
         zeros, ones = (right, left) if is_stored_transposed else (left, right)
-        diagonal = stored[start:stop, start:stop] != 0
+        diagonal = stored[start:stop, start:stop].to(torch.bool)
         wanted = torch.ones_like(diagonal).triu(1)
         if not torch.equal(diagonal, wanted.t() if is_stored_transposed else wanted) or zeros.any() or not ones.all():
             return False
@@ -117,6 +118,6 @@ def _any_below(mask: Tensor) -> bool:
     rows = mask.shape[-2]
     for start in range(0, rows, _HEIGHT):
         stop = min(start + _HEIGHT, rows)
-        if mask[..., start:stop, :start].any() or (mask[..., start:stop, start:stop] != 0).tril().any():
+        if mask[..., start:stop, :start].any() or mask[..., start:stop, start:stop].to(torch.bool).tril().any():
             return True
     return False

@@ -186,7 +186,7 @@ def _on_device(
         alibi = alibi.expand(-1, attrs["head_num"], -1, -1)
     before, ahead = arguments["pre_tockens"], arguments["next_tockens"]
     if mask is not None:
-        mask = mask != 0
+        mask = mask.to(torch.bool)
         if min(before, ahead) < mask.shape[-1] - 1:  # the device looks at the limits by tiles only
             distance = torch.arange(mask.shape[-1], device=mask.device)
             distance = distance - distance.unsqueeze(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from npu_fused_graph.passes import refusals
+from npu_fused_graph.passes.flash_attention_score.masks import HIDES
 from npu_fused_graph.passes.flash_attention_score.site import Added, Replaced, Site, View
 from npu_fused_graph.passes.refusals import Refused
 from npu_fused_graph.passes.spellings.calls import (
@@ -242,6 +243,8 @@ class _Scores:
             raise self._unknown(node)
         if isinstance(other, Node):
             self.added.append(Added(other, self.factor * factor, shape(node)))
+        elif not math.isfinite(other):
+            raise self._unknown(node)
         # a number that is added to every score changes nothing
         self.node = scores
 
@@ -273,14 +276,12 @@ class _Scores:
             is_true = not (isinstance(x, Node) and self._is_scores(x))
             kept, number = (y, x) if is_true else (x, y)
         found = self.constants.number(number)
-        if found is None or not isinstance(mask, Node) or not isinstance(kept, Node) or found > _HIDES:
+        hides = found is not None and found <= HIDES and found * self.factor <= HIDES / 10
+        if not hides or not isinstance(mask, Node) or not isinstance(kept, Node):
             raise self._unknown(node)
+        assert found is not None
         self.replaced.append(Replaced(mask, is_true, found, shape(node)))
         self.node = kept
-
-
-_HIDES = -1e4
-"""What a mask adds at least, or puts in a score's place: its weight is 0 beside any other."""
 
 
 def _least(node: Node) -> float:
