@@ -23,6 +23,7 @@ from npu_fused_graph import get_npu_backend
 from npu_fused_graph.engine import Executable
 from npu_fused_graph.host import native
 from npu_fused_graph.testing import assert_close
+from tests.benchmarks import attention
 from tests.benchmarks.dispatch import dispatch
 from tests.benchmarks.models import decode_step, prefill
 from tests.benchmarks.pass_time import seconds
@@ -37,6 +38,11 @@ GOALS = {
     "dispatch": 1.25,
     "dispatch_small": 100.0,
     "dispatch_quantised": 1 / 3,
+    "attention": 1 / 0.9,
+    "attention_causal": 1 / 1.3,
+    "attention_backward_float16": 1 / 5,
+    "attention_backward_bfloat16_short": 1 / 1.5,
+    "attention_backward_bfloat16": 1 / 2,
 }
 
 
@@ -47,6 +53,7 @@ def main() -> int:
     _measure_compile(4)
     _measure_passes()
     _measure_dispatch()
+    _measure_attention()
     _measure_import()
     return 0
 
@@ -174,6 +181,16 @@ def _measure_dispatch() -> None:
             call, in_torch = _alternate([ways.call, ways.in_torch], 30)
             name = f"dispatch of 128 tokens in int8{', smooth factors' * has_scales}"
             _report(name, "dispatch_quantised", call, in_torch, "quantising in torch, then the copies")
+
+
+def _measure_attention() -> None:
+    for pair in attention.pairs():
+        for got, wanted in zip(tree_leaves(pair.ours()), tree_leaves(pair.baseline()), strict=True):
+            # what is compared with may be torch's gradient in half precision, which rounds weights of every block
+            far = float((got.double() - wanted.double()).norm() / wanted.double().norm())
+            assert far < (0.002 if got.dtype is torch.float16 else 0.02), (pair.name, far)
+        ours, theirs = _alternate([pair.ours, pair.baseline], pair.rounds)
+        _report(pair.name, pair.measure, ours, theirs, pair.what)
 
 
 def _measure_import() -> None:
