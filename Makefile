@@ -46,6 +46,7 @@ bench: .venv
 GRAPHS ?= 5000
 fuzz: .venv
 	$(BIN)/python -m tests.passes.fuzz --graphs $(GRAPHS) --jobs 2
+	$(BIN)/python -m tests.passes.attention_fuzz --graphs $$(($(GRAPHS) * 2 / 5))
 	$(BIN)/python -m tests.rank_fuzz --programs $$(($(GRAPHS) / 10))
 	$(BIN)/python -m tests.lowering_fuzz --graphs $$(($(GRAPHS) / 2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -58,6 +59,13 @@ def test_02_one_line_fuses_and_nothing_else_stops_working(tmp_path: Path) -> Non
     assert types["Swish"] == 1, "its own pattern and converter still act"
     assert types["HcomAllReduce"] == 0
     assert_same_graph(to_text(graph), ROOT / "tests" / "golden" / "example_02_with.txt")
+
+
+def test_08_attention_of_the_requirement() -> None:
+    out = run("examples/08_flash_attention.py")
+    assert out.count("torch.float16 (1, 32, 2048, 128)") == 4
+    assert out.count("relative errors against float64") == 2
+    assert re.search(r"peak memory beyond the inputs: \d+ MB", out)
 
 
 @pytest.mark.slow

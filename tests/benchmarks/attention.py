@@ -65,6 +65,7 @@ def forward(length: int) -> Iterator[Pair]:
         rounds,
     )  # fmt: skip
     if length <= 2048:
+
         def naive() -> Tensor:
             x = torch.matmul(q.float(), k.float().mT) * SCALE
             return torch.matmul(torch.softmax(x, -1), v.float()).half()

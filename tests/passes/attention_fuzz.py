@@ -121,7 +121,7 @@ class Program(nn.Module):
         }  # fmt: skip
         self.inputs = [rand(*shapes[plan.layout](h)) for h in (n, kv, kv)]
         self.inputs.append(rand(1, n, S, S))
-        self.inputs.append((torch.arange(S) < torch.tensor([S - 7, S // 2][:b])[:, None]))
+        self.inputs.append(torch.arange(S) < torch.tensor([S - 7, S // 2][:b])[:, None])
 
     def heads(self, x: Tensor) -> Tensor:
         d = self.plan.depth

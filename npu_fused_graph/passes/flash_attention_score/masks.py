@@ -18,7 +18,7 @@ from npu_fused_graph.passes.spellings.constants import Constants
 from npu_fused_graph.passes.tracing import named
 
 HIDES = -1e4
-"""What a mask adds at least, or puts in a score's place: the weight is 0 beside any other, also where a scale follows."""
+"""What a mask adds at least, or puts in a score's place: its weight is 0, also where a scale follows."""
 
 
 @dataclass(frozen=True, slots=True)
