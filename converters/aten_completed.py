@@ -10,7 +10,6 @@ import torch
 from npu_fused_graph.converters import aten_reduce
 from npu_fused_graph.converters.aten_lowering import (
     by_decomposition,
-    by_torch,
     ge,
     ints,
     lower,
@@ -161,8 +160,14 @@ def _add_to_scalar(x: torch.Tensor, index: torch.Tensor, source: torch.Tensor, a
     return torch.add(x, each, alpha=alpha)
 
 
-def native_dropout_backward(grad: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """TorchAir's own divides by ``scale``, which is 0 where everything was dropped."""
+def native_dropout_backward(grad: Any, mask: Any, scale: float, meta_outputs: Any = None) -> Any:
+    """TorchAir's own takes every mask for bits, as they are on a device, and divides by a ``scale`` that may be 0."""
+    if torch_dtype(mask) is torch.uint8 and mask.rank == 1 and mask.meta.shape != grad.meta.shape:
+        return stock(aten.native_dropout_backward.default, grad, mask, scale, meta_outputs=meta_outputs)
+    return lower(_times_mask, (grad, mask, scale), {})
+
+
+def _times_mask(grad: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
     if not grad.is_floating_point():  # torch's own trace then has another dtype than eager
         raise unsupported("native_dropout_backward", "grad_output", "a floating dtype", grad.dtype, "Cast it first.")
     scaled = grad * scale
@@ -174,7 +179,7 @@ CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.index_add.default: index_add,
     aten.std.correction: aten_reduce.std,
     aten.replication_pad1d.default: by_decomposition(aten.replication_pad1d.default),
-    aten.native_dropout_backward.default: by_torch(native_dropout_backward),
+    aten.native_dropout_backward.default: native_dropout_backward,
     aten.nan_to_num.default: nan_to_num,
     aten.grid_sampler_2d.default: grid_sampler("GridSampler2D"),
     aten.grid_sampler_3d.default: grid_sampler("GridSampler3D"),

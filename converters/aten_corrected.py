@@ -122,14 +122,16 @@ def index(x: Any, indices: Any) -> Any:
 
 
 def native_dropout(x: Any, p: float, train: bool | None, meta_outputs: Any = None) -> Any:
-    """TorchAir's converter returns the bits of the mask for a bool tensor of x's shape."""
-    return native_dropout_of_state(x, p, train)[1]
+    return native_dropout_of_state(x, p, train, meta_outputs)[1]
 
 
 def native_dropout_of_state(
     x: Any, p: float, train: bool | None, meta_outputs: Any = None, rng_state: Any = None
 ) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """((seed, offset), (result, mask)); rng_state: the first pair packed, of an earlier call that is repeated."""
+    """((seed, offset), (result, mask)); rng_state: the first pair packed, of an earlier call that is repeated.
+
+    mask: bool of x's shape, for which TorchAir's converter returns bits; bits where they were declared, as on a chip.
+    """
     from torchair.ge._ge_graph import get_ge_rng_state
 
     shape = ge.Shape(x)
@@ -143,10 +145,13 @@ def native_dropout_of_state(
     keep = to(1.0 - p, dtype)
     counter = ge.ConcatV2([ge.Const(0, dtype=ge_dtype(torch.int64)), offset], 0, N=2)
     bits = ge.StatelessDropOutGenMask(shape, keep, seed, to(0, torch.int64), counter)
+    result = typed(ge.DropOutDoMask(x, bits, keep), dtype)
+    if meta_outputs is not None and torch_dtype(meta_outputs[1]) is torch.uint8:
+        return (seed, offset), (result, bits)
     ones = typed(ge.Fill(shape, to(1.0, dtype)), dtype)
     kept = typed(ge.DropOutDoMask(ones, bits, keep), dtype)
     mask = typed(ge.NotEqual(kept, to(0.0, dtype)), torch.bool)
-    return (seed, offset), (typed(ge.DropOutDoMask(x, bits, keep), dtype), mask)
+    return (seed, offset), (result, mask)
 
 
 CONVERTERS: dict[Any, Callable[..., Any]] = {

@@ -75,9 +75,10 @@ def _drawn(seed: Any, shape: list[Any], keep_prob: float) -> Any:
     """One bit for each score. The seed's second half is the counter's."""
     first, offset = ge.Unpack(seed, num=2, axis=0)
     counter = ge.Pack([to(0, torch.int64), typed(offset, torch.int64)], N=2, axis=0)
-    return typed(
-        ge.StatelessDropOutGenMask(
-            ints(shape), to(keep_prob, torch.float32), typed(first, torch.int64), to(0, torch.int64), counter
-        ),
-        torch.uint8,
-    )
+    return kept_bits(shape, keep_prob, typed(first, torch.int64), counter)
+
+
+def kept_bits(shape: list[Any], keep_prob: float, seed: Any, counter: Any) -> Any:
+    """uint8, one bit for each element of ``shape``, 1 with probability keep_prob. counter: 0 and an offset."""
+    bits = ge.StatelessDropOutGenMask(ints(shape), to(keep_prob, torch.float32), seed, to(0, torch.int64), counter)
+    return typed(bits, torch.uint8)

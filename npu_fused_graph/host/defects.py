@@ -1,4 +1,4 @@
-"""What TorchAir's defects T1, T9, T10 and T19 (docs/torchair_defects.md) spoil: found while it compiles, repaired."""
+"""What TorchAir's defects T1, T9, T10, T19, T22 (docs/torchair_defects.md) spoil: found as it compiles, repaired."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from npu_fused_graph.aot.guards import separate_assigned_values, strides_of_what_is_not_dense
@@ -49,6 +50,14 @@ def guard_view_optimisation() -> None:
         return bool(original(target, args, meta_outputs))
 
     module.is_view_case = is_view_case
+
+
+def guard_dropout_masks() -> None:
+    """Repair T22: eager calls on a CPU, and autograd, have masks of bool where TorchAir declares a device's bits."""
+    table: dict[Any, Any] = importlib.import_module("torchair._utils").npu_meta_table
+    for packet in (torch.ops.aten.native_dropout, torch.ops.aten.native_dropout_backward):
+        for overload in packet.overloads():
+            table.pop(getattr(packet, overload), None)
 
 
 def guard_order_of_effects() -> None:

@@ -71,7 +71,7 @@ def _load_installed() -> types.ModuleType | None:
 def _load_host() -> types.ModuleType:
     from npu_fused_graph.host import native
     from npu_fused_graph.host.compile_cache import refresh_groups_code
-    from npu_fused_graph.host.defects import guard_view_optimisation
+    from npu_fused_graph.host.defects import guard_dropout_masks, guard_view_optimisation
     from npu_fused_graph.host.empty_collectives import KeptWhenEmpty
     from npu_fused_graph.host.random import rng_state_class
     from npu_fused_graph.host.unknown_sizes import has_no_elements
@@ -114,6 +114,7 @@ def _load_host() -> types.ModuleType:
     lowering._DONT_EMPTY_TENSOR_OPT_OPS = KeptWhenEmpty(lowering._DONT_EMPTY_TENSOR_OPT_OPS)
     lowering.is_zero_element_tensor = has_no_elements
     guard_view_optimisation()
+    guard_dropout_masks()
     core = importlib.import_module("torchair.core")
     for name, module in modules.items():
         setattr(core, name.rpartition(".")[2], module)
