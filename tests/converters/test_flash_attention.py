@@ -138,7 +138,7 @@ VARIANTS = {
     "q_scale": Variant(attrs={"q_scale": 0.5}),
 }
 GOLDENS = ("example", "no_mask", "limits_alone", "alibi_of_all_heads", "drop_mask_SBH")
-FAST = {*GOLDENS, "BSH", "blind_query", "bool_mask", "alibi_row"}
+FAST = {*GOLDENS, "BSH", "blind_query", "alibi_row"}
 
 
 def of_variants(*rows: Any) -> list[Any]:
@@ -475,3 +475,75 @@ def test_one_graph_for_any_batch_and_length(layout: str) -> None:
             for x, want in zip(got, [wanted, *torch.autograd.grad(wanted, wide, dy.double())], strict=True):
                 assert relative_error(heads_first(x, layout, N), want.detach()) < LIMITS[torch.float16]
     assert len({id(executable) for executable, _ in found}) == 2, "one for forward, one for backward"
+
+
+# -- what the installed CANN has ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def installed(change: Callable[[str, list[Any], list[Any]], tuple[list[Any], list[Any]]]) -> Iterator[None]:
+    """A CANN that says something else of inputs and attributes than ours does."""
+    nfg.load_torchair()
+    from torchair.core import _torchair
+
+    original = _torchair.get_registered_ir_def
+
+    def other(ge_type: str) -> Any:
+        status, inputs, outputs, attrs = original(ge_type)
+        inputs, attrs = change(ge_type, list(inputs), list(attrs))
+        return status, inputs, outputs, attrs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_torchair, "get_registered_ir_def", other)
+        yield
+
+
+def newer(ge_type: str, inputs: list[Any], attrs: list[Any]) -> tuple[list[Any], list[Any]]:
+    """As CANN 8.2 on: what came later stands behind."""
+    if ge_type not in (FORWARD, BACKWARD):
+        return inputs, attrs
+    return [*inputs, ("d_scale_q", "optional"), ("sink", "optional")], [*attrs, ("seed", "VT_INT")]
+
+
+def older(ge_type: str, inputs: list[Any], attrs: list[Any]) -> tuple[list[Any], list[Any]]:
+    """As TorchAir's own text says it."""
+    return inputs, [(name, kind) for name, kind in attrs if name != "pse_type"]
+
+
+def in_between(ge_type: str, inputs: list[Any], attrs: list[Any]) -> tuple[list[Any], list[Any]]:
+    return [inputs[0], ("query_rope", "optional"), *inputs[1:]] if ge_type == FORWARD else inputs, attrs
+
+
+STEMS = "flash_attention_score", "flash_attention_score_grad"
+
+
+def gaps() -> dict[str, Any]:
+    from npu_fused_graph import converters
+
+    return {stem: gap for stem, gap in converters.gaps().items() if stem in STEMS}
+
+
+def test_an_operator_with_more_behind_is_taken() -> None:
+    assert gaps() == {}
+    with installed(newer):
+        assert gaps() == {}
+        graph, _, out = inferred(VARIANTS["alibi_row"])
+    assert torch.equal(out, outcome("alibi_row").results[0])
+    assert [item.desc.name for item in node_of(graph, FORWARD).inputs][-1] == "kv_start_idx"
+
+
+@pytest.mark.parametrize(
+    ("change", "stems", "text"),
+    [
+        (older, STEMS, "has the attributes ['scale_value'"),
+        (in_between, STEMS[:1], "has the inputs ['query', 'query_rope'"),
+    ],
+)
+def test_an_operator_that_differs_is_refused(change: Any, stems: tuple[str, ...], text: str) -> None:
+    """Without pse_type alibi would be scaled, so not even a call without alibi is taken."""
+    with installed(change):
+        found = gaps()
+        assert {stem: gap.reason for stem, gap in found.items()} == dict.fromkeys(stems, "ge_ir_differs")
+        assert f"the installed CANN's {FORWARD} {text}" in found[STEMS[0]].text
+        with pytest.raises(Exception, match=r"\[flash_attention_score\] the installed CANN's"):
+            inferred(VARIANTS["no_mask"])

@@ -21,7 +21,7 @@ from tests.processes import run_python
 from tests.scripts import script
 
 NAMES = [name for name, (*_, attrs, _) in cases.VARIANTS.items() if "keep_prob" not in attrs and "bits" not in name]
-FAST = ["SBH", "BSND-shared-heads", "limits", "causal-from-the-end", "bias-first", "bias-last", "TND-from-the-end"]
+FAST = ["SBH", "causal", "bias-first", "bias-last", "TND-from-the-end"]
 FIRST, SECOND = "npu_fusion_attention", "npu_fusion_attention_v2"
 RENAMED = {"pre_tockens": "pre_tokens", "next_tockens": "next_tokens"}
 

@@ -511,7 +511,10 @@ CHECKED: dict[str, tuple[str, list[Tensor | None], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(CHECKED))
+EVERY_CHECK = [n if n in ("everything", "drawn") else pytest.param(n, marks=pytest.mark.slow) for n in CHECKED]
+
+
+@pytest.mark.parametrize("name", EVERY_CHECK)
 def test_opcheck(name: str) -> None:
     layout, masks, attrs = CHECKED[name]
     inputs = [laid_out(x, layout).requires_grad_() for x in three(1, N, S, D)]
@@ -519,7 +522,7 @@ def test_opcheck(name: str) -> None:
     torch.library.opcheck(torch.ops.npu_fused_graph.flash_attention_score.default, (*inputs, *masks), attrs)
 
 
-@pytest.mark.parametrize("name", list(CHECKED))
+@pytest.mark.parametrize("name", EVERY_CHECK)
 def test_opcheck_of_the_gradient(name: str) -> None:
     """It has none of its own."""
     layout, masks, attrs = CHECKED[name]
