@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.ops.attention_oracle import LIMITS, exact, relative_error
-from tests.processes import run_python
+from tests.processes import run_command, run_python
 
 SMALL = ("1, 32, 2048, 128", "1, 2, 256, 64")
 SAVE = """
@@ -64,19 +64,19 @@ def runnable() -> str:
     return replaced(in_half(), ("result.backward()", "result.backward(attention_score_grad)"))
 
 
-def run(folder: Path, code: str) -> tuple[subprocess.CompletedProcess[str], Any]:
+def run(folder: Path, code: str, *options: str) -> tuple[subprocess.CompletedProcess[str], Any]:
     path = folder / "requirement_003.py"
     path.write_text(code, encoding="utf-8")
-    command = ("-m", "npu_fused_graph.commands.cli", "run", "--json", "--seed", "1", str(path))
+    command = ("-m", "npu_fused_graph.commands.cli", "run", "--json", "--seed", "1", *options, str(path))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         process = run_python(*command, timeout=300)
     return process, json.loads(process.stderr.splitlines()[-1])
 
 
-def check(folder: Path, code: str, heads: int) -> None:
+def check(folder: Path, code: str, heads: int, *options: str) -> None:
     """Against float64, head by head: all scores of all heads would take a gigabyte."""
-    process, facts = run(folder, code + SAVE)
+    process, facts = run(folder, code + SAVE, *options)
     assert process.returncode == 0, process.stderr
     assert process.stdout == "on the device: True float32 float32 float32\n"
     assert facts["fused"] == {"flash_attention_score": 1, "flash_attention_score_grad": 1}
@@ -93,12 +93,32 @@ def check(folder: Path, code: str, heads: int) -> None:
 
 
 def test_runnable_at_a_reduced_size(tmp_path: Path) -> None:
-    check(tmp_path, replaced(runnable(), SMALL), heads=2)
+    check(tmp_path, replaced(runnable(), SMALL), 2)
+
+
+DRAWN = """
+ascendspeed.te.ops.ascend_flash_attention(query, key, value, atten_mask, head_num=head_num, keep_prob=0.5)
+"""
+
+
+@pytest.mark.slow
+def test_a_record_of_it_is_replayed(tmp_path: Path) -> None:
+    """It has no decomposition, and for dropout's seed a graph draws other pairs."""
+    record = tmp_path / "record"
+    process, facts = run(tmp_path, replaced(runnable(), SMALL) + DRAWN, "--record", str(record))
+    assert (process.returncode, facts["recorded"]) == (0, 3), process.stderr
+    code, out, err = run_command("replay", "--json", str(record))
+    assert code == 0, out + err
+    found = [(c["op"], [x["method"] for x in c["comparisons"]]) for c in json.loads(out)["calls"]]
+    both = ["reference", "engine"]
+    assert found == [
+        ("flash_attention_score", both), ("flash_attention_score_grad", both), ("flash_attention_score", both[:1]),
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_runnable_at_its_own_size(tmp_path: Path) -> None:
-    check(tmp_path, runnable(), heads=32)
+    check(tmp_path, runnable(), 32)
 
 
 STAGES = {
