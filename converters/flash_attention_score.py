@@ -8,7 +8,6 @@ import torch
 
 from npu_fused_graph.converters.aten_lowering import ge, ints, is_tensor, sizes, to, torch_dtype, typed
 from npu_fused_graph.converters.fused import Lowering
-from npu_fused_graph.ops.flash_attention_score_constraints import sizes_of
 
 BLOCK = 8
 """How often a number stands in softmax_max and softmax_sum."""
@@ -21,7 +20,7 @@ def prepare(call: Lowering) -> None:
 def prepare_scores(call: Lowering, bias: str) -> None:
     """bias: GE's name of the input alibi is fed to."""
     inputs, attrs = call.inputs, call.attrs
-    b, n, s, _ = sizes_of_query(call)
+    b, n, s = sizes_of_query(call)
     mask, alibi, seed = inputs["atten_mask"], inputs[bias], call.beside["drop_seed"]
     if mask is not None:
         inputs["atten_mask"] = _hidden(mask, s, attrs["pre_tockens"], attrs["next_tockens"])
@@ -37,8 +36,10 @@ def prepare_scores(call: Lowering, bias: str) -> None:
         inputs["drop_mask"] = _drawn(seed, [b, n, s, s], attrs["keep_prob"])
 
 
-def sizes_of_query(call: Lowering) -> Any:
-    return sizes_of(tuple(sizes(call.inputs["query"])), call.attrs["input_layout"], call.attrs["head_num"])
+def sizes_of_query(call: Lowering) -> tuple[Any, int, Any]:
+    """B, N, S; GE tensors where they are symbolic."""
+    layout, shape = call.attrs["input_layout"], sizes(call.inputs["query"])
+    return shape[layout.index("B")], call.attrs["head_num"], shape[layout.index("S")]
 
 
 def finish(call: Lowering, outputs: dict[str, Any]) -> tuple[Any, Any]:
@@ -74,9 +75,10 @@ def _drawn(seed: Any, shape: list[Any], keep_prob: float) -> Any:
     """One bit for each score. The seed's second half is the counter's."""
     first, offset = ge.Unpack(seed, num=2, axis=0)
     counter = ge.Pack([to(0, torch.int64), typed(offset, torch.int64)], N=2, axis=0)
-    return typed(
-        ge.StatelessDropOutGenMask(
-            ints(shape), to(keep_prob, torch.float32), typed(first, torch.int64), to(0, torch.int64), counter
-        ),
-        torch.uint8,
-    )
+    return kept_bits(shape, keep_prob, typed(first, torch.int64), counter)
+
+
+def kept_bits(shape: list[Any], keep_prob: float, seed: Any, counter: Any) -> Any:
+    """uint8, one bit for each element of ``shape``, 1 with probability keep_prob. counter: 0 and an offset."""
+    bits = ge.StatelessDropOutGenMask(ints(shape), to(keep_prob, torch.float32), seed, to(0, torch.int64), counter)
+    return typed(bits, torch.uint8)

@@ -18,7 +18,7 @@ def prepare(call: Lowering) -> None:
 
     Where a query sees no key it is -inf; a huge number in its place makes every weight 0.
     """
-    b, n, s, _ = sizes_of_query(call)
+    b, n, s = sizes_of_query(call)
     prepare_scores(call, bias="pse_shift")
     lse = call.beside["softmax_lse"]
     is_empty = typed(ge.Less(lse, to(-_LARGEST, torch.float32)), torch.bool)

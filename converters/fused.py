@@ -94,7 +94,7 @@ def converter(
         )
         if prepare is not None:
             prepare(call)
-        result = _node(call, meta_outputs)
+        result = node(call, meta_outputs)
         if finish is not None:
             return finish(call, dict(zip((o.name for o in spec.outputs), result, strict=True)))
         return result
@@ -125,7 +125,7 @@ def _checked(spec: OpSpec, arguments: dict[str, Any], stored: str) -> CallFacts:
     return facts
 
 
-def _node(call: Lowering, meta_outputs: Any) -> Any:
+def node(call: Lowering, meta_outputs: Any) -> Any:
     from torchair._ge_concrete_graph import ge_apis as ge
     from torchair.ge import DataType, attr, custom_op
     from torchair.ge._ge_graph import ControlTensor, dont_prune_me, get_default_ge_graph

@@ -1,4 +1,4 @@
-"""torch_npu operators whose converter in TorchAir means something else (docs/torchair_defects.md, T11 and T20)."""
+"""torch_npu operators whose converter in TorchAir means something else (docs/torchair_defects.md, T11, T20, T26)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from npu_fused_graph.converters import npu_attention
 from npu_fused_graph.converters.fused import converter
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.ops.attention_worker_combine import SPEC as combine
@@ -17,7 +18,9 @@ def register_late() -> None:
     """Once torch_npu, or its stand-in, has defined the operators."""
     import torchair
 
-    own = {"npu_rotary_mul": rotary_mul, combine.torch_name: converter(combine, None)}
+    own = {
+        "npu_rotary_mul": rotary_mul, combine.torch_name: converter(combine, None), **npu_attention.CONVERTERS,
+    }  # fmt: skip
     for name, convert in own.items():
         packet = getattr(torch.ops.npu, name, None)
         if packet is not None:

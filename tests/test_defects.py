@@ -271,17 +271,20 @@ def test_t5_our_converter_keeps_approximate(approximate: str) -> None:
 
 
 def stock_with(op: Any, module: str, function: Model, *inputs: Tensor) -> Any:
-    """``function`` in stock TorchAir, with TorchAir's own converter of ``op`` in force."""
+    """``function`` in stock TorchAir, with TorchAir's own converter of ``op`` in force. module: of aten, or a path."""
     from torchair._ge_concrete_graph.fx2ge_converter import _CHECKPOINT_MAP_FUNC
 
     converter = op._ge_converter
-    _CHECKPOINT_MAP_FUNC.pop(op, None)  # TorchAir refuses a second registration there
-    importlib.reload(importlib.import_module(f"torchair._ge_concrete_graph.ge_converter.aten.{module}"))
+    repeated = _CHECKPOINT_MAP_FUNC.pop(op, None)  # TorchAir refuses a second registration there
+    path = module if "." in module else f"aten.{module}"
+    importlib.reload(importlib.import_module(f"torchair._ge_concrete_graph.ge_converter.{path}"))
     try:
         assert op._ge_converter is not converter
         return stock(function, *inputs)
     finally:
         op._ge_converter = converter
+        if repeated is not None:
+            _CHECKPOINT_MAP_FUNC[op] = repeated
 
 
 BAGS = torch.tensor([[0, 2], [1, 3]])
@@ -679,6 +682,66 @@ def test_t20_our_converter_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
         combine = nfg.npu_attention_worker_combine
         with pytest.raises(Exception, match="expected answers for 1 tokens of micro batch 0 within"):
             ours(lambda c, w: combine(c, w, layer, 256, need_schedule=1)[0] + 1, context, torch.ones(1, 1))
+
+
+# -- T26: npu_fusion_attention --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attention_operator() -> Iterator[Any]:
+    """torch_npu's operators as its wheel declares them, with Meta functions: all that a graph needs."""
+    from npu_fused_graph import converters
+    from npu_fused_graph.host.paths import wheel_file
+
+    text = wheel_file("npu_native_functions_by_codegen.yaml").read_text(encoding="utf-8")
+    library = torch.library.Library("npu", "FRAGMENT")
+    names = "npu_fusion_attention", "npu_fusion_attention_grad"
+    for name in names:
+        library.define(next(line for line in text.splitlines() if f"func: {name}(" in line).partition("func: ")[2])
+
+    def meta(query: Tensor, key: Tensor, value: Tensor, head_num: int, *_: Any, **__: Any) -> Any:
+        sums = query.new_empty(2, *query.shape[:2], head_num, 8, dtype=torch.float32)
+        return torch.empty_like(query), sums[0], sums[1], query.new_empty(0), 0, 0, 0
+
+    library.impl(names[0], meta, "Meta")
+    converters.register_all()
+    yield torch.ops.npu.npu_fusion_attention
+    library._destroy()
+    for name in names:
+        if hasattr(torch.ops.npu, name):
+            delattr(torch.ops.npu, name)
+
+
+HALVES = [random(1, 2, 8, 16).half() * f for f in (1.0, 0.5, 2.0)]
+BIAS = random(1, 2, 8, 8).half() * 3
+
+
+def softmaxed(bias: Tensor) -> Tensor:
+    q, k, v = (x.double() for x in HALVES)
+    return torch.softmax((q @ k.mT + bias.double()) * 0.25, -1) @ v
+
+
+def stock_attention(op: Any, function: Model, *inputs: Tensor) -> Any:
+    importlib.import_module("torchair._ge_concrete_graph.ge_converter.custom.npu_fusion_attention")
+    return stock_with(op.default, "custom.npu_fusion_attention", function, *inputs)
+
+
+def test_t26_stock_torchair_drops_the_bias_and_refuses_layouts(attention_operator: Any) -> None:
+    op = attention_operator
+    result = stock_attention(op, lambda q, k, v, b: op(q, k, v, 2, "BNSD", pse=b, scale=0.25)[0], *HALVES, BIAS)
+    assert_close(result, softmaxed(torch.zeros_like(BIAS)))
+    swapped = [x.permute(2, 0, 1, 3).flatten(2).contiguous() for x in HALVES]
+    with pytest.raises(Exception, match="not implemented when input_layout != BSH"):
+        stock_attention(op, lambda q, k, v: op(q, k, v, 2, "SBH", scale=0.25)[0], *swapped)
+
+
+def test_t26_our_converter_adds_the_bias_in_every_layout(attention_operator: Any) -> None:
+    """Gradients, other layouts and modes: tests/host/test_fusion_attention.py."""
+    op, wanted = attention_operator, softmaxed(BIAS)
+    assert_close(ours(lambda q, k, v, b: op(q, k, v, 2, "BNSD", pse=b, scale=0.25)[0], *HALVES, BIAS), wanted)
+    swapped = [x.permute(2, 0, 1, 3).flatten(2).contiguous() for x in HALVES]
+    result = ours(lambda q, k, v, b: op(q, k, v, 2, "SBH", pse=b, scale=0.25)[0], *swapped, BIAS)
+    assert_close(result.unflatten(2, (2, -1)).permute(1, 2, 0, 3), wanted)
 
 
 # -- T12: batch norm in training ---------------------------------------------------------------------------------

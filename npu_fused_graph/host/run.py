@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +25,7 @@ from typing import Any
 from npu_fused_graph.errors import HostError, InvalidArgumentError, argument_error
 from npu_fused_graph.host import descendants
 from npu_fused_graph.host.paths import PACKAGES, wheel_file
-from npu_fused_graph.host.standin.causes import Kind
+from npu_fused_graph.host.standin.causes import Kind, one_line
 from npu_fused_graph.host.standin.state import LAUNCHER, RUN_VARIABLE, RunOptions
 from npu_fused_graph.version import __version__
 
@@ -129,8 +130,10 @@ def run_script(command: Sequence[str], *, is_module: bool = False, options: RunO
         (folder / "options.json").write_text(json.dumps(asdict(options)), encoding="utf-8")
         if options.record is not None:
             _write_run_facts(Path(options.record), command, options.seed)
-        exit_code, left = _run([sys.executable, *arguments], _environment(folder))
+        exit_code, left, pid = _run([sys.executable, *arguments], _environment(folder))
         report = read_report(folder, exit_code, left)
+        if exit_code and not report.failures and (error := _syntax_error(arguments[0])) is not None:
+            report.failures.append(Failure(pid, -1, one_line(error)))
         if options.record is not None:
             report.recorded = sum(1 for _ in Path(options.record).glob("*/*.json"))
         return report
@@ -150,6 +153,21 @@ def _python_arguments(command: list[str], is_module: bool) -> list[str]:
     if not Path(command[0]).exists():
         raise argument_error("run", "script", "a file", command[0], "Use -m for a module.")
     return command
+
+
+def _syntax_error(script: str) -> SyntaxError | None:
+    """Why Python did not even begin with a script: then no process could tell it."""
+    if not Path(script).is_file():
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python has said them
+            compile(Path(script).read_bytes(), Path(script).name, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        return error
+    except ValueError:  # no text at all
+        return None
+    return None
 
 
 def _checked(options: RunOptions) -> RunOptions:
@@ -193,8 +211,8 @@ def _write_run_facts(folder: Path, command: Sequence[str], seed: int | None) -> 
 # -- the processes -------------------------------------------------------------------------------------------
 
 
-def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, int]:
-    """(exit code, number of processes that had to be ended)."""
+def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, int, int]:
+    """(exit code, number of processes that had to be ended, pid of the first)."""
     descendants.adopt_orphans()
     stopped: list[int] = []
 
@@ -213,8 +231,8 @@ def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, int]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:
-        return 128 + stopped[0], left
-    return (128 - code if code < 0 else code), left
+        return 128 + stopped[0], left, child.pid
+    return (128 - code if code < 0 else code), left, child.pid
 
 
 def _terminal_sends_it() -> bool:

@@ -168,6 +168,100 @@ said["mindspeed"] = in_their_pipeline(mindspeed)
 said["bad"] = error_of(compiled, lambda x, r: mindspeed(x, w, r, g, "0", comm_turn=3), theirs, x, r)
 """
 
+SCHEMA = (
+    "npu_fusion_attention_v2(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, *, "
+    "Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, Tensor? query_rope=None, "
+    "Tensor? key_rope=None, float scale=1., float keep_prob=1., int pre_tokens=2147483647, "
+    "int next_tokens=2147483647, int inner_precise=0, int[]? prefix=None, int[]? actual_seq_qlen=None, "
+    "int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, bool sync=False, int pse_type=1, "
+    "int[]? q_start_idx=None, int[]? kv_start_idx=None) -> (Tensor, Tensor, Tensor, Tensor, int, int, int)"
+)
+"""op-plugin's, without what newer versions have behind."""
+
+ATTENTION = '''
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+torch.utils.rename_privateuse1_backend("npu")
+sys.modules["torch.npu"] = torch.npu
+torch.npu._lazy_init = lambda: None
+calls = []
+attention = nfg.ascend_flash_attention
+
+
+class OnNpu(torch.Tensor):
+    """A CPU tensor that says it is on an NPU."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device="npu:0"
+        )
+        self.inner = inner
+        return self
+
+    def contiguous(self):
+        """torch's own asks for the guard of a device it is not built for."""
+        return OnNpu(self.inner.contiguous())
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args, kwargs = pytree.tree_map_only(OnNpu, lambda x: x.inner, (args, kwargs or {}))
+        if func.namespace == "npu":
+            defaults = {a.name: a.default_value for a in func._schema.arguments if a.kwarg_only}
+            calls.append((args, defaults | kwargs))
+            zeros = torch.zeros(1)
+            return cls(args[2].clone()), zeros, zeros, zeros, 0, 0, 0
+        return pytree.tree_map_only(torch.Tensor, cls, func(*args, **kwargs))
+
+
+class Factories(TorchDispatchMode):
+    """What is made on an NPU is such a tensor."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if getattr(kwargs.get("device"), "type", "") != "npu":
+            return func(*args, **kwargs)
+        return OnNpu(func(*args, **kwargs | {"device": "cpu"}))
+
+
+def told(*args, **kwargs):
+    """What torch_npu's operator is called with."""
+    args = pytree.tree_map_only(torch.Tensor, OnNpu, args)
+    with Factories():
+        result = attention(*args, **kwargs)
+    assert result.device.type == "npu"
+    (given, named), = calls
+    calls.clear()
+    mask, pse = named["atten_mask"], named["pse"]
+    unused = {"gen_mask_parallel": True, "sync": False, "sparse_mode": 0}
+    del named["atten_mask"], named["pse"]
+    shown = {k: v for k, v in named.items() if v is not None and unused.get(k) != v}
+    shown["heads and layout"] = given[3:]
+    if mask is not None:
+        # torch_npu's mask has a row per query
+        rows = mask[2, :6].tolist(), mask[9].sum().item()
+        shown["mask"] = [str(mask.dtype), list(mask.shape), mask.is_contiguous(), *rows]
+    return shown | {"pse": None if pse is None else [list(pse.shape), pse[0, :, 0, 3].tolist()]}
+
+
+q = torch.zeros(1, 2, 256, 16).half()
+bits = torch.zeros(2 * 256 * 256 // 8, dtype=torch.uint8)
+causal = torch.ones(256, 256).tril(-1).half()  # by key
+row = torch.arange(256.0).half()
+said["old"] = error_of(told, q, q, q)
+library = torch.library.Library("npu", "FRAGMENT")
+library.define(SCHEMA)
+said["plain"] = told(q, q, q, None, None, 0.5, 2.0, 2)
+said["causal"] = told(q, q, q, causal, None, None, 0.088, 2, 0, 1.0, 65536, 1, 0, -1)
+said["window"] = told(q, q, q, causal * 0, head_num=2, pre_tokens=2, next_tokens=3, keep_prob=0.9)
+bsh = q.transpose(1, 2).flatten(2)
+said["alibi"] = told(bsh, bsh, bsh, None, row.expand(1, 1, 1, 256), head_num=2, io_layout="BSH")
+said["alibi 3-D"] = told(q, q, q, None, torch.stack([row, row + 1])[None], head_num=2)
+said["bits"] = error_of(told, q, q, q, None, None, bits, 1.0, 2, 0, 0.5, 9, 1)
+said["checked first"] = [error_of(told, q, q, q, causal[:8], head_num=2), len(calls)]
+'''
+
 SAME = """
 def same(results, wanted):
     return all(torch.allclose(a, b, atol=1e-2) for a, b in zip(results, wanted))
@@ -178,9 +272,8 @@ def same(results, wanted):
 def said(tmp_path_factory: pytest.TempPathFactory, torchair_folder: Path) -> Any:
     """One process: without MindSpeed's operator first, then with it."""
     site = tmp_path_factory.mktemp("device") / "site"
-    facts = run(
-        site, torchair_folder, EAGER + SAME + EXISTING_PIPELINE + WITHOUT_MINDSPEED + MINDSPEED + WITH_MINDSPEED
-    )
+    parts = EAGER, SAME, EXISTING_PIPELINE, WITHOUT_MINDSPEED, MINDSPEED, WITH_MINDSPEED, ATTENTION
+    facts = run(site, torchair_folder, "".join(parts).replace("SCHEMA", repr(SCHEMA)))
     return facts | {"site": site}
 
 
@@ -223,6 +316,49 @@ class TestComplete:
         assert said["eager"]["native"] == [True, True, ["0"]]
         assert said["eager"]["checked first"]
         assert said["group"] == "HCCL's name of 0"
+
+
+NO_LIMIT = 2**31 - 1
+
+
+@pytest.mark.xdist_group("device_mode")
+class TestAttention:
+    """Eager calls of ascend_flash_attention are torch_npu's own operator's."""
+
+    def test_without_a_mask_nothing_is_limited(self, said: Any) -> None:
+        assert said["plain"] == {
+            "scale": 1.0, "keep_prob": 1.0, "pre_tokens": NO_LIMIT, "next_tokens": NO_LIMIT, "inner_precise": 0,
+            "pse_type": 1, "pse": None, "heads and layout": [2, "BNSD"],
+        }  # fmt: skip
+
+    def test_a_mask_is_bool_by_query_and_limits_do_not_count_the_query_itself(self, said: Any) -> None:
+        found = said["causal"]
+        assert found.pop("mask") == ["torch.bool", [256, 256], True, [False] * 3 + [True] * 3, 246]
+        assert found == {
+            "scale": 0.088, "keep_prob": 1.0, "pre_tokens": 65535, "next_tokens": 0, "inner_precise": 2,
+            "pse_type": 1, "pse": None, "heads and layout": [2, "BNSD"],
+        }  # fmt: skip
+
+    def test_limits_are_written_into_the_mask(self, said: Any) -> None:
+        """The device looks at them by whole tiles. Query 2 sees 1 to 4, query 9 sees 8 to 11."""
+        found = said["window"]
+        assert found["mask"][3:] == [[True, False, False, False, False, True], 256 - 4]
+        assert (found["pre_tokens"], found["next_tokens"], found["keep_prob"]) == (1, 2, 0.9)
+
+    def test_alibi_stands_for_every_head_and_is_added_after_scaling(self, said: Any) -> None:
+        found = said["alibi"]
+        assert found["pse"] == [[1, 2, 1, 256], [3.0, 3.0]]
+        assert (found["pse_type"], found["heads and layout"]) == (0, [2, "BSH"])
+        assert said["alibi 3-D"]["pse"] == [[1, 2, 1, 256], [3.0, 4.0]]
+
+    def test_what_it_cannot_do_is_refused(self, said: Any) -> None:
+        expected = "[flash_attention_score] device: expected"
+        lacking = f"{expected} a torch_npu with npu_fusion_attention_v2, got none. Update torch_npu"
+        assert said["old"].startswith(lacking)
+        assert said["bits"].startswith(f"{expected} no drop_mask in an eager call, got one. Leave it out")
+        text, calls = said["checked first"]
+        assert text.startswith("[flash_attention_score] atten_mask: expected shape")
+        assert calls == 0
 
 
 # -- where something is missing --------------------------------------------------------------------------------

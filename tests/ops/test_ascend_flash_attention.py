@@ -497,3 +497,37 @@ def test_e14_a_mask_of_no_dropout_is_ignored_aloud() -> None:
     with pytest.warns(UserWarning, match=r"drop_mask: expected none with keep_prob 1, got one\. It is ignored"):
         out = ascend_flash_attention(Q, Q, Q, drop_mask=bits, head_num=N)
     assert torch.equal(out, ascend_flash_attention(Q, Q, Q, head_num=N))
+
+
+# -- what torch demands of an operator ----------------------------------------------------------------------------
+
+SEED = torch.tensor([3, 5])
+PACKED = torch.full((N * S * S // 8,), 0b10110101, dtype=torch.uint8)
+CHECKED: dict[str, tuple[str, list[Tensor | None], dict[str, Any]]] = {
+    "plain": ("BNSD", [None, None, None, None], {}),
+    "mask by query": ("BSH", [None, None, M.t(), None], {"next_tockens": 0}),
+    "everything": ("SBH", [some(1, N, 1, S, seed=5), PACKED, M.bool(), None], {"keep_prob": 0.6, "pre_tockens": 9}),
+    "drawn": ("BNSD", [None, None, M[None, None], SEED], {"keep_prob": 0.6}),
+}  # fmt: skip
+
+
+EVERY_CHECK = [n if n in ("everything", "drawn") else pytest.param(n, marks=pytest.mark.slow) for n in CHECKED]
+
+
+@pytest.mark.parametrize("name", EVERY_CHECK)
+def test_opcheck(name: str) -> None:
+    layout, masks, attrs = CHECKED[name]
+    inputs = [laid_out(x, layout).requires_grad_() for x in three(1, N, S, D)]
+    attrs = {"head_num": N, "io_layout": layout, "scale_value": 0.3, **attrs}
+    torch.library.opcheck(torch.ops.npu_fused_graph.flash_attention_score.default, (*inputs, *masks), attrs)
+
+
+@pytest.mark.parametrize("name", EVERY_CHECK)
+def test_opcheck_of_the_gradient(name: str) -> None:
+    """It has none of its own."""
+    layout, masks, attrs = CHECKED[name]
+    inputs = [laid_out(x, layout) for x in (*three(1, N, S, D), some(1, N, S, D, seed=4))]
+    attrs = {"head_num": N, "io_layout": layout, "scale_value": 0.3, **attrs}
+    out, lse = torch.ops.npu_fused_graph.flash_attention_score(*inputs[:3], *masks, **attrs)
+    op = torch.ops.npu_fused_graph.flash_attention_score_grad.default
+    torch.library.opcheck(op, (*inputs, lse, out, *masks), attrs)

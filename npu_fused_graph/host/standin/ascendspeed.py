@@ -1,4 +1,4 @@
-"""AscendSpeed's functions: the older names of requirement 000."""
+"""AscendSpeed's functions: the older name of requirement 000, and requirement 003's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from npu_fused_graph import ops
 from npu_fused_graph.errors import warn_once
+from npu_fused_graph.ops.ascend_flash_attention import ascend_flash_attention as ascend_flash_attention
 from npu_fused_graph.ops.grouped_mat_mul_all_reduce import npu_grouped_mat_mul_all_reduce
 
 ops.register()

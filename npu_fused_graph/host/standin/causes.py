@@ -36,15 +36,20 @@ def one_line(error: BaseException) -> str:
     # torch's spawn hands on the child's traceback, which ends with what happened
     text = lines[-1] if type(cause).__name__ == "ProcessRaisedException" else lines[0]
     place = _users_line(chain) if len(chain) > 1 else ""
-    return f"{type(cause).__name__}: {text.strip()}"[:_MOST] + _cure(text) + place
+    return f"{type(cause).__name__}: {text.strip()}"[:_MOST] + _cure(cause, text) + place
 
 
-def _cure(text: str) -> str:
-    """For a mistake that published examples contain: the parenthesis of _get_backend closed too late."""
-    found = _LATE.search(text)
-    if found is None:
-        return ""
-    return f". Close the parenthesis earlier: group._get_backend(torch.device('npu')).{found[1]}(...)"
+def _cure(cause: BaseException, text: str) -> str:
+    """For a mistake that published examples contain."""
+    if (found := _LATE.search(text)) is not None:
+        return f". Close the parenthesis earlier: group._get_backend(torch.device('npu')).{found[1]}(...)"
+    if isinstance(cause, IndentationError):
+        return ". Indent with spaces alone, and begin the outermost lines of a script in the first column"
+    if isinstance(cause, SyntaxError) and (cause.text or "").lstrip().startswith("//"):
+        return ". A comment begins with #, not with //"
+    if "grad can be implicitly created only for scalar outputs" in text:
+        return ". Pass the gradient of what is no scalar: result.backward(gradient)"
+    return ""
 
 
 def kind(error: BaseException) -> Kind:

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from npu_fused_graph.errors import CommunicationError, ExecutionError, InvalidArgumentError, UnsupportedOpError
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
+from npu_fused_graph.host.standin import attention
 from npu_fused_graph.host.standin.device import mark
 from npu_fused_graph.host.standin.refusal import refused_attribute
 from npu_fused_graph.host.standin.wrong_arguments import overload_of, told_by_meta_functions, wrong_arguments
@@ -44,6 +45,7 @@ def install() -> None:
     for name in names:
         own = _OWN.get(name)
         library.impl(name, own if own is not None else functools.partial(_call, name), "CPU")
+    attention.install(library)
     for name in _BY_THEIR_FUNCTIONAL_FORM:
         library.impl(name, _in_place(name.removesuffix("_")), "Functionalize")
     for name in ("empty_with_format", "unsafe_empty_with_format"):
@@ -199,4 +201,5 @@ _OWN: dict[str, Callable[..., Any]] = {
     "get_storage_size": get_storage_size,
     "empty_with_format": empty_with_format,
     "unsafe_empty_with_format": empty_with_format,
+    **attention.eager_calls(_call),
 }
