@@ -9,6 +9,7 @@ from torch import Tensor
 
 from npu_fused_graph.flash.dropout import HEIGHT
 from npu_fused_graph.flash.forward import NATIVE_HEIGHT, finite
+from npu_fused_graph.flash.hidden import Biases
 from npu_fused_graph.flash.scores import Scores, dense_along_head, work_dtype
 
 _gradient: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -40,13 +41,14 @@ def backward(
         found = Gradients(*_gradient(do, q, k, v, o, sums, 0.0, is_causal, scale=scores.scale))
     else:
         found = Gradients(torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
+        biases = Biases(work)
         for tile in hidden.tiles(q_len, kv_len, NATIVE_HEIGHT):
             rows, keys = (slice(None), slice(None), tile.rows), (slice(None), slice(None), tile.keys)
             if tile.keys.start == tile.keys.stop:
                 continue
             parts = _gradient(
                 do[rows], q[rows], k[keys], v[keys], o[rows], sums[rows], 0.0, False,
-                attn_mask=tile.bias(work), scale=scores.scale,
+                attn_mask=biases.of(tile), scale=scores.scale,
             )  # fmt: skip
             found.query[rows] = parts[0]
             found.key[keys] += parts[1]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.flash.dropout import HEIGHT
+from npu_fused_graph.flash.hidden import Biases
 from npu_fused_graph.flash.scores import Scores, dense_along_head, work_dtype
 
 NATIVE_HEIGHT = 1024
@@ -29,6 +30,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, scores: Scores, out: Tens
         result, found = _attention(query, key, value, 0.0, not hidden.is_nothing, scale=scores.scale)
         out.copy_(result)
         return lse.copy_(found)
+    biases = Biases(lse.dtype)
     for tile in hidden.tiles(q_len, kv_len, NATIVE_HEIGHT):
         part, sums = out[:, :, tile.rows], lse[:, :, tile.rows]
         if tile.keys.start == tile.keys.stop:
@@ -36,11 +38,11 @@ def forward(query: Tensor, key: Tensor, value: Tensor, scores: Scores, out: Tens
             sums.fill_(float("-inf"))
             continue
         operands = query[:, :, tile.rows], key[:, :, tile.keys], value[:, :, tile.keys]
-        result, found = _attention(*operands, 0.0, False, attn_mask=tile.bias(lse.dtype), scale=scores.scale)
+        result, found = _attention(*operands, 0.0, False, attn_mask=biases.of(tile), scale=scores.scale)
         part.copy_(result)
         sums.copy_(found)
         if tile.hidden is not None:  # of a query that sees nothing the kernel says 0
-            sums.masked_fill_(tile.hidden.all(-1), float("-inf"))
+            sums.masked_fill_(tile.sees_nothing(), float("-inf"))
     return lse
 
 

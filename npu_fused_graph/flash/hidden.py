@@ -34,11 +34,28 @@ class Tile(NamedTuple):
         batches, heads = self.hidden.shape[:2]
         return self.hidden[batch if batches > 1 else 0, head if heads > 1 else 0]
 
-    def bias(self, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores: 0 and -inf."""
-        if self.hidden is None:
+    def sees_nothing(self) -> Tensor:
+        """Of each query, bool (B or 1, N or 1, rows)."""
+        assert self.hidden is not None
+        return self.hidden.view(torch.uint8).amin(-1) != 0
+
+
+class Biases:
+    """What is added to the scores of tiles, one after the other, in the same memory: 0 and -inf."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._memory = torch.empty(0, dtype=dtype)
+
+    def of(self, tile: Tile) -> Tensor | None:
+        if tile.hidden is None:
             return None
-        return torch.zeros(self.hidden.shape, dtype=dtype).masked_fill_(self.hidden, float("-inf"))
+        count = tile.hidden.numel()
+        if self._memory.numel() < count:
+            self._memory = torch.empty(count, dtype=self._dtype)
+        bias = self._memory[:count].view(tile.hidden.shape)
+        # 0 and 1, then 0 and -inf by an overflow: many times as fast as a choice between the two
+        return bias.copy_(tile.hidden).mul_(-torch.finfo(self._dtype).max).mul_(2)
 
 
 class Hidden(NamedTuple):
@@ -81,14 +98,26 @@ class Hidden(NamedTuple):
                 distance = keys - torch.arange(start, stop, dtype=torch.int32).unsqueeze(1)
                 hidden = ((distance > ahead) | (distance < -before))[None, None]
         if self.mask is not None and last > first:
-            masked = self.mask[:, :, rows, first:last].to(torch.bool)
+            masked = _dense(self.mask[:, :, rows, first:last])
             hidden = masked if hidden is None else masked | hidden
         if hidden is not None and last > first:
-            seen = (~hidden.flatten(0, -2).all(0)).nonzero()
+            # bytes, because torch's reductions of bool are slow
+            seen = (hidden.view(torch.uint8).flatten(0, -2).amin(0) == 0).nonzero()
             left, right = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
-            hidden, first, last = hidden[..., left:right], first + left, first + right
-            hidden = hidden if hidden.any() else None
+            hidden, first, last = hidden[..., left:right].contiguous(), first + left, first + right
+            hidden = hidden if hidden.numel() and hidden.view(torch.uint8).amax() else None
         return Tile(rows, slice(first, last), hidden)
+
+
+def _dense(mask: Tensor) -> Tensor:
+    """As bool, in memory in the order of its axes."""
+    if mask.stride(-2) >= mask.stride(-1):
+        return mask.to(torch.bool).contiguous()
+    stored = mask.transpose(-1, -2).to(torch.bool).contiguous()
+    dense = torch.empty(mask.shape, dtype=torch.bool)
+    for to, source in zip(dense.flatten(0, 1), stored.flatten(0, 1), strict=True):
+        to.copy_(source.t())  # one matrix at a time: torch then goes by blocks
+    return dense
 
 
 _HEIGHT = 256

@@ -43,6 +43,7 @@ GOALS = {
     "attention_backward_float16": 1 / 5,
     "attention_backward_bfloat16_short": 1 / 1.5,
     "attention_backward_bfloat16": 1 / 2,
+    "attention_backward_bfloat16_native": 100.0,
 }
 
 

@@ -119,10 +119,11 @@ FORMS = list(itertools.product(HIDDEN, ("", "row", "full"), ("", "seeded", "pack
     [
         pytest.param(
             shape, form, dtype, id=f"{shape[0]}x{shape[1]}-{'-'.join(filter(None, form))}-{dtype}",
-            marks=() if i % 3 == 0 and (j + i // 3) % 6 == 0 and dtype is torch.float32 else pytest.mark.slow,
+            marks=() if i == 0 and j % 6 == 0 and dtype is torch.float32 else pytest.mark.slow,
         )
         for i, shape in enumerate(SHAPES)
         for j, form in enumerate(FORMS)
+        if (i + j) % 3 == 0
         for dtype in (torch.float32, torch.float16)
     ],
 )  # fmt: skip
