@@ -133,6 +133,55 @@ def test_layers_share_the_causal_mask() -> None:
     assert len({node.args[5] for node in operators(gm)}) == 1
 
 
+# -- memory -------------------------------------------------------------------------------------------------------
+
+
+def viewed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's kernel lays out its result as the query lies, so that this needs no copy."""
+    out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
+    return out.transpose(1, 2).view(2, 256, 32)
+
+
+def direct(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(2, 1))
+
+
+@pytest.mark.parametrize(("model", "shape"), [(viewed, (2, 256, 2, 16)), (direct, (2, 256, 2, 16))])
+def test_results_lie_in_memory_as_torchs(model: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    inputs = qkv(*shape)
+    got, found, gm = fused(model, *inputs)
+    assert verdicts(found) == ["fused"]
+    wanted = model(*inputs)
+    assert got.stride() == wanted.stride()
+    assert error(got, model(*(x.float() for x in inputs)).double()) < 1e-3
+    if model is direct:
+        names = [str(n.target) for n in gm.graph.nodes if n.op == "call_method"]
+        assert names.count("transpose") == 1, "those of the inputs are gone"
+
+
+def mask_written_through_a_view(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = torch.zeros(256, 256, dtype=q.dtype)
+    mask[:, 100:][:, :50].fill_(-math.inf)
+    return torch.softmax(q @ k.mT * 0.1 + mask, -1) @ v
+
+
+def mask_written_afterwards(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    mask = torch.zeros(256, 256, dtype=q.dtype)
+    mask[100:] = -1.0
+    out = torch.softmax(q @ k.mT * 0.1 + mask, -1) @ v
+    mask.fill_(7)
+    return out, mask
+
+
+@pytest.mark.parametrize("model", [mask_written_through_a_view, mask_written_afterwards])
+def test_masks_that_are_written_are_no_constants(model: Callable[..., Any]) -> None:
+    inputs = qkv(2, 2, 256, 16)
+    got, found, _ = fused(model, *inputs)
+    assert verdicts(found) == ["fused"]
+    first, exact = (x[0] if isinstance(x, tuple) else x for x in (got, model(*(x.float() for x in inputs))))
+    assert error(first, exact.double()) < 1e-3
+
+
 # -- refusals -----------------------------------------------------------------------------------------------------
 
 

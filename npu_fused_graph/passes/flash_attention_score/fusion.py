@@ -26,7 +26,7 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
     """One record per attention, in graph order; rewrites those that are fused."""
     if options.attention == "none":
         return []
-    constants, rewriter = Constants(), Rewriter(gm.graph)
+    constants, rewriter = Constants(gm.graph), Rewriter(gm.graph)
     found = [_fused(anchor, rewriter, constants, options) for anchor in list(anchors(gm.graph))]
     if any(site.is_fused for site in found):
         gm.graph.lint()
@@ -51,7 +51,7 @@ def _fused(anchor: Node, rewriter: Rewriter, constants: Constants, options: Fusi
 
 def _judged(site: Site, rewriter: Rewriter, constants: Constants, options: FusionOptions) -> Attention:
     """Raises Refused for the first rule the site breaks."""
-    plain = Attention(site, masks.Masks(False, [], []), tuple(between(tuple(rewriter.graph.nodes), site)))
+    plain = Attention(site, masks.Masks(False, [], []), tuple(between(site)))
     check(plain, options, SHAPE_RULES)
     found = replace(plain, masks=masks.read(site, constants))
     check(found, options, RULES)

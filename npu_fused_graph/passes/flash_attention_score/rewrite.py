@@ -11,11 +11,20 @@ from torch.fx import Graph, Node
 from npu_fused_graph.ops.flash_attention_score import NO_LIMIT
 from npu_fused_graph.passes.flash_attention_score.masks import Mask
 from npu_fused_graph.passes.flash_attention_score.rules import Attention
-from npu_fused_graph.passes.flash_attention_score.site import View
-from npu_fused_graph.passes.spellings.calls import value
+from npu_fused_graph.passes.flash_attention_score.site import Site, View
+from npu_fused_graph.passes.spellings.calls import call_of, value
 from npu_fused_graph.passes.spellings.constants import is_pure
 
 _META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
+
+
+_HEADS_AND_ROWS = ({1, 2}, {-2, -3}, {1, -2}, {-3, 2})
+
+
+def _is_rows_first(site: Site) -> bool:
+    """Whether the result lies in memory as (B, S, N, D), as that of torch's kernels does: views of it depend on it."""
+    found = value(site.last)
+    return not site.result and not found.is_contiguous() and bool(found.transpose(1, 2).is_contiguous())
 
 
 class Rewriter:
@@ -31,16 +40,22 @@ class Rewriter:
         site = a.site
         self._like = site.anchor
         with self.graph.inserting_before(site.last):
-            query, key, val = (self._shaped(view, site.sizes) for view in (site.query, site.key, site.value))
+            is_rows_first = _is_rows_first(site)
+            shaped = self._rows_first if is_rows_first else self._shaped
+            query, key, val = (shaped(view, site.sizes) for view in (site.query, site.key, site.value))
             mask, ahead = self._mask(a)
             bias = self._bias(a)
             assert site.scale is not None
             attrs = {
-                "scale_value": site.scale, "next_tockens": ahead, "head_num": site.sizes[1], "io_layout": "BNSD",
+                "scale_value": site.scale, "next_tockens": ahead, "head_num": site.sizes[1],
+                "io_layout": "BSH" if is_rows_first else "BNSD",
             }  # fmt: skip
             op = torch.ops.npu_fused_graph.flash_attention_score.default
             fused = self._call(op, (query, key, val, bias, None, mask, None), attrs)
             out = self._call(operator.getitem, (fused, 0))
+            if is_rows_first:
+                b, n, s, d = site.sizes
+                out = self._method("transpose", self._method("view", out, b, s, n, d), 1, 2)
             for method, arguments in site.result:
                 out = self._method(method, out, *arguments)
         site.last.replace_all_uses_with(out)
@@ -51,6 +66,16 @@ class Rewriter:
     def _shaped(self, view: View, sizes: tuple[Any, ...]) -> Node:
         node = view.emit(self.graph, self._method)
         return node if tuple(value(node).shape) == tuple(sizes) else self._method("reshape", node, tuple(sizes))
+
+    def _rows_first(self, view: View, sizes: tuple[Any, ...]) -> Node:
+        """(B, S, N * D), without a transpose where the model has made one."""
+        b, n, s, d = sizes
+        node = self._shaped(view, sizes)
+        call = call_of(node)
+        is_swapped = call is not None and call.kind == "transpose" and {call["dim0"], call["dim1"]} in _HEADS_AND_ROWS
+        rows = node.args[0] if is_swapped else self._method("transpose", node, 1, 2)
+        assert isinstance(rows, Node)
+        return self._method("reshape", rows, (b, s, n * d))
 
     def _mask(self, a: Attention) -> tuple[Node | None, int]:
         """The mask, and how far ahead a query may look."""

@@ -177,7 +177,9 @@ RULES: tuple[Rule[Attention, FusionOptions], ...] = (
 )
 
 
-def between(nodes: tuple[Node, ...], site: Site) -> Iterator[Node]:
+def between(site: Site) -> Iterator[Node]:
     """Nodes of the graph from the site's first to its last."""
-    first = min((n for n in (*site.inner, site.anchor)), key=nodes.index)
-    yield from nodes[nodes.index(first) : nodes.index(site.last)]
+    node = min((*site.inner, site.anchor))
+    while node is not site.last:
+        yield node
+        node = node.next

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from npu_fused_graph.passes.fx import op_name
 from npu_fused_graph.passes.spellings.calls import value
-from npu_fused_graph.passes.spellings.writes import writes, writes_into
+from npu_fused_graph.passes.spellings.writes import writes, written_by
 
 _PURE = {
     "arange", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_ones", "new_zeros",
@@ -32,10 +32,11 @@ _MOST_ELEMENTS = 1 << 28
 
 
 class Constants:
-    """Of one graph. Each node is computed once."""
+    """Of one graph. Each node is computed once; what is written into, through whichever view, is not known."""
 
-    def __init__(self) -> None:
+    def __init__(self, graph: Graph) -> None:
         self._known: dict[Node, Any] = {}
+        self._written = {_storage(target) for node in graph.nodes for target in written_by(node)} - {None}
 
     def value(self, node: Any) -> Tensor | None:
         """What ``node`` holds, on a CPU; None unless numbers alone say it."""
@@ -56,7 +57,7 @@ class Constants:
 
     def _computed(self, node: Node) -> Any:
         order: dict[Node, None] = {}
-        if not _collect(node, order, self._known):
+        if not self._collect(node, order):
             return None
         values: dict[Node, Any] = {}
         for one in order:
@@ -64,30 +65,29 @@ class Constants:
             values[one] = known if isinstance(known, Tensor) else _run(one, values)
         return values[node]
 
+    def _collect(self, node: Node, order: dict[Node, None]) -> bool:
+        """Put ``node`` behind all it is computed from; whether that can be computed."""
+        stack: list[tuple[Node, bool]] = [(node, False)]
+        while stack:
+            one, is_ready = stack.pop()
+            if one in order:
+                continue
+            if is_ready or isinstance(self._known.get(one), Tensor):
+                order[one] = None
+                continue
+            if len(stack) > _MOST_NODES or _name(one) not in _PURE or writes(one) or _storage(one) in self._written:
+                return False
+            found = value(one)
+            if isinstance(found, Tensor) and not (isinstance(found.numel(), int) and found.numel() <= _MOST_ELEMENTS):
+                return False
+            stack.append((one, True))
+            stack.extend((source, False) for source in one.all_input_nodes)
+        return len(order) <= _MOST_NODES
 
-def _collect(node: Node, order: dict[Node, None], known: dict[Node, Any]) -> bool:
-    """Put ``node`` behind all it is computed from; whether that can be computed."""
-    stack: list[tuple[Node, bool]] = [(node, False)]
-    while stack:
-        one, is_ready = stack.pop()
-        if one in order:
-            continue
-        if is_ready or isinstance(known.get(one), Tensor):
-            order[one] = None
-            continue
-        if (
-            len(stack) > _MOST_NODES
-            or _name(one) not in _PURE
-            or writes(one)
-            or any(writes_into(u, one) for u in one.users)
-        ):
-            return False
-        found = value(one)
-        if isinstance(found, Tensor) and not (isinstance(found.numel(), int) and found.numel() <= _MOST_ELEMENTS):
-            return False
-        stack.append((one, True))
-        stack.extend((source, False) for source in one.all_input_nodes)
-    return len(order) <= _MOST_NODES
+
+def _storage(node: Node) -> int | None:
+    found = value(node)
+    return found.untyped_storage()._cdata if isinstance(found, Tensor) else None
 
 
 def _name(node: Node) -> str:

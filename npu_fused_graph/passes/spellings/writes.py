@@ -31,6 +31,8 @@ def writes(node: Node) -> bool:
     return name.endswith("_") and not name.endswith("__") and name not in _NO_WRITE
 
 
-def writes_into(node: Node, target: Node) -> bool:
-    """Whether ``node`` writes into the tensor of ``target``, its first operand or where it puts its result."""
-    return writes(node) and (target in (node.args[:1] or ()) or node.kwargs.get("out") is target)
+def written_by(node: Node) -> list[Node]:
+    """The nodes whose tensors ``node`` writes into: its first operand, and where it puts its result."""
+    if not writes(node):
+        return []
+    return [x for x in (*node.args[:1], node.kwargs.get("out")) if isinstance(x, Node)]
