@@ -49,6 +49,7 @@ class Plan:
 SCALES = ("times", "over", "on query", "on both", "tensor", "in place", "twice", "none")
 PRODUCTS = ("matmul", "at", "bmm", "einsum", "baddbmm")
 FINITE = ("where min", "fill min", "add min", "add min in place", "add -10000", "window min")
+UNKNOWN = {"bias", "bias of heads", "bias of keys", "padding min"}
 INFINITE = ("fill -inf", "add -inf", "window -inf")
 CHANGES = (
     *FINITE, *INFINITE, "padding -inf", "padding min", "bias", "bias of heads", "bias of keys", "alibi", "number",
@@ -102,6 +103,8 @@ def _expect(plan: Plan) -> None:
     if "padding min" in changes and plan.dtype is torch.float16:
         add("row_may_be_hidden")
     if "padding -inf" in changes and set(changes) & set(FINITE):
+        add("row_may_be_hidden")
+    if set(changes) & {"where min", "fill min"} and set(changes) & UNKNOWN:
         add("row_may_be_hidden")
 
 

@@ -362,6 +362,30 @@ def test_every_rule_has_a_case() -> None:
         assert {r.reason for r in rule.reasons} & REACHED, rule.number
 
 
+def window_and_padding(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Both masks may hide all keys of a query; then its weights go to those that only one of them hides."""
+    i, least = torch.arange(256), torch.finfo(q.dtype).min
+    window = torch.where((i[:, None] - i).abs() < 40, torch.zeros((), dtype=q.dtype), least)
+    padding = torch.where(seen[:, None, None], torch.zeros((), dtype=q.dtype), least)
+    return torch.softmax(q @ k.mT * 0.1 + window + padding, -1) @ v
+
+
+def filled_and_padding(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    causal = torch.ones(256, 256, dtype=torch.bool).tril()
+    return torch.softmax((q @ k.mT).masked_fill(~causal, torch.finfo(q.dtype).min) + bias, -1) @ v
+
+
+def test_finite_masks_together() -> None:
+    inputs = [*qkv(2, 2, 256, 16, dtype=torch.bfloat16), torch.arange(256) < torch.tensor([[250], [128]])]
+    got, found, _ = fused(window_and_padding, *inputs)
+    assert verdicts(found) == ["fused"]
+    wide = [x.float() if x.is_floating_point() else x for x in inputs]
+    assert error(got, window_and_padding(*wide).double()) < 1e-2
+    inputs[3] = torch.randn(2, 1, 1, 256).bfloat16()
+    _, found, _ = fused(filled_and_padding, *inputs)
+    assert verdicts(found) == ["row_may_be_hidden"], "for all that is known the bias may be a mask, too"
+
+
 # -- what is no attention -----------------------------------------------------------------------------------------
 
 

@@ -46,9 +46,12 @@ def read(site: Site, constants: Constants) -> Masks:
 
 
 class _Reader:
-    def __init__(self, site: Site, constants: Constants) -> None:
+    """has_finite_masks: masks that are added with a finite number hide for good; else they are biases."""
+
+    def __init__(self, site: Site, constants: Constants, has_finite_masks: bool = True) -> None:
         self.site = site
         self.constants = constants
+        self.has_finite_masks = has_finite_masks
         self.masks: list[Mask] = []
         self.known: Tensor | None = None  # what constants hide, (1 or B, 1 or N, S, S)
         self.has_unknown = False
@@ -63,6 +66,12 @@ class _Reader:
         for added in site.added:
             self._added(added)
         if self.finite is not None:
+            hiding = next((bias.node for bias in self.biases if self._may_hide(bias)), None)
+            if hiding is not None and all(replaced.number == -math.inf for replaced in site.replaced):
+                # together they may hide all keys of a query, and then which were hidden by which counts
+                return _Reader(site, self.constants, has_finite_masks=False).read()
+            if hiding is not None:
+                raise _may_be_hidden(hiding)
             self._check_rows(self.finite)
         is_causal = site.is_causal
         if self.known is not None and not self.has_unknown:
@@ -78,9 +87,12 @@ class _Reader:
             numbers = found.double()
             hides = (numbers <= HIDES) & (numbers * added.factor <= HIDES / 10)
             if bool(((numbers == 0) | hides).all()):
-                if hides.any():
-                    self._note(added.node, hides, True, float(numbers[hides].max()), added.scores)
-                return
+                number = float(numbers[hides].max()) if hides.any() else 0.0
+                if number == -math.inf or (hides.any() and self.has_finite_masks):
+                    self._note(added.node, hides, True, number, added.scores)
+                    return
+                if number == 0.0:
+                    return
         elif (seen := _zero_or_hidden(added.node, self.constants)) is not None:
             condition, number, is_true = seen
             if number == -math.inf:
@@ -108,6 +120,11 @@ class _Reader:
         s = self.site.sizes[2]
         hidden = hidden.expand(-1, -1, s, self.site.scores[-1])
         self.known = hidden if self.known is None else self.known | hidden
+
+    def _may_hide(self, bias: Added) -> bool:
+        """Whether a bias, for all that is known, could be a mask."""
+        found = self.constants.value(bias.node)
+        return found is None or bool((found.double() * bias.factor <= HIDES / 10).any())
 
     def _check_rows(self, node: Node) -> None:
         """Every query sees a key: what a finite number hides would come back where there is nothing else."""
