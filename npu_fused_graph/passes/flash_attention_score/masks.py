@@ -17,8 +17,9 @@ from npu_fused_graph.passes.spellings.calls import call_of, shape, value
 from npu_fused_graph.passes.spellings.constants import Constants
 from npu_fused_graph.passes.tracing import named
 
-HIDES = -1e4
-"""What a mask adds at least, or puts in a score's place: its weight is 0, also where a scale follows."""
+HIDES = -9900.0
+"""What a mask adds at least, or puts in a score's place (-10000, which is -9984 in bfloat16): its weight is 0, also where
+a scale follows."""
 
 
 @dataclass(frozen=True, slots=True)
