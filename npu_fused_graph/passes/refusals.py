@@ -483,6 +483,12 @@ class BiasGradient(Refusal):
     usual_cure = "Detach it, or train with the separate ops."
 
 
+class InATransform(Refusal):
+    """The attention is inside torch.vmap or torch.func.grad, whose tensors are wrapped."""
+
+    usual_cure = "Compile the function with the batch as an axis, and differentiate it from outside."
+
+
 class FewScores(Refusal):
     """Too few queries over all heads to keep the cores of a chip busy."""
 

@@ -353,7 +353,7 @@ def test_symbolic_sizes() -> None:
 
 
 REACHED = {reason for _, _, reason in REFUSED.values()} | {verdict for *_, verdict in ROWS} - {"fused"} | {
-    "bias_gradient", "few_scores", "not_a_call", "soc", "dynamic_shape",
+    "bias_gradient", "few_scores", "not_a_call", "soc", "dynamic_shape", "in_a_transform",
 }  # fmt: skip
 
 

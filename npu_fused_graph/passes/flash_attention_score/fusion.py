@@ -46,7 +46,11 @@ def _fused(anchor: Node, rewriter: Rewriter, constants: Constants, options: Fusi
         found = _judged(site, rewriter, constants, options)
     except Refused as refused:
         return replace(record, refusal=refused.refusal)
-    return replace(record, node=rewriter.rewrite(found).name, numerics="same_rounding" if is_call else "any")
+    return replace(
+        record,
+        node=rewriter.rewrite(found, is_written=constants.is_written(site.last)).name,
+        numerics="same_rounding" if is_call else "any",
+    )
 
 
 def _judged(site: Site, rewriter: Rewriter, constants: Constants, options: FusionOptions) -> Attention:

@@ -18,8 +18,8 @@ from npu_fused_graph.passes.spellings.constants import Constants
 from npu_fused_graph.passes.tracing import named
 
 HIDES = -9900.0
-"""What a mask adds at least, or puts in a score's place (-10000, which is -9984 in bfloat16): its weight is 0, also where
-a scale follows."""
+"""What a mask adds at least, or puts in a score's place (-10000, which is -9984 in bfloat16): its weight is 0, also
+where a scale follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ class _Reader:
             self._note(replaced.mask, found, replaced.is_true, replaced.number, replaced.scores)
         for added in site.added:
             self._added(added)
+        if self.finite is not None and self.has_unknown:
+            raise _may_be_hidden(self.finite)
         if self.finite is not None:
             hiding = next((bias.node for bias in self.biases if self._may_hide(bias)), None)
             if hiding is not None and all(replaced.number == -math.inf for replaced in site.replaced):
@@ -95,9 +97,8 @@ class _Reader:
                 if number == 0.0:
                     return
         elif (seen := _zero_or_hidden(added.node, self.constants)) is not None:
-            condition, number, is_true = seen
-            if number == -math.inf:
-                self._note(condition, None, is_true, number, added.scores)
+            if seen == -math.inf:  # the sum itself: its condition may be another by then
+                self._note(added.node, None, True, seen, added.scores)
                 return
             if not self.site.is_call and value(added.node).dtype is torch.float16:
                 # in float16 the sum forgets the score; the operator, in float32, does not
@@ -129,7 +130,7 @@ class _Reader:
 
     def _check_rows(self, node: Node) -> None:
         """Every query sees a key: what a finite number hides would come back where there is nothing else."""
-        if self.has_unknown or self.known is None or bool(self.known.all(-1).any()):
+        if self.known is None or bool(self.known.all(-1).any()):
             raise _may_be_hidden(node)
 
 
@@ -137,15 +138,14 @@ def _may_be_hidden(node: Node) -> Refused:
     return Refused(refusals.RowMayBeHidden.at(node, f"with {named(node)} a query may see no key"))
 
 
-def _zero_or_hidden(node: Node, constants: Constants) -> tuple[Node, float, bool] | None:
-    """(condition, number, whether the condition hides) of ``where(condition, 0, number)``."""
+def _zero_or_hidden(node: Node, constants: Constants) -> float | None:
+    """The number of ``where(condition, 0, number)``, or the other way round, where it hides."""
     call = call_of(node)
-    if call is None or call.kind != "where" or not isinstance(call["condition"], Node):
+    if call is None or call.kind != "where":
         return None
     x, y = constants.number(call["x"]), constants.number(call["y"])
-    if x == 0 and y is not None and y <= HIDES:
-        return call["condition"], y, False
-    return (call["condition"], x, True) if y == 0 and x is not None and x <= HIDES else None
+    number = y if x == 0 else x if y == 0 else None
+    return number if number is not None and number <= HIDES else None
 
 
 def as_4d(node: Node, scores: tuple[Any, ...], site: Site) -> View:

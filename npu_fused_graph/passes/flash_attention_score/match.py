@@ -24,6 +24,7 @@ from npu_fused_graph.passes.spellings.calls import (
     value,
 )
 from npu_fused_graph.passes.spellings.constants import Constants
+from npu_fused_graph.passes.spellings.writes import changes_mode
 from npu_fused_graph.passes.tracing import named
 
 
@@ -122,6 +123,10 @@ def _called(node: Node, call: Call, constants: Constants) -> Site:
         times = query.shape[-3] // key.shape[-3] if key.shape[-3] else 1
         if times != 1:
             site.key, site.value = (x.then("repeat_interleave", times, -3) for x in (key, val))
+    lead = query.shape[:-2]
+    site.product = site.weights = scores
+    if tuple(lead) != tuple(scores[:-2]):
+        raise Refused(refusals.AttentionShape.at(node, f"query has the shape {list(query.shape)}"))
     site.result = _to_shape(site, shape(node))
     return site
 
@@ -158,6 +163,7 @@ class _Scores:
         self.added: list[Added] = []
         self.replaced: list[Replaced] = []
         self.inner: list[Node] = []
+        self._are_scores: dict[Node, bool] = {}
 
     def read(self) -> Site:
         for _ in range(64):
@@ -183,6 +189,7 @@ class _Scores:
             False,
             added=self.added,
             replaced=self.replaced,
+            product=(*query.shape[:-1], key.shape[-2]) if key.shape[:-2] == query.shape[:-2] else (),
             inner=tuple(self.inner),
         )
 
@@ -252,6 +259,11 @@ class _Scores:
         """Whether a product lies behind it, and the constants do not say all of it."""
         if not isinstance(x, Node) or _area(x) != self.scores[-2:]:
             return False
+        if x not in self._are_scores:
+            self._are_scores[x] = self._leads_to_the_product(x)
+        return self._are_scores[x]
+
+    def _leads_to_the_product(self, x: Node) -> bool:
         for _ in range(32):
             if _product_of_scores(x) is not None:
                 return True
@@ -314,7 +326,7 @@ def _product_of_scores(node: Node) -> tuple[View, View, float, Node | None] | No
         return None
     if not isinstance(left, Node) or not isinstance(right, Node) or len(shape(left)) < 3 or len(shape(right)) < 3:
         return None
-    swapped = is_swap_of_last_two(right)
+    swapped = None if changes_mode(right, node) else is_swap_of_last_two(right)
     key = View(right).then("transpose", -1, -2) if swapped is None else View(swapped)
     return View(left), key, float(alpha), bias
 
@@ -365,6 +377,7 @@ def _weights(softmax: Node, site: Site, constants: Constants) -> None:
             )
         call = call_of(user)
         if call is not None and call.kind in ("matmul", "einsum") and _with_values(user, call, node, site):
+            site.weights = shape(node)
             site.last, site.inner = user, tuple(inner)
             return
         if same_elements(user) is node:

@@ -14,10 +14,12 @@ from npu_fused_graph.passes.flash_attention_score.rules import Attention
 from npu_fused_graph.passes.flash_attention_score.site import Site, View
 from npu_fused_graph.passes.spellings.calls import call_of, value
 from npu_fused_graph.passes.spellings.constants import is_pure
+from npu_fused_graph.passes.spellings.writes import changes_mode
 
 _META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")
 
 
+_MASKS = (torch.bool, torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 _HEADS_AND_ROWS = ({1, 2}, {-2, -3}, {1, -2}, {-3, 2})
 
 
@@ -34,11 +36,12 @@ class Rewriter:
         self.graph = graph
         self._causal: dict[tuple[int, torch.device], Node] = {}
         self._like: Node | None = None
+        self._place: Node
 
-    def rewrite(self, a: Attention) -> Node:
-        """The node of the operator."""
+    def rewrite(self, a: Attention, *, is_written: bool) -> Node:
+        """The node of the operator. is_written: something writes into the result."""
         site = a.site
-        self._like = site.anchor
+        self._like, self._place = site.anchor, site.last
         with self.graph.inserting_before(site.last):
             is_rows_first = _is_rows_first(site)
             shaped = self._rows_first if is_rows_first else self._shaped
@@ -58,9 +61,10 @@ class Rewriter:
                 out = self._method("transpose", self._method("view", out, b, s, n, d), 1, 2)
             for method, arguments in site.result:
                 out = self._method(method, out, *arguments)
+            if is_written and value(site.last).requires_grad:  # the gradient needs what was computed
+                out = self._method("clone", out)
         site.last.replace_all_uses_with(out)
-        self._drop([site.last, *reversed(site.inner), *(m.view.node for m in a.masks.masks)])
-        self._drop([x.node for x in site.added] + [x.mask for x in site.replaced])
+        self._drop({site.last, *site.inner}, [x.node for x in site.added] + [x.mask for x in site.replaced])
         return fused
 
     def _shaped(self, view: View, sizes: tuple[Any, ...]) -> Node:
@@ -73,6 +77,7 @@ class Rewriter:
         node = self._shaped(view, sizes)
         call = call_of(node)
         is_swapped = call is not None and call.kind == "transpose" and {call["dim0"], call["dim1"]} in _HEADS_AND_ROWS
+        is_swapped = is_swapped and not changes_mode(node, self._place)
         rows = node.args[0] if is_swapped else self._method("transpose", node, 1, 2)
         assert isinstance(rows, Node)
         return self._method("reshape", rows, (b, s, n * d))
@@ -96,7 +101,10 @@ class Rewriter:
         node = mask.view.emit(self.graph, self._method)
         if mask.is_visible:
             return self._call(torch.logical_not, (node,))
-        return node if is_only or value(node).dtype is torch.bool else self._call(torch.ne, (node, 0))
+        dtype = value(node).dtype
+        if dtype is torch.bool or (is_only and dtype in _MASKS):
+            return node
+        return self._call(torch.ne, (node, 0))
 
     def _above_the_diagonal(self, s: int, device: torch.device) -> Node:
         node = self._causal.get((s, device))
@@ -138,9 +146,9 @@ class Rewriter:
             node.meta["example_value"] = target(*given[0], **given[1])
         return node
 
-    def _drop(self, nodes: list[Node]) -> None:
-        """Erase what nobody reads any more: the site, and what only it was given."""
-        own = set(nodes)
+    def _drop(self, own: set[Node], given: list[Node]) -> None:
+        """Erase what nobody reads any more: the site, and of what it was given what has no other effect."""
+        nodes = [*given, *sorted(own)]
         while nodes:
             node = nodes.pop()
             if node.graph is not self.graph or node._erased or node.users or node.op == "placeholder":

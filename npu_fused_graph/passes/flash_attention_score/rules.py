@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from npu_fused_graph.ops.flash_attention_score import SPEC
@@ -18,7 +20,7 @@ from npu_fused_graph.passes.options import FusionOptions
 from npu_fused_graph.passes.refusals import Refusal
 from npu_fused_graph.passes.rules import Rule
 from npu_fused_graph.passes.spellings.calls import value
-from npu_fused_graph.passes.spellings.writes import writes
+from npu_fused_graph.passes.spellings.writes import writes, written_by
 from npu_fused_graph.passes.tracing import named
 
 
@@ -50,12 +52,31 @@ def keys_are_as_many_as_queries(a: Attention, options: FusionOptions) -> Refusal
 
 def one_shape(a: Attention, options: FusionOptions) -> Refusal | None:
     """query, key and value have one shape: heads that are shared are repeated."""
-    b, n, s, d = a.site.sizes
-    for name, view in (("query", a.site.query), ("key", a.site.key), ("value", a.site.value)):
-        if view.value.numel() != b * n * s * d or view.shape[-2:] != (s, d):
+    site = a.site
+    b, n, s, d = site.sizes
+    leads = {"query": site.product[:-2], "key": site.product[:-2], "value": site.weights[:-2]}
+    for name, view in (("query", site.query), ("key", site.key), ("value", site.value)):
+        if view.value.numel() != b * n * s * d or tuple(view.shape) != (*leads[name], s, d):
             text = f"{name} has the shape {list(view.shape)} beside {b} x {n} heads of {s} x {d}"
-            return refusals.AttentionShape.at(a.site.anchor, text)
+            return refusals.AttentionShape.at(site.anchor, text)
+    if site.weights[-2:] != site.scores[-2:]:
+        return refusals.AttentionShape.at(site.last, f"the weights have the shape {list(site.weights)} by then")
     return None
+
+
+def plain_tensors(a: Attention, options: FusionOptions) -> Refusal | None:
+    """query is a tensor of the graph, not one that vmap or torch.func has wrapped."""
+    if isinstance(value(a.site.anchor), FakeTensor) and type(a.site.query.value) is type(value(a.site.anchor)):
+        return None
+    return refusals.InATransform.at(a.site.anchor, "the attention is inside torch.vmap or torch.func")
+
+
+def scale_is_finite(a: Attention, options: FusionOptions) -> Refusal | None:
+    """The scale is a finite number."""
+    scale = a.site.scale
+    if scale is not None and math.isfinite(scale):
+        return None
+    return refusals.ScoreFunction.at(a.site.anchor, f"the scale is {scale}")
 
 
 def half_precision(a: Attention, options: FusionOptions) -> Refusal | None:
@@ -125,9 +146,10 @@ def bias_needs_no_gradient(a: Attention, options: FusionOptions) -> Refusal | No
 def nothing_is_written_between(a: Attention, options: FusionOptions) -> Refusal | None:
     """Between the two products nothing is written in place but the scores themselves."""
     own = {*a.site.inner}
-    for node in a.between:
-        if node not in own and writes(node):
-            return refusals.MutationInBetween.at(node, f"{named(node)} writes between the two products")
+    for node in (*a.between, a.site.last):
+        is_own = node in own and node.kwargs.get("out") is None and own.issuperset(written_by(node))
+        if writes(node) and not is_own:
+            return refusals.MutationInBetween.at(node, f"{named(node)} writes from the first to the second product")
     return None
 
 
@@ -156,6 +178,7 @@ def enough_scores(a: Attention, options: FusionOptions) -> Refusal | None:
 
 
 SHAPE_RULES: tuple[Rule[Attention, FusionOptions], ...] = (
+    Rule("L43", plain_tensors, refusals.InATransform),
     Rule("L29", sizes_are_known, refusals.DynamicShape),
     Rule("L30", keys_are_as_many_as_queries, refusals.UnequalLengths),
     Rule("L31", one_shape, refusals.AttentionShape),
@@ -163,6 +186,7 @@ SHAPE_RULES: tuple[Rule[Attention, FusionOptions], ...] = (
     Rule("L33", one_dtype, refusals.MixedDtypes),
     Rule("L34", head_dim_of_the_op, refusals.HeadDim),
     Rule("L35", length_of_the_op, refusals.SequenceLength),
+    Rule("L44", scale_is_finite, refusals.ScoreFunction),
     Rule("L36", no_dropout, refusals.AttentionDropout),
     Rule("L37", weights_are_private, refusals.AttentionWeightsUsed),
 )

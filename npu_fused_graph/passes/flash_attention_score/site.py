@@ -69,6 +69,7 @@ class Replaced:
 class Site:
     """softmax(scale * query key^T + added, replaced) value.
 
+    product, weights: shapes of query key^T as it is computed, and of the weights as they meet the values.
     last: the node whose tensor it is. anchor: the softmax, or the call. query, key: (..., S, D), value: (..., Skv, D).
     scores: shape of what the softmax reads, (..., S, Skv). result: steps from (B, N, S, D) to last's shape.
     inner: nodes between, which nothing else may read. problem: what keeps it from being attention, as (reason, node,
@@ -88,6 +89,8 @@ class Site:
     added: list[Added] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
     result: tuple[Step, ...] = ()
+    product: tuple[Any, ...] = ()
+    weights: tuple[Any, ...] = ()
     inner: tuple[Node, ...] = ()
 
     @property

@@ -101,6 +101,9 @@ _SAME_ELEMENTS = {
 """By their names: of each the elements stay what they are and in their order if neither their number changes."""
 
 
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
 def value(node: Any) -> Any:
     """The fake tensor of a node, in either kind of graph."""
     if not isinstance(node, Node):
@@ -170,6 +173,10 @@ def same_elements(node: Any) -> Node | None:
     before, after = value(source), value(node)
     if not isinstance(before, Tensor) or not isinstance(after, Tensor) or before.numel() != after.numel():
         return None
+    if after.dtype is not before.dtype and not {before.dtype, after.dtype} <= _FLOATS:
+        return None
+    if after.requires_grad != before.requires_grad:  # detached, or made under another grad mode
+        return None
     if name == "getitem" and not _only_adds_axes(node.args[1]):
         return None
     return source
@@ -186,6 +193,8 @@ def is_swap_of_last_two(node: Any) -> Node | None:
     if found is None or not isinstance(found["x"], Node):
         return None
     source: Node = found["x"]
+    if value(source).requires_grad != value(node).requires_grad:
+        return None
     rank = len(shape(source))
     last = {rank - 1, rank - 2}
     if found.kind == "transpose" and all(isinstance(d, int) for d in (found["dim0"], found["dim1"])):

@@ -48,6 +48,10 @@ class Constants:
                 found = self._known[node] = self._computed(node)
         return found if isinstance(found, Tensor) else None
 
+    def is_written(self, node: Node) -> bool:
+        """Whether anything writes into its memory."""
+        return _storage(node) in self._written
+
     def number(self, x: Any) -> float | None:
         """A Python number, or what a tensor of one element holds."""
         if isinstance(x, (int, float)):
