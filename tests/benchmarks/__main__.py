@@ -40,6 +40,7 @@ GOALS = {
     "dispatch_quantised": 1 / 3,
     "attention": 1 / 0.9,
     "attention_causal": 1 / 1.3,
+    "attention_naive": 100.0,
     "attention_backward_float16": 1 / 5,
     "attention_backward_bfloat16_short": 1 / 1.5,
     "attention_backward_bfloat16": 1 / 2,

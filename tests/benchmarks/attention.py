@@ -70,7 +70,7 @@ def forward(length: int) -> Iterator[Pair]:
             x = torch.matmul(q.float(), k.float().mT) * SCALE
             return torch.matmul(torch.softmax(x, -1), v.float()).half()
 
-        yield Pair(name, "attention", ours(None), naive, "every score written out in float32", rounds)
+        yield Pair(name, "attention_naive", ours(None), naive, "every score written out in float32", rounds)
 
 
 def backward(length: int, dtype: torch.dtype, measure: str, rounds: int) -> Pair:
