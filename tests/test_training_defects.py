@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import npu_fused_graph as nfg
+from npu_fused_graph.engine import registry
 from npu_fused_graph.ops import observers
 from npu_fused_graph.testing import assert_close
 from tests.converters.recorder import recording
@@ -197,6 +198,7 @@ def calls() -> Iterator[list[Tensor]]:
 
     yield seen
     library._destroy()
+    del registry._KERNELS["DoubledInTrainingDefects"]
 
 
 @dynamos_own
