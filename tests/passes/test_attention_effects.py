@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo import config
 
 from tests.passes.test_attention import error, fused, qkv, verdicts
 
@@ -234,3 +235,41 @@ def test_masks_of_other_kinds_are_fused(model: Callable[..., Tensor]) -> None:
     got, found, _ = fused(model, *inputs)
     assert verdicts(found) == ["fused"]
     assert error(got, model(*(x.float() for x in inputs)).double()) < 2e-3
+
+
+# -- numbers that only a run tells --------------------------------------------------------------------------------
+
+
+def read_as_alpha(q: Tensor, k: Tensor, v: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    return attend(torch.add(q @ k.mT * 0.25, m, alpha=s.item()), v)
+
+
+def read_as_scale(q: Tensor, k: Tensor, v: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    return attend(q @ k.mT * s.item() + m, v)
+
+
+def read_and_added(q: Tensor, k: Tensor, v: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    return attend(q @ k.mT * 0.25 + s.item() + m, v)
+
+
+def read_as_p(q: Tensor, k: Tensor, v: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    return F.dropout(torch.softmax(q @ k.mT * 0.25 + m, -1), s.item() * 0) @ v
+
+
+def read_as_p_of_a_call(q: Tensor, k: Tensor, v: Tensor, m: Tensor, s: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=m, dropout_p=s.item() * 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (read_as_alpha, "score_function"), (read_as_scale, "score_function"), (read_and_added, "score_function"),
+        (read_as_p, "attention_dropout"), (read_as_p_of_a_call, "attention_dropout"),
+    ],
+)  # fmt: skip
+def test_a_number_that_only_a_run_tells_is_refused(model: Callable[..., Tensor], reason: str) -> None:
+    inputs = [*qkv(*SHAPE), some_inputs()[4], torch.tensor(3.0)]
+    with config.patch(capture_scalar_outputs=True):
+        got, found, _ = fused(model, *inputs)
+    assert verdicts(found) == [reason]
+    assert error(got, model(*inputs).double()) < 2e-3

@@ -110,9 +110,7 @@ def _called(node: Node, call: Call, constants: Constants) -> Site:
     else:
         scale = constants.number(scale)
     scores = (*query.shape[:-1], key.shape[-2])
-    site = Site(
-        node, node, query, key, val, scale, scores, True, bool(call["is_causal"]), float(call["dropout_p"] or 0.0)
-    )
+    site = Site(node, node, query, key, val, scale, scores, True, bool(call["is_causal"]), call["dropout_p"] or 0.0)
     mask = call["attn_mask"]
     if isinstance(mask, Node):
         if value(mask).dtype is torch.bool:
@@ -123,10 +121,7 @@ def _called(node: Node, call: Call, constants: Constants) -> Site:
         times = query.shape[-3] // key.shape[-3] if key.shape[-3] else 1
         if times != 1:
             site.key, site.value = (x.then("repeat_interleave", times, -3) for x in (key, val))
-    lead = query.shape[:-2]
     site.product = site.weights = scores
-    if tuple(lead) != tuple(scores[:-2]):
-        raise Refused(refusals.AttentionShape.at(node, f"query has the shape {list(query.shape)}"))
     site.result = _to_shape(site, shape(node))
     return site
 
@@ -147,7 +142,7 @@ def _written(softmax: Node, constants: Constants) -> Site:
     if not isinstance(dim, int) or dim % rank != rank - 1:
         raise Refused(refusals.SoftmaxAxis.at(softmax, f"the softmax runs along axis {dim}"))
     site = _Scores(before, softmax, constants).read()
-    _weights(softmax, site, constants)
+    _weights(softmax, site)
     return site
 
 
@@ -227,8 +222,7 @@ class _Scores:
         if number is None and call.kind == "mul" and self.constants.number(x) is not None:
             x, number = y, self.constants.number(x)
         if number is None:
-            is_scale = isinstance(y, Node) and value(y) is not None and value(y).numel() == 1
-            if is_scale:
+            if isinstance(y, Node) and isinstance(value(y), Tensor) and value(y).numel() == 1:
                 raise Refused(refusals.ScaleIsATensor.at(node, f"the scale {named(y)} is a tensor"))
             raise self._unknown(node)
         if call.kind == "div":
@@ -241,7 +235,9 @@ class _Scores:
     def _sum(self, node: Node, call: Call) -> None:
         x, y = call["x"], call["y"]
         alpha = self.constants.number(1.0 if call["alpha"] is None else call["alpha"])
-        sign = (1.0 if alpha is None else alpha) * (-1.0 if call.kind == "sub" else 1.0)
+        if alpha is None:
+            raise self._unknown(node)
+        sign = -alpha if call.kind == "sub" else alpha
         scores, other = (x, y) if self._is_scores(x) else (y, x)
         factor = sign if other is y else 1.0
         if scores is y and sign != 1.0:
@@ -249,6 +245,8 @@ class _Scores:
         if not isinstance(scores, Node) or not self._is_scores(scores):
             raise self._unknown(node)
         if isinstance(other, Node):
+            if not isinstance(value(other), Tensor):
+                raise self._unknown(node)
             self.added.append(Added(other, self.factor * factor, shape(node)))
         elif not math.isfinite(other):
             raise self._unknown(node)
@@ -358,7 +356,7 @@ def _letters(call: Call) -> tuple[str, str, str] | None:
     return a, b, out
 
 
-def _weights(softmax: Node, site: Site, constants: Constants) -> None:
+def _weights(softmax: Node, site: Site) -> None:
     """Read on from the softmax to the product with the values."""
     node = softmax
     inner = [*site.inner]
@@ -384,7 +382,7 @@ def _weights(softmax: Node, site: Site, constants: Constants) -> None:
             node = user
         elif call is not None and call.kind == "dropout":
             if _drops(call):
-                site.dropout = float(0.5 if call["p"] is None else call["p"])
+                site.dropout = 0.5 if call["p"] is None else call["p"]
             node = user
         else:
             raise Refused(refusals.AttentionWeightsUsed.at(user, f"the weights are changed by {named(user)}"))

@@ -85,7 +85,7 @@ class Site:
     scores: tuple[Any, ...]
     is_call: bool
     is_causal: bool = False
-    dropout: float = 0.0
+    dropout: float | Node = 0.0
     added: list[Added] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
     result: tuple[Step, ...] = ()
