@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from npu_fused_graph.cache import cache_dir
 from npu_fused_graph.errors import HostError
 
 TORCH_NPU_VERSION = "2.13.0"
@@ -21,15 +22,6 @@ EXTRA_FILES = {
     "torch_npu/op_plugin/meta/_meta_registrations.py": "_meta_registrations.py",
 }
 """What is unpacked besides TorchAir: place in the wheel -> name in the cache."""
-
-
-def cache_dir() -> Path:
-    """Per-user cache: ``NFG_CACHE``, else ``$XDG_CACHE_HOME/npu_fused_graph``, else ``~/.cache/npu_fused_graph``."""
-    explicit = os.environ.get("NFG_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "npu_fused_graph"
 
 
 def unpacked_dir() -> Path:

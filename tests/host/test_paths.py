@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from npu_fused_graph.cache import cache_dir
 from npu_fused_graph.errors import HostError
 from npu_fused_graph.host.load import _load_installed
-from npu_fused_graph.host.paths import cache_dir, find_torchair, is_cann_present
+from npu_fused_graph.host.paths import find_torchair, is_cann_present
 
 CANN = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
 
