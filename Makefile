@@ -27,6 +27,7 @@ test: .venv
 test-slow: .venv
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --budget 600
 
+SOURCES := $(shell find kernels tests/kernels -name '*.h' -o -name '*.cpp')
 check: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +35,7 @@ check: .venv
 	cp -rs $(CURDIR)/npu_fused_graph build/typed/ && cp -rs $(CURDIR)/converters build/typed/npu_fused_graph/
 	$(BIN)/mypy
 	$(BIN)/python -m npu_fused_graph.codegen --check
-	$(BIN)/clang-format --dry-run --Werror ge_op_protos/*.h tests/codegen/reg_op_double/graph/*.h
+	$(BIN)/clang-format --dry-run --Werror ge_op_protos/*.h tests/codegen/reg_op_double/graph/*.h $(SOURCES)
 
 format: .venv
 	$(BIN)/ruff check --fix .

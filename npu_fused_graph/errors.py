@@ -29,6 +29,10 @@ class ExecutionError(NpuFusedGraphError, RuntimeError):
     """A node failed while the engine executed it."""
 
 
+class KernelError(NpuFusedGraphError, RuntimeError):
+    """A kernel cannot be built for the simulator, or breaks a rule of the hardware there."""
+
+
 class CommunicationError(NpuFusedGraphError, RuntimeError):
     """A collective failed or timed out, or the ranks of a group disagree about what they run.
 

@@ -21,6 +21,7 @@ FOLDERS = {
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
+    "cache": set(),
     "testing": set(),
     "ir": {"errors"},
     "spec": {"errors", "ir"},
@@ -31,11 +32,12 @@ ALLOWED: dict[str, set[str]] = {
     "aot": {"errors", "passes"},
     "engine": {"errors", "ir", "spec", "comm", "ops", "flash"},
     "inspector": {"errors", "ir", "spec"},
+    "sim": {"cache", "errors", "ir", "spec"},
     "codegen": {"spec", "ops", "passes"},
     "converters": {"comm", "errors", "spec", "ops"},
     "afd": {"comm", "errors", "ops"},
     "host": {
-        "version", "errors", "testing", "ir", "spec", "comm", "ops", "passes", "aot", "engine", "converters",
+        "cache", "version", "errors", "testing", "ir", "spec", "comm", "ops", "passes", "aot", "engine", "converters",
     },
     "compile": {"comm", "errors", "passes", "aot", "converters", "host"},
     "commands": {"version", "errors", "ir", "ops", "passes", "engine", "host", "compile"},
@@ -51,9 +53,11 @@ TORCHAIR_IN_FUNCTIONS = ("converters", "host")
 
 TORCH_FREE = (
     "errors",
+    "cache",
     "spec",
     "ir",
     "inspector",
+    "sim",
     "codegen",
     "version",
     "commands.cli",

@@ -1,0 +1,299 @@
+// Global memory: bounds, what is in it, who used it last, and the scalar unit's cache, which sees nobody else's writes.
+#include <algorithm>
+#include <cstring>
+
+#include "sim/machine.h"
+
+namespace sim {
+
+std::map<uint64_t, Segment>::iterator Allocation::Cut(uint64_t begin, uint64_t end) {
+    auto at = std::prev(segments.upper_bound(begin));
+    if (at->first < begin) {
+        Segment tail = at->second;
+        at->second.end = begin;
+        at = segments.emplace_hint(std::next(at), begin, std::move(tail));
+    }
+    auto last = std::prev(segments.lower_bound(end));
+    if (last->second.end > end) {
+        Segment tail = last->second;
+        last->second.end = end;
+        segments.emplace_hint(std::next(last), end, std::move(tail));
+    }
+    return segments.find(begin);
+}
+
+Allocation& Machine::Find(const Where& here, const uint8_t* address, uint64_t bytes, const char* verb) {
+    auto at = memory.upper_bound(reinterpret_cast<uintptr_t>(address));
+    if (address && at != memory.begin()) {
+        Allocation& found = std::prev(at)->second;
+        const uint64_t offset = static_cast<uint64_t>(address - found.base);
+        if (offset <= found.bytes && bytes <= found.bytes - offset) {
+            return found;
+        }
+        if (offset < found.bytes + 65536) {
+            Fail("Global", here, "%s bytes %llu to %llu of %s, which has %llu", verb, static_cast<unsigned long long>(offset),
+                 static_cast<unsigned long long>(offset + bytes), found.name.c_str(), static_cast<unsigned long long>(found.bytes));
+        }
+    }
+    Fail("Global", here, address ? "%s global memory that this launch was not given" : "%s an optional tensor that is absent", verb);
+}
+
+uint64_t Machine::LatestStamp(const Allocation& target, uint64_t begin, uint64_t end) const {
+    uint64_t latest = 0;
+    if (target.segments.empty()) {
+        return 0;
+    }
+    for (auto at = std::prev(target.segments.upper_bound(begin)); at != target.segments.end() && at->first < end; ++at) {
+        latest = std::max(latest, at->second.stamp);
+    }
+    return latest;
+}
+
+void Core::NotOrdered(const Where& here, const char* kind, Pipe pipe, const char* verb, const Allocation& target, uint64_t at, const Access& other,
+                      const char* did, int line) const {
+    std::string who = "this core's ", cure;
+    if (other.core != number) {
+        const Core& them = *machine().cores[other.core];
+        who = "core " + std::to_string(them.block) + (them.rank == rank ? "'s " : " of rank " + std::to_string(them.rank) + "'s ");
+        cure = "Nothing orders them: SyncAll, or a flag that is set behind the data, is missing";
+    } else if (other.pipe == pipe) {
+        cure = std::string("PipeBarrier<PIPE_") + PipeName(pipe) + "> is missing";
+    } else {
+        cure = std::string("A flag of ") + PipeName(other.pipe) + "_" + PipeName(pipe) + " is missing";
+    }
+    const std::string where_to = line ? " (line " + std::to_string(line) + ")" : "";
+    Fail(kind, here, "%s %s byte %llu of %s, which %s%s %s%s. %s", PipeName(pipe), verb, static_cast<unsigned long long>(at), target.name.c_str(),
+         who.c_str(), PipeName(other.pipe), did, where_to.c_str(), cure.c_str());
+}
+
+bool Core::IsKnownWriter(Pipe pipe, const Segment& segment) const {
+    return !segment.is_written || (IsKnown(pipe, segment.writer) && std::all_of(segment.other_writers.begin(), segment.other_writers.end(),
+                                                                                [&](const Access& writer) { return IsKnown(pipe, writer); }));
+}
+
+void Core::CheckWriters(const Where& here, Pipe pipe, const char* kind, const char* verb, const Allocation& target, uint64_t at,
+                        const Segment& segment) const {
+    if (segment.is_written && !IsKnown(pipe, segment.writer)) {
+        NotOrdered(here, kind, pipe, verb, target, at, segment.writer, "writes", segment.line);
+    }
+    for (const Access& writer : segment.other_writers) {
+        if (!IsKnown(pipe, writer)) {
+            NotOrdered(here, kind, pipe, verb, target, at, writer, "writes", segment.line);
+        }
+    }
+}
+
+void Core::ReadGlobal(const Where& here, Pipe pipe, const uint8_t* address, uint64_t bytes) {
+    if (bytes == 0) {
+        return;
+    }
+    where = here;
+    Allocation& target = machine().Find(here, address, bytes, "reads");
+    if (!(target.use & kRead) && target.segments.empty()) {
+        Fail("Global", here, "reads %s, which may only be written", target.name.c_str());
+    }
+    if (target.segments.empty()) {
+        return;  // nobody writes it
+    }
+    const uint64_t begin = static_cast<uint64_t>(address - target.base), end = begin + bytes;
+    if (dirty_lines > 0 && pipe != Pipe::S) {
+        for (uint64_t line = reinterpret_cast<uint64_t>(address) / kCacheLine; line * kCacheLine < reinterpret_cast<uint64_t>(address) + bytes; ++line) {
+            auto cached = cache.find(line * kCacheLine);
+            if (cached != cache.end() && cached->second.dirty) {
+                Fail("Cache", here, "reads bytes of %s that SetValue wrote and that are still in the data cache", target.name.c_str());
+            }
+        }
+    }
+    for (auto at = target.Cut(begin, end); at != target.segments.end() && at->first < end; ++at) {
+        Segment& segment = at->second;
+        if (!segment.is_initialised) {
+            Fail("Read2", here, "reads byte %llu of %s, which nobody has written", static_cast<unsigned long long>(at->first), target.name.c_str());
+        }
+        if (!IsKnownWriter(pipe, segment)) {
+            if (!(target.is_window && bytes <= kFlagBytes && segment.released && segment.writer.core != number)) {
+                CheckWriters(here, pipe, "Sync1", "reads", target, at->first, segment);
+            }
+            // a flag of another rank: who sees it knows what its writer knew
+            auto view = segment.released->others ? std::make_shared<View>(*segment.released->others)
+                                                 : std::make_shared<View>(machine().cores.size() * kPipes, 0);
+            for (int p = 0; p < kPipes; ++p) {
+                (*view)[segment.writer.core * kPipes + p] = segment.released->own[p];
+            }
+            Join(known[static_cast<int>(pipe)], Knowledge{{}, view});
+        }
+        const Access mine{static_cast<uint16_t>(number), pipe, clock[static_cast<int>(pipe)]};
+        auto same = std::find_if(segment.readers.begin(), segment.readers.end(),
+                                 [&](const Access& reader) { return reader.core == mine.core && reader.pipe == mine.pipe; });
+        if (same != segment.readers.end()) {
+            same->clock = mine.clock;
+        } else {
+            segment.readers.push_back(mine);
+        }
+    }
+}
+
+void Core::WriteGlobal(const Where& here, Pipe pipe, uint8_t* address, uint64_t bytes, bool is_addition) {
+    if (bytes == 0) {
+        return;
+    }
+    where = here;
+    Allocation& target = machine().Find(here, address, bytes, "writes");
+    if (!(target.use & kWrite)) {
+        Fail("Global", here, "writes %s, which is an input", target.name.c_str());
+    }
+    const uint64_t begin = static_cast<uint64_t>(address - target.base), end = begin + bytes;
+    const Access mine{static_cast<uint16_t>(number), pipe, clock[static_cast<int>(pipe)]};
+    for (const Publication* open : machine().published) {
+        if (open->base < address + bytes && address < open->base + open->bytes) {
+            Fail("Publish", here, "writes byte %llu of %s after the flag in front of it has been set: another rank may be reading it",
+                 static_cast<unsigned long long>(begin), target.name.c_str());
+        }
+    }
+    auto first = target.Cut(begin, end);
+    std::vector<Access> other_writers;
+    for (auto at = first; at != target.segments.end() && at->first < end; ++at) {
+        const Segment& segment = at->second;
+        if (is_addition && !segment.is_initialised) {
+            Fail("Read2", here, "adds to byte %llu of %s, which nobody has written", static_cast<unsigned long long>(at->first), target.name.c_str());
+        }
+        if (is_addition && segment.is_addition) {
+            other_writers = segment.other_writers;
+            other_writers.push_back(segment.writer);
+            continue;
+        }
+        CheckWriters(here, pipe, "Sync2", "writes", target, at->first, segment);
+        for (const Access& reader : segment.readers) {
+            if (!IsKnown(pipe, reader)) {
+                NotOrdered(here, "Sync2", pipe, "writes", target, at->first, reader, "reads", 0);
+            }
+        }
+    }
+    target.segments.erase(std::next(first), target.segments.lower_bound(end));
+    Segment& segment = first->second;
+    segment = Segment{end, true, true, is_addition, mine, ++machine().stamp, here.line, nullptr, {}, std::move(other_writers)};
+    if (target.is_window && bytes <= kFlagBytes) {
+        segment.released = std::make_shared<Knowledge>(known[static_cast<int>(pipe)]);
+    }
+    machine().Publish(here, pipe, address, bytes);
+}
+
+void Machine::Publish(const Where& here, Pipe pipe, uint8_t* address, uint64_t bytes) {
+    for (auto at = publications.lower_bound(address); at != publications.end() && at->first < address + bytes; ++at) {
+        Publication& open = at->second;
+        if (open.is_public) {
+            Fail("Publish", here, "sets a flag that is set already");
+        }
+        open.is_public = true;
+        published.push_back(&open);
+        Allocation& target = Find(here, open.base, open.bytes, "publishes");
+        const uint64_t begin = static_cast<uint64_t>(open.base - target.base), end = begin + open.bytes;
+        for (auto piece = std::prev(target.segments.upper_bound(begin)); piece != target.segments.end() && piece->first < end; ++piece) {
+            if (piece->second.is_written && !core->IsKnown(pipe, piece->second.writer)) {
+                core->NotOrdered(here, "Publish", pipe, "sets a flag in front of", target, std::max(begin, piece->first), piece->second.writer, "writes",
+                                 piece->second.line);
+            }
+        }
+    }
+}
+
+// -- the scalar unit's cache -------------------------------------------------------------------------------------
+
+CacheLine& Core::Line(const Where& here, const uint8_t* address, uint32_t bytes) {
+    const uint64_t line = reinterpret_cast<uint64_t>(address) / kCacheLine * kCacheLine;
+    Allocation& target = machine().Find(here, address, bytes, "reads");
+    const uint64_t begin = static_cast<uint64_t>(address - target.base);
+    auto [at, is_new] = cache.try_emplace(line);
+    CacheLine& found = at->second;
+    double& now = time[static_cast<int>(Pipe::S)];
+    now += is_new ? machine().rates.scalar_miss : machine().rates.scalar;
+    if (is_new) {
+        if (!is_cache_clean && !invalidated.count(line)) {
+            cache.erase(at);
+            Fail("Cache", here, "reads %s through a line of the data cache that may be of an earlier kernel. DataCacheCleanAndInvalid is missing",
+                 target.name.c_str());
+        }
+        found.stamp = machine().stamp;
+        uint8_t* from = reinterpret_cast<uint8_t*>(line);
+        uint8_t* first = std::max(from, target.base);
+        uint8_t* last = std::min(from + kCacheLine, target.base + target.bytes);
+        std::memcpy(found.bytes + (first - from), first, static_cast<size_t>(last - first));
+    } else if (machine().LatestStamp(target, begin, begin + bytes) > found.stamp) {
+        Fail("Cache", here, "reads byte %llu of %s from the data cache, but it has been written since. DataCacheCleanAndInvalid is missing",
+             static_cast<unsigned long long>(begin), target.name.c_str());
+    }
+    return found;
+}
+
+void Core::LoadScalar(const Where& here, const uint8_t* address, uint32_t bytes, void* into) {
+    where = here;
+    Begin(Pipe::S);
+    ReadGlobal(here, Pipe::S, address, bytes);
+    CacheLine& line = Line(here, address, bytes);
+    std::memcpy(into, line.bytes + reinterpret_cast<uint64_t>(address) % kCacheLine, bytes);
+}
+
+void Core::StoreScalar(const Where& here, uint8_t* address, uint32_t bytes, const void* from) {
+    where = here;
+    Begin(Pipe::S);
+    Allocation& target = machine().Find(here, address, bytes, "writes");
+    if (!(target.use & kWrite)) {
+        Fail("Global", here, "writes %s, which is an input", target.name.c_str());
+    }
+    CacheLine& line = Line(here, address, bytes);
+    const uint64_t at = reinterpret_cast<uint64_t>(address) % kCacheLine;
+    std::memcpy(line.bytes + at, from, bytes);
+    dirty_lines += line.dirty == 0;
+    line.dirty |= ((bytes == 64 ? 0 : uint64_t{1} << bytes) - 1) << at;
+}
+
+void Core::WriteBack(const Where& here, uint64_t at) {
+    CacheLine& line = cache.at(at);
+    uint8_t* base = reinterpret_cast<uint8_t*>(at);
+    Allocation& target = machine().Find(here, base + __builtin_ctzll(line.dirty), 1, "writes");
+    uint8_t* first = std::max(base, target.base);
+    uint8_t* last = std::min(base + kCacheLine, target.base + target.bytes);
+    if (machine().LatestStamp(target, static_cast<uint64_t>(first - target.base), static_cast<uint64_t>(last - target.base)) > line.stamp) {
+        Fail("Cache", here, "writes back a whole line of %s of which others have written a part since: their bytes are lost", target.name.c_str());
+    }
+    for (uint32_t i = 0; i < kCacheLine; ++i) {
+        if (!(line.dirty >> i & 1)) {
+            continue;
+        }
+        uint32_t run = 1;
+        while (i + run < kCacheLine && line.dirty >> (i + run) & 1) {
+            ++run;
+        }
+        WriteGlobal(here, Pipe::S, base + i, run);
+        std::memcpy(base + i, line.bytes + i, run);
+        i += run;
+    }
+    --dirty_lines;
+}
+
+void Core::CleanAndInvalidate(const Where& here, const uint8_t* address, bool is_whole_cache) {
+    where = here;
+    Begin(Pipe::S);
+    time[static_cast<int>(Pipe::S)] += machine().rates.scalar;
+    if (is_whole_cache) {
+        for (auto& [line, content] : cache) {
+            if (content.dirty) {
+                WriteBack(here, line);
+            }
+        }
+        cache.clear();
+        is_cache_clean = true;
+    } else {
+        const uint64_t line = reinterpret_cast<uint64_t>(address) / kCacheLine * kCacheLine;
+        auto found = cache.find(line);
+        if (found != cache.end()) {
+            if (found->second.dirty) {
+                WriteBack(here, line);
+            }
+            cache.erase(found);
+        }
+        invalidated.insert(line);
+    }
+    machine().Poll(here);
+}
+
+}  // namespace sim
