@@ -1,0 +1,86 @@
+"""Launches of the add and norm stage, and what must come out."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.sim.launch import READ, USABLE_BYTES, WRITE, Argument, Figures, RankLaunch, output
+from tests.kernels.built import entry
+
+C_TYPE = {torch.float16: "half", torch.bfloat16: "bfloat16_t"}
+MANY_ROWS, ONE_ROW, COLUMNS = range(3)
+
+
+class Plan(ctypes.Structure):
+    """AddRmsNormTiling."""
+
+    _fields_ = (
+        ("rows", ctypes.c_uint64), ("n", ctypes.c_uint64), ("epsilon", ctypes.c_float), ("inverse_n", ctypes.c_float),
+        ("mode", ctypes.c_uint32), ("rows_at_once", ctypes.c_uint32), ("columns", ctypes.c_uint32),
+        ("slots", ctypes.c_uint32),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """local: bytes of local memory the tiling may use."""
+
+    rows: int
+    n: int
+    dtype: torch.dtype
+    cores: int = 1
+    epsilon: float = 1e-6
+    local: int = USABLE_BYTES
+
+    def inputs(self, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """mm, residual, gamma."""
+        generator = torch.Generator().manual_seed(seed)
+        mm, residual = ((torch.randn(self.rows, self.n, generator=generator) * scale).to(self.dtype) for _ in range(2))
+        return mm, residual, (torch.rand(self.n, generator=generator) + 0.5).to(self.dtype)
+
+    def plan(self) -> Plan:
+        plan = Plan()
+        entry("add_rms_norm", (("DTYPE_X1", C_TYPE[self.dtype]),)).library.plan_add_rms_norm(
+            ctypes.c_uint64(self.rows), ctypes.c_uint64(self.n), ctypes.c_float(self.epsilon),
+            ctypes.c_uint64(self.cores), ctypes.c_uint64(self.local), ctypes.byref(plan),
+        )  # fmt: skip
+        return plan
+
+
+def run(
+    case: Case, mm: Tensor, residual: Tensor, gamma: Tensor, *, in_place: bool = False, function: str = "", **how: Any
+) -> tuple[Tensor, Tensor, Figures]:
+    """y, norm, figures. in_place: y is the residual's memory. function: another kernel of the entry."""
+    residual = residual.clone()
+    y = residual if in_place else torch.empty_like(mm)
+    norm = torch.empty_like(mm)
+    read = Argument("residual", residual, READ | WRITE if in_place else READ)
+    written = Argument("y", y, READ | WRITE) if in_place else output("y", y)
+    arguments = [Argument("mm", mm), read, Argument("gamma", gamma), written, output("norm", norm)]
+    kernel = entry("add_rms_norm", (("DTYPE_X1", C_TYPE[case.dtype]),), function)
+    figures = kernel.launch([RankLaunch(arguments, case.cores, bytes(case.plan()))], **how)
+    return y, norm, figures
+
+
+def check(case: Case, mm: Tensor, residual: Tensor, gamma: Tensor, y: Tensor, norm: Tensor) -> None:
+    """y exactly; norm within one rounding of each of its two steps, whatever the order of the sum.
+
+    In float64, from the specification's formula: the statistics are of the rounded y, the normalised value is rounded
+    before gamma. A sum in another order moves the root by some 1e-7, which may turn a value that lies in the middle to
+    its other neighbour: then the result is another value, next to the right one.
+    """
+    exact = (mm.double() + residual.double()).to(case.dtype)
+    torch.testing.assert_close(y, exact, rtol=0, atol=0)
+    wide = exact.double()
+    root = 1 / torch.sqrt((wide * wide).mean(-1, keepdim=True) + case.epsilon)
+    unit = 2.0**-10 if case.dtype == torch.float16 else 2.0**-7
+    wanted = (wide * root).to(case.dtype).double() * gamma.double()
+    error = (norm.double() - wanted).abs()
+    rounded = wanted.abs().clamp_min(2.0**-14 if case.dtype == torch.float16 else 0) * unit
+    assert (error <= 1.5 * rounded + 1e-30).all(), float((error / rounded.clamp_min(1e-30)).max())
+    assert float((error > 0.501 * rounded).double().mean()) < 2e-3  # those next to the right one are few
