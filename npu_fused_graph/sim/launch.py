@@ -179,7 +179,9 @@ class Kernel:
             if rank.window is not None:
                 row.window, row.window_bytes = rank.window.data_ptr(), rank.window.nbytes
             keep.append(tensors)
-        public = (_Publication * len(publications))(*(_Publication(p.rank, p.flag, p.begin, p.size) for p in publications))
+        public = (_Publication * len(publications))(
+            *(_Publication(p.rank, p.flag, p.begin, p.size) for p in publications)
+        )
         from_outside = (_Store * len(stores))(*(_Store(s.polls, s.rank, s.at, s.word) for s in stores))
         launch = _Launch(
             self.stem.encode(), rows, len(ranks), seed, is_deferred, has_clocks, is_traced, LOCAL_BYTES, USABLE_BYTES,
