@@ -87,16 +87,18 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a launch took, simulated: cycles of the cycle model, bytes over global memory, instructions.
+    """What a launch took, simulated: cycles of the cycle model, bytes that moved, instructions, local memory.
 
-    busiest: by pipe, the cycles it works on the core where it works most. trace: rank, core, pipe, instruction, begin,
+    bytes_in, bytes_out: between global and local memory; bytes_far: to windows of other ranks. local_bytes: what the core with the most was given by InitBuffer. busiest: by pipe, the cycles it works on the core where it works most. trace: rank, core, pipe, instruction, begin,
     end, bytes of every instruction, if it was asked for.
     """
 
     simulated_cycles: float
     bytes_in: int
     bytes_out: int
+    bytes_far: int
     instructions: int
+    local_bytes: int
     cores: int
     busiest: dict[str, float]
     trace: list[tuple[int, int, str, str, float, float, int]] = field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from npu_fused_graph.errors import KernelError
@@ -57,19 +58,10 @@ class _Result(ctypes.Structure):
 
 
 class OperatorKernel(Kernel):
-    """The kernel of an operator for one row of dtypes, with its tiling function."""
+    """The kernel of an operator for one row of dtypes, with its tiling function. built: its library; None: build it."""
 
-    def __init__(self, spec: OpSpec, row: DTypeRow) -> None:
-        folder = kernels_folder()
-        own = folder / spec.stem
-        sources = [
-            own / "op_kernel" / f"{spec.stem}.cpp", own / "op_host" / f"{spec.stem}_tiling.cpp",
-            folder / "sim" / "host" / "run_tiling.cpp",
-        ]  # fmt: skip
-        if not sources[0].is_file():
-            raise KernelError(f"[{spec.stem}] kernel: expected one in kernels/{spec.stem}, got none.")
-        defines = {f"DTYPE_{name.upper()}": C_TYPES[dtype] for name, dtype in row.dtypes.items()}
-        super().__init__(library(f"{spec.stem}-{row.scenario}", sources, defines), spec.stem, spec.stem)
+    def __init__(self, spec: OpSpec, row: DTypeRow, built: Path | None = None) -> None:
+        super().__init__(built or _library(spec, row), spec.stem, spec.stem)
         self.spec, self.row = spec, row
         self._tile = self.library.sim_tiling
         self._tile.restype = ctypes.c_char_p
@@ -111,6 +103,19 @@ class OperatorKernel(Kernel):
             result.block_dim, result.tiling_key, result.schedule_mode, result.workspace_bytes,
             ctypes.string_at(result.tiling, result.tiling_bytes),
         )  # fmt: skip
+
+
+def _library(spec: OpSpec, row: DTypeRow) -> Path:
+    folder = kernels_folder()
+    own = folder / spec.stem
+    sources = [
+        own / "op_kernel" / f"{spec.stem}.cpp", own / "op_host" / f"{spec.stem}_tiling.cpp",
+        folder / "sim" / "host" / "run_tiling.cpp",
+    ]  # fmt: skip
+    if not sources[0].is_file():
+        raise KernelError(f"[{spec.stem}] kernel: expected one in kernels/{spec.stem}, got none.")
+    defines = {f"DTYPE_{name.upper()}": C_TYPES[dtype] for name, dtype in row.dtypes.items()}
+    return library(f"{spec.stem}-{row.scenario}", sources, defines)
 
 
 def kernel_of(spec: OpSpec, dtypes: Mapping[str, str]) -> OperatorKernel:

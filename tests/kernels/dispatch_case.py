@@ -32,10 +32,10 @@ def kernel(dtype: torch.dtype) -> OperatorKernel:
     return kernel_of(SPEC, {"x": DTYPES[dtype]})
 
 
-def tiling(call: dict[str, Any], chip: str = CHIP) -> Tiling:
+def tiling(call: dict[str, Any], chip: str = CHIP, kernel_: OperatorKernel | None = None) -> Tiling:
     inputs = {t.name: call[t.name] for t in SPEC.inputs}
     attrs = {a.name: call.get(a.name, "hccl_world") for a in SPEC.attrs}
-    return kernel(call["x"].dtype).tiling(inputs, attrs, chip)
+    return (kernel_ or kernel(call["x"].dtype)).tiling(inputs, attrs, chip)
 
 
 def promises(plan: Plan, call: dict[str, Any]) -> list[Publication]:
@@ -55,9 +55,9 @@ def promises(plan: Plan, call: dict[str, Any]) -> list[Publication]:
 
 def launch(
     plan: Plan, calls: Sequence[dict[str, Any]], windows: dict[int, Window], *, cores: int | None = None,
-    sessions: Sequence[int] | None = None, **how: Any,
+    sessions: Sequence[int] | None = None, kernel_: OperatorKernel | None = None, **how: Any,
 ) -> tuple[dict[int, Window], Figures]:  # fmt: skip
-    """The windows afterwards, and figures. cores: in place of all of the chip. sessions: that call, else all."""
+    """The windows afterwards, and figures. cores: in place of all of the chip. sessions: that call, else all. kernel_: in place of ours."""
     memory = {r: torch.from_numpy(w.copy()) for r, w in windows.items()}
     ranks, public = [], []
     for r in range(plan.size):
@@ -66,13 +66,13 @@ def launch(
             ranks.append(RankLaunch(window=memory[r]))
             continue
         call = calls[session]
-        tiled = tiling(call)
+        tiled = tiling(call, kernel_=kernel_)
         arguments = [Argument(t.name, call[t.name]) for t in SPEC.inputs]
         ranks.append(
             RankLaunch(arguments, cores or tiled.block_dim, tiled.data, tiled.key, tiled.workspace_bytes, memory[r])
         )
         public += promises(plan, call)
-    figures = kernel(calls[0]["x"].dtype).launch(ranks, publications=public, **how)
+    figures = (kernel_ or kernel(calls[0]["x"].dtype)).launch(ranks, publications=public, **how)
     return {r: w.numpy() for r, w in memory.items()}, figures
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from npu_fused_graph.sim.launch import READ, USABLE_BYTES, WRITE, Argument, Figures, RankLaunch, output
+from npu_fused_graph.sim.launch import READ, USABLE_BYTES, WRITE, Argument, Figures, Kernel, RankLaunch, output
 from tests.kernels.built import entry
 
 C_TYPE = {torch.float16: "half", torch.bfloat16: "bfloat16_t"}
@@ -24,6 +25,13 @@ class Plan(ctypes.Structure):
         ("mode", ctypes.c_uint32), ("rows_at_once", ctypes.c_uint32), ("columns", ctypes.c_uint32),
         ("slots", ctypes.c_uint32),
     )  # fmt: skip
+
+
+def kernel_of(dtype: torch.dtype, function: str = "", library: Path | None = None) -> Kernel:
+    """The stage for ``dtype``, or another build of it."""
+    if library:
+        return Kernel(library, "add_rms_norm", function or "add_rms_norm")
+    return entry("add_rms_norm", (("DTYPE_X1", C_TYPE[dtype]),), function)
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,9 @@ class Case:
         mm, residual = ((torch.randn(self.rows, self.n, generator=generator) * scale).to(self.dtype) for _ in range(2))
         return mm, residual, (torch.rand(self.n, generator=generator) + 0.5).to(self.dtype)
 
-    def plan(self) -> Plan:
+    def plan(self, library: Path | None = None) -> Plan:
         plan = Plan()
-        entry("add_rms_norm", (("DTYPE_X1", C_TYPE[self.dtype]),)).library.plan_add_rms_norm(
+        kernel_of(self.dtype, "", library).library.plan_add_rms_norm(
             ctypes.c_uint64(self.rows), ctypes.c_uint64(self.n), ctypes.c_float(self.epsilon),
             ctypes.c_uint64(self.cores), ctypes.c_uint64(self.local), ctypes.byref(plan),
         )  # fmt: skip
@@ -53,17 +61,18 @@ class Case:
 
 
 def run(
-    case: Case, mm: Tensor, residual: Tensor, gamma: Tensor, *, in_place: bool = False, function: str = "", **how: Any
-) -> tuple[Tensor, Tensor, Figures]:
-    """y, norm, figures. in_place: y is the residual's memory. function: another kernel of the entry."""
+    case: Case, mm: Tensor, residual: Tensor, gamma: Tensor, *, in_place: bool = False, function: str = "",
+    library: Path | None = None, **how: Any,
+) -> tuple[Tensor, Tensor, Figures]:  # fmt: skip
+    """y, norm, figures. in_place: y is the residual's memory. function: another kernel. library: in place of ours."""
     residual = residual.clone()
     y = residual if in_place else torch.empty_like(mm)
     norm = torch.empty_like(mm)
     read = Argument("residual", residual, READ | WRITE if in_place else READ)
     written = Argument("y", y, READ | WRITE) if in_place else output("y", y)
     arguments = [Argument("mm", mm), read, Argument("gamma", gamma), written, output("norm", norm)]
-    kernel = entry("add_rms_norm", (("DTYPE_X1", C_TYPE[case.dtype]),), function)
-    figures = kernel.launch([RankLaunch(arguments, case.cores, bytes(case.plan()))], **how)
+    kernel = kernel_of(case.dtype, function, library)
+    figures = kernel.launch([RankLaunch(arguments, case.cores, bytes(case.plan(library)))], **how)
     return y, norm, figures
 
 
@@ -84,3 +93,22 @@ def check(case: Case, mm: Tensor, residual: Tensor, gamma: Tensor, y: Tensor, no
     rounded = wanted.abs().clamp_min(2.0**-14 if case.dtype == torch.float16 else 0) * unit
     assert (error <= 1.5 * rounded + 1e-30).all(), float((error / rounded.clamp_min(1e-30)).max())
     assert float((error > 0.501 * rounded).double().mean()) < 2e-3  # those next to the right one are few
+
+
+def check_figures(case: Case, figures: Figures, library: Path | None = None) -> None:
+    """Each byte moves once, local memory is what the tiling counts on, and the pipes work at the same time.
+
+    mm and the residual are read once, y and norm written once, gamma once a core that has rows; long rows read y again,
+    and gamma once for 16 of them.
+    """
+    plan = case.plan(library)
+    rows = case.rows * case.n * 2
+    shares = [case.rows // case.cores + (core < case.rows % case.cores) for core in range(case.cores)]
+    is_tiled = plan.mode == COLUMNS
+    gammas = sum(-(-share // 16) if is_tiled else share > 0 for share in shares)
+    assert figures.bytes_in + figures.bytes_out == 4 * rows + is_tiled * rows + gammas * case.n * 2
+    counted = kernel_of(case.dtype, "", library).library.bytes_of_add_rms_norm
+    counted.restype = ctypes.c_uint64
+    assert figures.local_bytes == counted(ctypes.byref(plan)) <= case.local
+    if case.n >= 8000 and min(shares) >= 12:
+        assert max(figures.busiest.values()) >= 0.6 * figures.simulated_cycles

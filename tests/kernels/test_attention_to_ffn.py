@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from npu_fused_graph.errors import KernelError
-from npu_fused_graph.sim.launch import Store
+from npu_fused_graph.sim.launch import USABLE_BYTES, Store
+from tests.kernels.built import entry
 from tests.kernels.dispatch_case import FORMS, compare, launch, random_dispatch, tiling
 from tests.ops.dispatch_model import call_of, fresh, plan_of
 
@@ -175,17 +177,53 @@ def test_tiling_refuses(case: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert text in capfd.readouterr().err
 
 
-def test_bytes_for_the_documented_size() -> None:
-    """H 7168, 128 tokens, 8 of 64 experts and one shared: rows are loaded once by each core that sends them."""
+@pytest.mark.parametrize(("is_quantised", "has_scales"), [(False, False), (True, False), (True, True)])
+def test_figures(is_quantised: bool, has_scales: bool) -> None:
+    """H 7168, 128 tokens, 8 of 64 experts and one shared: a row is loaded once by each core that sends it."""
     generator = numpy.random.default_rng(1)
     plan = plan_of(
-        generator, sessions=1, ffn=4, is_quantised=False, tokens=128, k=8, experts=64, shared=1, hidden=7168,
-        record=7168, micro_batches=1,
+        generator, sessions=1, ffn=4, is_quantised=is_quantised, tokens=128, k=8, experts=64, shared=1, hidden=7168,
+        record=7680, micro_batches=1,
     )  # fmt: skip
     call = call_of(
-        plan, generator, 0, dtype=torch.bfloat16, is_quantised=False, has_scales=False, is_async=False, is_masked=False
-    )
-    _, figures = launch(plan, [call], fresh(plan, generator, is_quantised=False))
+        plan, generator, 0, dtype=torch.bfloat16, is_quantised=is_quantised, has_scales=has_scales, is_async=False,
+        is_masked=False,
+    )  # fmt: skip
+    _, figures = launch(plan, [call], fresh(plan, generator, is_quantised=is_quantised))
     items = 128 * 9
-    least = 2 * 7168 * (128 + items) + 4 * items + 8 * 4
-    assert least < figures.bytes_in + figures.bytes_out <= 1.05 * least
+    sent = 7168 + 4 if is_quantised else 2 * 7168
+    least = 2 * 7168 * 128 + has_scales * items * 4 * 7168 + items * (sent + 4) + 8 * 4
+    assert least < figures.bytes_in + figures.bytes_out + figures.bytes_far <= 1.05 * least
+    assert max(figures.busiest.values()) >= 0.8 * figures.simulated_cycles
+
+
+def counted(*, is_quantised: bool, has_scales: bool, tokens: int, hidden: int, ffn_ranks: int, cores: int) -> int:
+    count = entry("tiling_bytes").library.bytes_of_attention_to_ffn
+    count.restype = ctypes.c_uint64
+    return int(
+        count(
+            ctypes.c_bool(is_quantised), ctypes.c_bool(has_scales), ctypes.c_uint64(tokens), ctypes.c_uint64(hidden),
+            ctypes.c_uint64(ffn_ranks), ctypes.c_uint64(cores),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", range(len(FORMS)))
+def test_local_memory_is_what_the_tiling_counts_on(form: int) -> None:
+    """For every form; a launch to all FFN ranks leaves out the words of who was hit."""
+    is_quantised, has_scales, is_async, _ = FORMS[form]
+    for seed in (form, form + 3 * len(FORMS)):
+        plan, calls, windows, cores = random_dispatch(seed)
+        _, figures = launch(plan, calls, windows, cores=cores)
+        ranks = len(plan.ffn_ranks)
+        hits = 0 if is_async else -(-ranks // 8) * 32
+        assert figures.local_bytes + hits == counted(
+            is_quantised=is_quantised, has_scales=has_scales, tokens=plan.tokens, hidden=plan.hidden, ffn_ranks=ranks,
+            cores=cores,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("cores", [40, 48])
+def test_the_largest_sizes_fit(cores: int) -> None:
+    largest = counted(is_quantised=True, has_scales=True, tokens=512, hidden=8192, ffn_ranks=767, cores=cores)
+    assert largest <= USABLE_BYTES

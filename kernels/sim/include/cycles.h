@@ -17,15 +17,17 @@ struct Rates {
     double store = 64;
     // All vector cores together, global memory, bytes per cycle of 1.8 GHz. Published: AscendC performance pages, 1.6 TB/s.
     double chip = 889;
-    // Cycles before the first byte of a copy arrives. Guessed, between 300 and 1000 on other chips of this kind.
+    // Cycles from a copy's end at its pipe to its data being there; the pipe goes on meanwhile. Guessed.
     double copy_latency = 500;
-    // Cycles between two copies of one pipe: latency is hidden while the pipe is busy. Guessed.
+    // Cycles of a copy before its first byte moves, in which the pipe does nothing else. Guessed.
     double copy_issue = 32;
     // Bytes of a copy at which it reaches the full rate. Published: AscendC best practices, 16 KB per instruction.
     double full_rate_bytes = 16384;
-    // Cycles an instruction of the vector unit takes before its first result. Fitted: 24 to 45 (PTO); within a chain
-    // of instructions most of it is hidden.
-    double vector_startup = 16;
+    // Cycles from a vector instruction's last repeat to its results being there: what the next one waits for behind a
+    // barrier. Fitted: 24 to 45 per instruction whose pipeline is drained (PTO).
+    double vector_latency = 24;
+    // Cycles of a vector instruction besides its repeats. Guessed; the documentation says 1 for setting a mask.
+    double vector_issue = 2;
     // Cycles of a repeat of 256 bytes. Measured by PTO on 910B3: exp 2.00, add 2.11, div 4.03, mul 2.3, max 2.01; the
     // others stand in its table without that word.
     double vector_one_source = 1;
@@ -40,8 +42,10 @@ struct Rates {
     double sync_all = 1800;
     // Cycles from SetFlag to WaitFlag between two pipes. Guessed.
     double flag = 16;
-    // Share of the rate that a link to another rank has. Published: 28 GB/s per link and direction, of 1.8 GHz.
-    double link = 15.5;
+    // All cores of a rank together, to windows of other ranks, bytes per cycle of 1.8 GHz; and the way there. Published:
+    // 196 GB/s and 0.5 us inside a pod of Atlas A3 (msmodeling, comm_config).
+    double link = 109;
+    double link_latency = 900;
 };
 
 }  // namespace sim

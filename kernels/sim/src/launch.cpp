@@ -110,7 +110,7 @@ Caller CallerOf(size_t count, std::index_sequence<N...>) {
 }
 
 Allocation& Register(const std::string& name, uint8_t* base, uint64_t bytes, uint32_t use, bool is_initialised) {
-    Allocation allocation{name, base, bytes, use, false, {}};
+    Allocation allocation{name, base, bytes, use};
     if (bytes > 0 && use & kWrite) {
         allocation.segments.emplace(0, Segment{bytes, is_initialised});
     }
@@ -119,19 +119,22 @@ Allocation& Register(const std::string& name, uint8_t* base, uint64_t bytes, uin
 
 std::string Figures() {
     double latest = 0;
-    uint64_t in = 0, out = 0, instructions = 0;
+    uint64_t in = 0, out = 0, far = 0, instructions = 0;
+    uint32_t local = 0;
     std::vector<double> busy(kPipes, 0.0);
     for (const auto& each : machine().cores) {
         for (int p = 0; p < kPipes; ++p) {
-            latest = std::max(latest, each->time[p]);
+            latest = std::max({latest, each->time[p], each->done[p]});
             busy[p] = std::max(busy[p], each->busy[p]);
         }
+        local = std::max(local, each->local_used);
         in += each->bytes_in;
         out += each->bytes_out;
+        far += each->bytes_far;
         instructions += each->instructions;
     }
     std::string text = "{\"simulated_cycles\": " + std::to_string(latest) + ", \"bytes_in\": " + std::to_string(in) +
-                       ", \"bytes_out\": " + std::to_string(out) + ", \"instructions\": " + std::to_string(instructions) +
+                       ", \"bytes_out\": " + std::to_string(out) + ", \"bytes_far\": " + std::to_string(far) + ", \"instructions\": " + std::to_string(instructions) + ", \"local_bytes\": " + std::to_string(local) +
                        ", \"cores\": " + std::to_string(machine().cores.size()) + ", \"busiest\": {";
     for (int p = 0; p < kPipes; ++p) {
         text += std::string(p ? ", " : "") + "\"" + PipeName(static_cast<Pipe>(p)) + "\": " + std::to_string(busy[p]);
@@ -210,7 +213,9 @@ void Prepare(const SimLaunch& launch, std::vector<Copied>& copies, std::vector<G
         uint8_t* window = nullptr;
         if (given.window) {
             window = copy(prefix + "window", given.window, given.window_bytes, kRead | kWrite, true);
-            all.memory.at(reinterpret_cast<uintptr_t>(window)).is_window = true;
+            Allocation& memory = all.memory.at(reinterpret_cast<uintptr_t>(window));
+            memory.is_window = true;
+            memory.rank = static_cast<int>(r);
         }
         all.windows.push_back(window);
         all.window_bytes.push_back(given.window_bytes);
@@ -243,6 +248,7 @@ void Prepare(const SimLaunch& launch, std::vector<Copied>& copies, std::vector<G
     const uint32_t most = std::max_element(all.ranks.begin(), all.ranks.end(), [](const Rank& a, const Rank& b) { return a.block_dim < b.block_dim; })->block_dim;
     all.rates.load = std::min(all.rates.load, all.rates.chip / std::max(1u, most));
     all.rates.store = std::min(all.rates.store, all.rates.chip / std::max(1u, most));
+    all.rates.link /= std::max(1u, most);
 }
 
 std::vector<std::string> g_names;

@@ -170,7 +170,7 @@ void Core::SetFlag(const Where& here, AscendC::HardEvent event, int id) {
     flag.is_set = true;
     flag.known = known[static_cast<int>(ends.from)];
     flag.known.own[static_cast<int>(ends.from)] = clock[static_cast<int>(ends.from)];
-    flag.time = std::max(time[static_cast<int>(ends.from)], time[static_cast<int>(Pipe::S)]);
+    flag.time = std::max(done[static_cast<int>(ends.from)], time[static_cast<int>(Pipe::S)]);
     flag.file = here.file;
     flag.line = here.line;
     if (machine().is_deferred) {
@@ -243,13 +243,14 @@ void Core::Barrier(const Where& here, int pipe) {
     where = here;
     if (pipe >= 0) {
         known[pipe].own[pipe] = clock[pipe];
+        time[pipe] = std::max(time[pipe], done[pipe]);
         return;
     }
     Knowledge all;
     double latest = 0;
     for (int p = 0; p < kPipes; ++p) {
         Join(all, known[p]);
-        latest = std::max(latest, time[p]);
+        latest = std::max({latest, time[p], done[p]});
     }
     for (int p = 0; p < kPipes; ++p) {
         all.own[p] = clock[p];
@@ -263,11 +264,12 @@ void Core::Barrier(const Where& here, int pipe) {
 
 // -- when instructions run ---------------------------------------------------------------------------------------
 
-void Core::Issue(const Where& here, Pipe pipe, double cycles, uint64_t bytes, std::function<void()> body) {
+void Core::Issue(const Where& here, Pipe pipe, double cycles, double latency, uint64_t bytes, std::function<void()> body) {
     const int p = static_cast<int>(pipe);
     const double issued = time[static_cast<int>(Pipe::S)] += 1;
     const double begin = std::max(time[p], issued);
     time[p] = begin + cycles;
+    done[p] = std::max(done[p], time[p] + latency);
     busy[p] += cycles;
     if (machine().is_traced) {
         trace.push_back({NameOf(here.api), pipe, begin, begin + cycles, static_cast<uint32_t>(bytes)});

@@ -151,7 +151,7 @@ void Machine::SyncAll(const Where& here, bool is_vector_only) {
                 (*view)[i] = std::max((*view)[i], (*leaving.others)[i]);
             }
         }
-        latest = std::max({latest, each->time[static_cast<int>(Pipe::MTE3)], each->time[static_cast<int>(Pipe::S)]});
+        latest = std::max({latest, each->done[static_cast<int>(Pipe::MTE3)], each->time[static_cast<int>(Pipe::S)]});
     }
     for (Core* each : rank.cores) {
         for (int p = 0; p < kPipes; ++p) {

@@ -35,3 +35,7 @@ extern "C" __global__ __aicore__ void add_rms_norm_far(GM_ADDR mm, GM_ADDR resid
 extern "C" void plan_add_rms_norm(uint64_t rows, uint64_t n, float epsilon, uint64_t cores, uint64_t local, nfg::AddRmsNormTiling* plan) {
     *plan = nfg::PlanAddRmsNorm(rows, n, epsilon, cores, local);
 }
+
+extern "C" uint64_t bytes_of_add_rms_norm(const nfg::AddRmsNormTiling* plan) {
+    return nfg::AddRmsNormBytes(plan->mode, plan->rows_at_once, plan->columns, plan->slots);
+}

@@ -44,7 +44,10 @@ struct Load {
         uint8_t* into = running.Bytes(target);
         const Load load = *this;
         running.bytes_in += blocks * bytes;
-        running.Issue(here, Pipe::MTE2, CopyCycles(machine().rates.load, static_cast<double>(bytes), blocks), blocks * bytes, [load, into] {
+        const Allocation& from = machine().Find(here, source, bytes, "reads");
+        const Rates& rates = machine().rates;
+        const double latency = from.IsOfAnother(running.rank) ? rates.link_latency : rates.copy_latency;
+        running.Issue(here, Pipe::MTE2, CopyCycles(rates.load, static_cast<double>(bytes), blocks), latency, blocks * bytes, [load, into] {
             for (uint32_t b = 0; b < load.blocks; ++b) {
                 uint8_t* at = into + b * load.target_step;
                 const uint64_t filled = load.left + load.bytes + load.right;
@@ -58,7 +61,7 @@ struct Load {
                 }
             }
         });
-        if (bytes * blocks <= kFlagBytes && machine().Find(here, source, bytes, "reads").is_window) {
+        if (bytes * blocks <= kFlagBytes && from.is_window) {
             machine().Poll(here);
         }
     }
@@ -106,8 +109,11 @@ struct Store {
         const uint8_t* from = running.Bytes(source);
         const Store store = *this;
         const bool is_atomic = running.is_atomic;
-        running.bytes_out += blocks * bytes;
-        running.Issue(here, Pipe::MTE3, CopyCycles(machine().rates.store, static_cast<double>(bytes), blocks), blocks * bytes, [store, from, is_atomic] {
+        const Rates& rates = machine().rates;
+        const bool is_far = machine().Find(here, target, bytes, "writes").IsOfAnother(running.rank);
+        (is_far ? running.bytes_far : running.bytes_out) += blocks * bytes;
+        const double cycles = CopyCycles(is_far ? std::min(rates.store, rates.link) : rates.store, static_cast<double>(bytes), blocks);
+        running.Issue(here, Pipe::MTE3, cycles, is_far ? rates.link_latency : rates.copy_latency, blocks * bytes, [store, from, is_atomic] {
             for (uint32_t b = 0; b < store.blocks; ++b) {
                 uint8_t* at = store.target + b * store.target_step;
                 if (is_atomic) {

@@ -141,7 +141,11 @@ inline void Touch(const Where& here, const Lanes& lanes, const Operand& target, 
 // Cycles of an instruction whose widest element has ``size`` bytes, ``per_repeat`` of them a repeat of 256 bytes.
 inline double VectorCycles(const Lanes& lanes, uint32_t size, double per_repeat) {
     const double repeats = lanes.is_count ? (uint64_t{lanes.count} * size + kRepeat - 1) / kRepeat : lanes.repeats;
-    return machine().rates.vector_startup + repeats * per_repeat;
+    return machine().rates.vector_issue + repeats * per_repeat;
+}
+
+inline void IssueVector(const Where& here, double cycles, std::function<void()> body) {
+    core().Issue(here, Pipe::V, cycles, machine().rates.vector_latency, 0, std::move(body));
 }
 
 // f(target element, source elements ...) at every lane.
@@ -184,7 +188,7 @@ void Unary(const Where& here, const Lanes& lanes, double per_repeat, const Opera
     auto* to = core().Bytes(d.local);
     auto* from = core().Bytes(s.local);
     const Walk wd(lanes, d), ws(lanes, s);
-    core().Issue(here, Pipe::V, VectorCycles(lanes, std::max(d.size, s.size), per_repeat), 0, [=] {
+    ::sim::IssueVector(here, VectorCycles(lanes, std::max(d.size, s.size), per_repeat), [=] {
         if (lanes.is_count) {
             auto* typed_to = reinterpret_cast<D*>(to);
             auto* typed_from = reinterpret_cast<const S*>(from);
@@ -204,7 +208,7 @@ void Binary(const Where& here, const Lanes& lanes, double per_repeat, const Oper
     auto* first = core().Bytes(a.local);
     auto* second = core().Bytes(b.local);
     const Walk wd(lanes, d), wa(lanes, a), wb(lanes, b);
-    core().Issue(here, Pipe::V, VectorCycles(lanes, std::max(d.size, a.size), per_repeat), 0, [=] {
+    ::sim::IssueVector(here, VectorCycles(lanes, std::max(d.size, a.size), per_repeat), [=] {
         if (lanes.is_count) {
             auto* typed_to = reinterpret_cast<D*>(to);
             auto* typed_first = reinterpret_cast<const S*>(first);

@@ -144,7 +144,10 @@ struct Allocation {
     uint64_t bytes;
     uint32_t use;
     bool is_window = false;
+    int rank = -1;                         // whose window it is
     std::map<uint64_t, Segment> segments;  // by begin; none where nobody may write
+
+    bool IsOfAnother(int other) const { return is_window && rank != other; }
 
     // The segments of [begin, end), cut at both.
     std::map<uint64_t, Segment>::iterator Cut(uint64_t begin, uint64_t end);
@@ -203,7 +206,7 @@ class Core {
 
     // An instruction on ``pipe``: the next clock of it; then what it touches; then its work.
     void Begin(Pipe pipe);
-    void Issue(const Where& where, Pipe pipe, double cycles, uint64_t bytes, std::function<void()> body);
+    void Issue(const Where& where, Pipe pipe, double cycles, double latency, uint64_t bytes, std::function<void()> body);
 
     void SetFlag(const Where& where, AscendC::HardEvent event, int id);
     void WaitFlag(const Where& where, AscendC::HardEvent event, int id);
@@ -258,9 +261,10 @@ class Core {
     bool has_deq_scale = false;
 
     // figures
-    double time[kPipes] = {};
+    double time[kPipes] = {};  // when the pipe takes its next instruction
+    double done[kPipes] = {};  // when all it has taken is there
     double busy[kPipes] = {};
-    uint64_t bytes_in = 0, bytes_out = 0, instructions = 0;
+    uint64_t bytes_in = 0, bytes_out = 0, bytes_far = 0, instructions = 0;  // far: to windows of other ranks
     std::vector<Traced> trace;
     uint64_t idle_polls = 0;
 

@@ -126,7 +126,7 @@ void Axpy(const LocalTensor<T>& target, const LocalTensor<U>& source, const U& s
     ::sim::Touch(here, lanes, d, {d, s});
     auto* to = reinterpret_cast<T*>(::sim::core().Bytes(target.local()));
     auto* from = reinterpret_cast<const U*>(::sim::core().Bytes(source.local()));
-    ::sim::core().Issue(here, ::sim::Pipe::V, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_two_sources), 0, [=] {
+    ::sim::IssueVector(here, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_two_sources), [=] {
         for (int32_t i = 0; i < count; ++i) {
             to[i] = static_cast<T>(static_cast<float>(to[i]) + static_cast<float>(from[i]) * factor);
         }
@@ -140,8 +140,7 @@ void Duplicate(const LocalTensor<T>& target, const T& scalar, int32_t count, ::s
     const ::sim::Lanes lanes = ::sim::Count(here, count);
     ::sim::Touch(here, lanes, {target.local(), sizeof(T)}, {});
     auto* to = reinterpret_cast<T*>(::sim::core().Bytes(target.local()));
-    ::sim::core().Issue(here, ::sim::Pipe::V, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_one_source), 0,
-                        [=] { std::fill(to, to + count, value); });
+    ::sim::IssueVector(here, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_one_source), [=] { std::fill(to, to + count, value); });
 }
 
 template <typename T, bool isSetMask = true, typename M>
@@ -154,7 +153,7 @@ void Duplicate(const LocalTensor<T>& target, const T& scalar, M mask, ::sim::U8 
     ::sim::Touch(here, lanes, d, {});
     auto* to = ::sim::core().Bytes(target.local());
     const ::sim::Walk walk(lanes, d);
-    ::sim::core().Issue(here, ::sim::Pipe::V, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_one_source), 0, [=] {
+    ::sim::IssueVector(here, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_one_source), [=] {
         ::sim::ForLanes(lanes, [&](uint32_t r, uint32_t l) { *reinterpret_cast<T*>(to + walk.At(r, l)) = value; });
     });
 }
@@ -176,7 +175,7 @@ void Brcb(const LocalTensor<T>& target, const LocalTensor<T>& source, ::sim::U8 
     }
     auto* to = core.Bytes(target.local());
     auto* from = reinterpret_cast<const T*>(core.Bytes(source.local()));
-    core.Issue(here, ::sim::Pipe::V, ::sim::machine().rates.vector_startup + count * ::sim::machine().rates.vector_one_source, 0, [=] {
+    ::sim::IssueVector(here, ::sim::machine().rates.vector_issue + count * ::sim::machine().rates.vector_one_source, [=] {
         for (uint32_t i = 0; i < count * 8; ++i) {
             auto* at = reinterpret_cast<T*>(to + (uint64_t{i / 8} * repeat + uint64_t{i % 8} * block) * ::sim::kBlock);
             std::fill(at, at + ::sim::kBlock / sizeof(T), from[i]);

@@ -65,7 +65,7 @@ void ReduceRepeats(const Where& here, Reduce how, const Lanes& lanes, const Oper
     auto* to = reinterpret_cast<T*>(running.Bytes(target));
     auto* from = running.Bytes(s.local);
     const Walk walk(lanes, s);
-    running.Issue(here, Pipe::V, machine().rates.vector_startup + lanes.repeats * per_repeat, 0, [=] {
+    IssueVector(here, machine().rates.vector_issue + lanes.repeats * per_repeat, [=] {
         for (uint32_t r = 0; r < lanes.repeats; ++r) {
             for (uint32_t g = 0; g < results; ++g) {
                 T values[128];
@@ -183,7 +183,7 @@ void ReduceCount(const ::sim::Where& here, ::sim::Reduce how, const LocalTensor<
     core.WriteLocal(here, ::sim::Pipe::V, target.local(), 0, (has_index ? 2 : 1) * sizeof(T));
     auto* to = reinterpret_cast<T*>(core.Bytes(target.local()));
     auto* from = reinterpret_cast<const T*>(core.Bytes(source.local()));
-    core.Issue(here, ::sim::Pipe::V, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_whole_reduce), 0, [=] {
+    ::sim::IssueVector(here, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_whole_reduce), [=] {
         std::vector<T> values(from, from + count);
         const T folded = ::sim::Fold(how, values.data(), static_cast<uint32_t>(count));
         uint32_t at = 0;
@@ -266,7 +266,7 @@ void CompareLanes(const ::sim::Where& here, const LocalTensor<U>& target, const 
     auto* to = core.Bytes(target.local());
     auto* a = reinterpret_cast<const T*>(core.Bytes(first.local()));
     const ::sim::Lanes lanes{true, count};
-    core.Issue(here, ::sim::Pipe::V, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_two_sources), 0, [=] {
+    ::sim::IssueVector(here, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_two_sources), [=] {
         for (uint32_t i = 0; i < count; i += 8) {
             unsigned bits = 0;
             for (uint32_t b = 0; b < 8; ++b) {
@@ -307,7 +307,7 @@ void Select(const LocalTensor<T>& target, const LocalTensor<U>& mask, const Loca
     auto* to = reinterpret_cast<T*>(core.Bytes(target.local()));
     auto* a = reinterpret_cast<const T*>(core.Bytes(first.local()));
     auto* bits = core.Bytes(mask.local());
-    core.Issue(here, ::sim::Pipe::V, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_two_sources), 0, [=] {
+    ::sim::IssueVector(here, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_two_sources), [=] {
         for (uint32_t i = 0; i < count; ++i) {
             to[i] = bits[i / 8] >> (i % 8) & 1 ? a[i] : second;
         }
@@ -329,7 +329,7 @@ void Select(const LocalTensor<T>& target, const LocalTensor<U>& mask, const Loca
     auto* a = reinterpret_cast<const T*>(core.Bytes(first.local()));
     auto* b = reinterpret_cast<const T*>(core.Bytes(second.local()));
     auto* bits = core.Bytes(mask.local());
-    core.Issue(here, ::sim::Pipe::V, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_two_sources), 0, [=] {
+    ::sim::IssueVector(here, ::sim::VectorCycles(lanes, sizeof(T), ::sim::machine().rates.vector_two_sources), [=] {
         for (uint32_t i = 0; i < count; ++i) {
             to[i] = bits[i / 8] >> (i % 8) & 1 ? a[i] : b[i];
         }

@@ -1,0 +1,91 @@
+"""What a mutant must survive: launches whose results are known, those that notice most first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from npu_fused_graph.errors import KernelError
+from npu_fused_graph.sim.launch import Kernel, Store
+from tests.kernels import dispatch_case, norm_case
+from tests.kernels.dispatch_case import compare, random_dispatch
+from tests.kernels.norm_case import Case
+
+Trial = Callable[[], None]
+
+
+def norm_trials(library: Path, dtype: torch.dtype) -> Iterator[Trial]:
+    """The add and norm stage. library: of the mutant, for ``dtype``."""
+    shapes = [
+        (7, 63, 3), (300, 64, 4), (40, 1000, 3), (600, 130, 2), (1, 1, 1), (33, 2032, 4), (9, 2033, 2), (12, 5000, 4),
+        (3, 8192, 2), (2, 9984, 1), (3, 12289, 2), (35, 16400, 2), (2, 65552, 1), (5, 17, 2), (260, 16, 1),
+        (24, 8192, 2), (32, 20000, 2),
+    ]  # fmt: skip
+    for function in ("add_rms_norm", "add_rms_norm_far"):
+        for number, (rows, n, cores) in enumerate(shapes):
+            if function != "add_rms_norm" and number % 3:
+                continue
+            case = Case(rows, n, dtype, cores, epsilon=1e-3)
+            for is_deferred in (False, True):
+
+                def trial(
+                    case: Case = case, number: int = number, is_deferred: bool = is_deferred, function: str = function
+                ) -> None:
+                    inputs = case.inputs(number)
+                    y, norm, figures = norm_case.run(
+                        case, *inputs, seed=number, is_deferred=is_deferred, function=function, library=library
+                    )
+                    norm_case.check(case, *inputs, y, norm)
+                    norm_case.check_figures(case, figures, library)
+
+                yield trial
+
+
+def dispatch_trials(kernel: Kernel, dtype: torch.dtype) -> Iterator[Trial]:
+    """AttentionToFFN. kernel: of the mutant, for ``dtype``."""
+    sizes: list[dict[str, object]] = [
+        {}, {"tokens": 9, "k": 6, "experts": 12, "shared": 4}, {"hidden": 1056}, {"hidden": 1025, "tokens": 5},
+        {"hidden": 8192, "tokens": 3}, {"tokens": 200, "k": 2, "shared": 0}, {"tokens": 512, "k": 2, "experts": 4, "shared": 1, "hidden": 1024},
+        {"world": (1, 40), "tokens": 20, "k": 6, "experts": 12}, {"world": (3, 1), "micro_batches": 3},
+    ]  # fmt: skip
+    for number, given in enumerate(sizes):
+        for form in range(len(dispatch_case.FORMS)):
+            for cores in (1, 3, 48):
+                if (number + form + cores) % 2 and number > 1:
+                    continue
+
+                def trial(
+                    number: int = number, given: dict[str, object] = given, form: int = form, cores: int = cores
+                ) -> None:
+                    seed = form + len(dispatch_case.FORMS) * (2 * number + (dtype != torch.float16))
+                    plan, calls, windows, _ = random_dispatch(seed, **given)
+                    compare(
+                        plan,
+                        calls,
+                        windows,
+                        cores=cores,
+                        seed=seed,
+                        is_deferred=cores == 3,
+                        is_registered=form % 2 == 0,
+                        kernel_=kernel,
+                    )
+
+                yield trial
+    for form in (0, 2):
+
+        def waits(form: int = form) -> None:
+            plan, calls, windows, _ = random_dispatch(form, world=(1, 2), tokens=3)
+            word = 4 * int(calls[0]["micro_batch_id"]) * (2 + plan.tokens * plan.slots)
+            target = next(r for r in plan.ffn_ranks if r in {plan.rows[e][0][0] for e in range(len(plan.rows))})
+            windows[target][word : word + 4] = [1, 0, 0, 0]
+            try:
+                dispatch_case.launch(plan, calls, windows, cores=2, kernel_=kernel)
+            except KernelError as error:
+                assert "Deadlock" in str(error)
+            else:
+                raise AssertionError("it did not wait")
+            compare(plan, calls, windows, cores=2, stores=[Store(300, target, word, 0)], kernel_=kernel)
+
+        yield waits
