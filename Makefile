@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # one process per core, one torch thread per process: these tensors are tiny
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: .venv demo test test-slow check format bench fuzz mutants opinfo clean
+.PHONY: .venv demo test test-slow check format bench fuzz mutants mutants-kernels opinfo clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, got " + sys.version'
@@ -27,7 +27,7 @@ test: .venv
 test-slow: .venv
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --budget 600
 
-SOURCES := $(shell find kernels tests/kernels -name '*.h' -o -name '*.cpp')
+SOURCES := $(shell find kernels tests/kernels tests/codegen -name '*.h' -o -name '*.cpp')
 check: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +35,7 @@ check: .venv
 	cp -rs $(CURDIR)/npu_fused_graph build/typed/ && cp -rs $(CURDIR)/converters build/typed/npu_fused_graph/
 	$(BIN)/mypy
 	$(BIN)/python -m npu_fused_graph.codegen --check
-	$(BIN)/clang-format --dry-run --Werror ge_op_protos/*.h tests/codegen/reg_op_double/graph/*.h $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror ge_op_protos/*.h $(SOURCES)
 
 format: .venv
 	$(BIN)/ruff check --fix .
@@ -54,6 +54,9 @@ fuzz: .venv
 SITES ?= 300
 mutants: .venv
 	$(BIN)/python -m tests.mutants --sites $(SITES) --jobs 2
+
+mutants-kernels: .venv
+	$(BIN)/python -m tests.kernels.mutants --jobs 2
 
 opinfo: .venv
 	$(BIN)/python -m tests.opinfo --jobs 2

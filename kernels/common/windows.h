@@ -8,7 +8,7 @@
 namespace nfg {
 
 class Windows {
-   public:
+public:
     __aicore__ inline Windows() {}
 
     __aicore__ inline void Init() {
@@ -34,7 +34,7 @@ class Windows {
         return Address(Address(table_ + rank * CONTEXT_TABLE_ROW + sizeof(uint64_t)) + CONTEXT_WINDOW_OF_RANK);
     }
 
-   private:
+private:
     __aicore__ static inline uint32_t Word(__gm__ uint8_t* at) { return *reinterpret_cast<__gm__ uint32_t*>(at); }
     __aicore__ static inline __gm__ uint8_t* Address(__gm__ uint8_t* at) {
         return reinterpret_cast<__gm__ uint8_t*>(*reinterpret_cast<__gm__ uint64_t*>(at));

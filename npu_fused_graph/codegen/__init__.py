@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from npu_fused_graph.codegen.op_host import infer_shape, op_def
 from npu_fused_graph.codegen.op_table import op_table
 from npu_fused_graph.codegen.proto import proto_header
 from npu_fused_graph.codegen.rules_page import (
@@ -18,11 +19,19 @@ from npu_fused_graph.codegen.rules_page import (
 )
 from npu_fused_graph.spec import OpSpec
 
+WITH_KERNEL = ("attention_to_ffn",)
+"""Stems of operators that have a kernel of ours, and so a definition for CANN's build."""
+
 
 def generated_files(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reason]) -> dict[Path, str]:
     """Text by path, relative to the project's root. fusions: rules by stem. reasons: classes of refusals."""
     specs, reasons = tuple(specs), tuple(reasons)
     files = {Path("ge_op_protos") / f"{spec.stem}_proto.h": proto_header(spec) for spec in specs}
+    for spec in specs:
+        if spec.stem in WITH_KERNEL:
+            host = Path("kernels") / spec.stem / "op_host"
+            files[host / f"{spec.stem}_def.cpp"] = op_def(spec)
+            files[host / f"{spec.stem}_infershape.cpp"] = infer_shape(spec)
     files[Path("ge_op_protos") / "README.md"] = op_table(specs)
     files[Path("docs") / "attention_and_ffn_constraints.md"] = partner_constraints_page(specs)
     files[Path("docs") / "flash_attention_constraints.md"] = attention_constraints_page(specs)
@@ -32,4 +41,4 @@ def generated_files(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable
     return files
 
 
-__all__ = ["Fusions", "generated_files", "op_table", "proto_header"]
+__all__ = ["Fusions", "generated_files", "infer_shape", "op_def", "op_table", "proto_header"]

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.check:
             print(f"{path} is not up to date; run: python -m npu_fused_graph.codegen", file=sys.stderr)
         else:
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
             print(f"wrote {path}")
     return 1 if arguments.check and stale else 0

@@ -38,11 +38,14 @@ def library(name: str, sources: Sequence[Path], defines: Mapping[str, str]) -> P
     name: for messages and the file. defines: macros the kernel compiler of CANN would set, such as DTYPE_X. Raises
     KernelError without g++ 12 or newer, and with what g++ says where a source does not compile.
     """
-    compiler = _compiler()
-    folder = kernels_folder()
     macros = [f"-D{key}={value}" for key, value in sorted(defines.items())]
-    simulator = _built(compiler, "simulator", sorted((folder / "sim" / "src").glob("*.cpp")), [], ".o", ["-r"])
-    return _built(compiler, name, sources, macros, ".so", ["-shared", str(simulator), "-ldl"])
+    return _built(_compiler(), name, sources, macros, ".so", ["-shared", str(simulator()), "-ldl"])
+
+
+def simulator() -> Path:
+    """The object file of the simulator, which every kernel is linked with."""
+    sources = sorted((kernels_folder() / "sim" / "src").glob("*.cpp"))
+    return _built(_compiler(), "simulator", sources, [], ".o", ["-r"])
 
 
 def _built(

@@ -89,8 +89,9 @@ class Store:
 class Figures:
     """What a launch took, simulated: cycles of the cycle model, bytes that moved, instructions, local memory.
 
-    bytes_in, bytes_out: between global and local memory; bytes_far: to windows of other ranks. local_bytes: what the core with the most was given by InitBuffer. busiest: by pipe, the cycles it works on the core where it works most. trace: rank, core, pipe, instruction, begin,
-    end, bytes of every instruction, if it was asked for.
+    bytes_in, bytes_out: between global and local memory; bytes_far: to windows of other ranks. local_bytes: what the
+    core with the most was given by InitBuffer. busiest: by pipe, the cycles it works on the core where it works most.
+    trace: rank, core, pipe, instruction, begin, end, bytes of every instruction, if it was asked for.
     """
 
     simulated_cycles: float

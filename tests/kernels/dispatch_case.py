@@ -57,7 +57,10 @@ def launch(
     plan: Plan, calls: Sequence[dict[str, Any]], windows: dict[int, Window], *, cores: int | None = None,
     sessions: Sequence[int] | None = None, kernel_: OperatorKernel | None = None, **how: Any,
 ) -> tuple[dict[int, Window], Figures]:  # fmt: skip
-    """The windows afterwards, and figures. cores: in place of all of the chip. sessions: that call, else all. kernel_: in place of ours."""
+    """The windows afterwards, and figures.
+
+    cores: in place of all of the chip. sessions: that call, else all. kernel_: in place of ours.
+    """
     memory = {r: torch.from_numpy(w.copy()) for r, w in windows.items()}
     ranks, public = [], []
     for r in range(plan.size):

@@ -40,7 +40,7 @@ def launch(kernel: Kernel, **how: object) -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that holds the simulator already, but no kernel."""
     real = build.cache_dir() / "kernels"
-    build.library("small", [], {})
+    build.simulator()
     folder = tmp_path / "cache" / "kernels"
     folder.mkdir(parents=True)
     for path in real.glob("simulator-*"):

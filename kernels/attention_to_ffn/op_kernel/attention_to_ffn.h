@@ -25,7 +25,7 @@ using AscendC::TPosition;
 
 template <typename T, bool is_quantised, bool to_hit_ranks>
 class AttentionToFfn {
-   public:
+public:
     __aicore__ inline AttentionToFfn() {}
 
     __aicore__ inline void Init(AscendC::TPipe* pipe, const AttentionToFfnTiling* tiling, GM_ADDR x, GM_ADDR session_id, GM_ADDR micro_batch_id,
@@ -109,7 +109,7 @@ class AttentionToFfn {
         }
     }
 
-   private:
+private:
     template <HardEvent event>
     __aicore__ inline void Order() {
         const auto id = AscendC::GetTPipePtr()->template FetchEventID<event>();

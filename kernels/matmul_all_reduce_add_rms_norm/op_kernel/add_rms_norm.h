@@ -53,7 +53,7 @@ struct GlobalRows {
 
 template <typename T, typename Source>
 class AddRmsNorm {
-   public:
+public:
     __aicore__ inline AddRmsNorm() {}
 
     // This core's rows are [first, last).
@@ -130,7 +130,7 @@ class AddRmsNorm {
         pipe_->ReleaseEventID<HardEvent::V_MTE2>(gamma_used_);
     }
 
-   private:
+private:
     // What one loaded piece goes through: its memory, and the flags between the pipes.
     struct Slot {
         LocalTensor<T> first;   // mm, then y

@@ -21,7 +21,7 @@ constexpr size_t kMaxArguments = 40;
 
 // Memory that ends at a page nobody may touch.
 class Guarded {
-   public:
+public:
     explicit Guarded(uint64_t bytes) {
         const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
         const size_t rounded = (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
@@ -40,7 +40,7 @@ class Guarded {
     }
     uint8_t* data() const { return data_; }
 
-   private:
+private:
     uint8_t* all_;
     size_t size_;
     uint8_t* data_;
@@ -48,7 +48,7 @@ class Guarded {
 
 // What HCCL tells a rank's kernel, as HcclOpResParam lays it out: mostly zero, and mostly never touched.
 class GroupContext {
-   public:
+public:
     GroupContext(uint32_t rank, const std::vector<uint8_t*>& windows, bool is_registered)
         : memory_(kTable + nfg::CONTEXT_TABLE_ROWS * nfg::CONTEXT_TABLE_ROW + nfg::CONTEXT_REGISTERED_BEHIND_TABLE +
                   nfg::CONTEXT_REGISTERED_ROWS * nfg::CONTEXT_REGISTERED_ROW + 8),
@@ -72,7 +72,7 @@ class GroupContext {
     }
     uint8_t* data() const { return memory_.data(); }
 
-   private:
+private:
     static constexpr uint64_t kTable = 2984;  // of CANN 9.1; a kernel reads where it is
     static constexpr uint64_t kPart = 64;
 

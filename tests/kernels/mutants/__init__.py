@@ -1,1 +1,1 @@
-"""Faults put into the kernels, one at a time, mechanically, at every place: what of them the simulator's tests notice."""
+"""Faults put into the kernels, one at a time, mechanically, at every place; and how many are noticed."""

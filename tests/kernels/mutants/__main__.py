@@ -47,10 +47,11 @@ def main() -> int:
             elif len(verdicts) % 100 == 0:
                 print(f"... {len(verdicts)} after {time.monotonic() - begin:.0f} s", flush=True)
     if options.json:
+        kept = ("file", "line", "operator", "before", "after")
         rows = [
-            {"file": str(v.mutant.file), "line": v.mutant.line, "operator": v.mutant.operator, "before": v.mutant.before,
-             "after": v.mutant.after, "verdict": v.verdict, "why": v.why} for v in verdicts
-        ]  # fmt: skip
+            {**{name: str(getattr(v.mutant, name)) for name in kept}, "verdict": v.verdict, "why": v.why}
+            for v in verdicts
+        ]
         options.json.write_text(json.dumps(rows, indent=1))
     return report(verdicts, time.monotonic() - begin, is_whole=len(chosen) == len(found))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from npu_fused_graph.ops.attention_to_ffn import SPEC
-from npu_fused_graph.sim.build import kernels_folder, library
+from npu_fused_graph.sim.build import kernels_folder, simulator
 from npu_fused_graph.sim.operators import OperatorKernel
 from tests.kernels.built import ENTRIES
 from tests.kernels.mutants.battery import Trial, dispatch_trials, norm_trials
@@ -68,11 +68,8 @@ def try_mutant(mutant: Mutant) -> Verdict:
 
 def _build(folder: Path, changed: Path, target: Path, is_dispatch: bool, c_type: str) -> str:
     """What the compiler says; "" when it built ``target``."""
-    simulator = next((library("simulator", [], {}).parent).glob("simulator-*.o"))
-    common = [
-        "g++", "-std=c++17", "-O1", "-fPIC", "-w", "-mavx2", "-mf16c", f"-I{changed}", f"-I{folder / 'sim' / 'include'}",
-        f"-I{folder / 'sim' / 'src'}", f"-I{folder / 'sim' / 'host'}", f"-I{folder}",
-    ]  # fmt: skip
+    include = (changed, folder / "sim" / "include", folder / "sim" / "src", folder / "sim" / "host", folder)
+    common = ["g++", "-std=c++17", "-O1", "-fPIC", "-w", "-mavx2", "-mf16c", *(f"-I{path}" for path in include)]
     if is_dispatch:
         sources = [
             changed / "attention_to_ffn" / "op_kernel" / "attention_to_ffn.cpp",
@@ -84,7 +81,7 @@ def _build(folder: Path, changed: Path, target: Path, is_dispatch: bool, c_type:
         sources = [ENTRIES / "add_rms_norm.cpp"]
         common += [f"-DDTYPE_X1={c_type}"]
     done = subprocess.run(
-        [*common, "-shared", *map(str, sources), str(simulator), "-ldl", "-o", str(target)],
+        [*common, "-shared", *map(str, sources), str(simulator()), "-ldl", "-o", str(target)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return "" if done.returncode == 0 else next((x for x in done.stderr.splitlines() if "error" in x), "?")

@@ -44,7 +44,7 @@ struct PlatFormInfos {
 namespace gert {
 
 class Shape {
-   public:
+public:
     explicit Shape(std::vector<int64_t> dims = {}) : dims_(std::move(dims)) {}
     size_t GetDimNum() const { return dims_.size(); }
     int64_t GetDim(size_t i) const { return i < dims_.size() ? dims_[i] : 0; }
@@ -56,42 +56,42 @@ class Shape {
         return all;
     }
 
-   private:
+private:
     std::vector<int64_t> dims_;
 };
 
 class StorageShape {
-   public:
+public:
     explicit StorageShape(Shape shape = Shape()) : shape_(std::move(shape)) {}
     const Shape& GetStorageShape() const { return shape_; }
     const Shape& GetOriginShape() const { return shape_; }
 
-   private:
+private:
     Shape shape_;
 };
 
 class CompileTimeTensorDesc {
-   public:
+public:
     explicit CompileTimeTensorDesc(ge::DataType dtype) : dtype_(dtype) {}
     ge::DataType GetDataType() const { return dtype_; }
 
-   private:
+private:
     ge::DataType dtype_;
 };
 
 template <typename T>
 class TypedContinuousVector {
-   public:
+public:
     explicit TypedContinuousVector(std::vector<T> values) : values_(std::move(values)) {}
     size_t GetSize() const { return values_.size(); }
     const T* GetData() const { return values_.data(); }
 
-   private:
+private:
     std::vector<T> values_;
 };
 
 class RuntimeAttrs {
-   public:
+public:
     struct Attr {
         int64_t integer = 0;
         float number = 0;
@@ -121,7 +121,7 @@ inline const char* RuntimeAttrs::GetAttrPointer<char>(size_t i) const { return G
 
 // By index in the IR, of inputs that are required and of optional ones.
 class TilingContext {
-   public:
+public:
     const char* GetNodeName() const { return "node"; }
     const StorageShape* GetInputShape(size_t i) const { return GetOptionalInputShape(i); }
     const StorageShape* GetOptionalInputShape(size_t i) const { return i < shapes_.size() && is_present_[i] ? &shapes_[i] : nullptr; }
@@ -173,7 +173,7 @@ using TilingFunction = ge::graphStatus (*)(gert::TilingContext*);
 std::map<std::string, TilingFunction>& TilingFunctions();
 
 class RegisterTiling {
-   public:
+public:
     explicit RegisterTiling(const char* type) : type_(type) {}
     RegisterTiling& Tiling(TilingFunction function) {
         TilingFunctions()[type_] = function;
@@ -184,7 +184,7 @@ class RegisterTiling {
         return *this;
     }
 
-   private:
+private:
     const char* type_;
 };
 

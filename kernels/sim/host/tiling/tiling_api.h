@@ -17,7 +17,7 @@ struct Mc2CcTiling {
 namespace AscendC {
 
 class Mc2CcTilingConfig {
-   public:
+public:
     Mc2CcTilingConfig(const std::string& group, uint32_t type, const std::string& algorithm, uint32_t reduce = 0) : group_(group), type_(type) {
         (void)algorithm;
         (void)reduce;
@@ -33,7 +33,7 @@ class Mc2CcTilingConfig {
         return group_.empty() || group_.size() > 127;
     }
 
-   private:
+private:
     std::string group_;
     uint32_t type_;
 };

@@ -191,7 +191,7 @@ enum class CoreState : uint8_t { Ready,
 struct Rank;
 
 class Core {
-   public:
+public:
     Core(int number, int rank, int block, bool is_cube, uint32_t local_bytes);
 
     // Checks and marks. bytes from tensor's begin + offset.
@@ -271,7 +271,7 @@ class Core {
     // fiber
     void* fiber = nullptr;
 
-   private:
+private:
     [[noreturn]] void NotOrdered(const Where& where, const char* kind, Pipe pipe, const char* verb, uint64_t at, Pipe other,
                                  const char* did) const;
     [[noreturn]] void NotOrdered(const Where& where, const char* kind, Pipe pipe, const char* verb, const Allocation& target,
@@ -312,7 +312,7 @@ struct HostStore {
 };
 
 class Machine {
-   public:
+public:
     Allocation& Find(const Where& where, const uint8_t* address, uint64_t bytes, const char* verb);
     uint64_t LatestStamp(const Allocation& target, uint64_t begin, uint64_t end) const;
     void Publish(const Where& where, Pipe pipe, uint8_t* address, uint64_t bytes);

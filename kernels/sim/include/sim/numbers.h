@@ -7,20 +7,20 @@
 
 // IEEE binary16. Vector instructions compute with it; the scalar unit converts and compares.
 class half {
-   public:
+public:
     half() = default;
     half(float value) : value_(static_cast<_Float16>(value)) {}
     half(double value) : value_(static_cast<_Float16>(value)) {}
     half(int value) : value_(static_cast<_Float16>(value)) {}
     operator float() const { return static_cast<float>(value_); }
 
-   private:
+private:
     _Float16 value_;
 };
 
 // The upper half of an IEEE binary32. It has no arithmetic, on the device neither: AscendC::ToFloat, ToBfloat16, Cast.
 class bfloat16_t {
-   public:
+public:
     bfloat16_t() = default;
 
     static bfloat16_t FromBits(uint16_t bits) {
@@ -30,7 +30,7 @@ class bfloat16_t {
     }
     uint16_t Bits() const { return bits_; }
 
-   private:
+private:
     uint16_t bits_;
 };
 

@@ -16,7 +16,7 @@ using TEventID = int8_t;
 
 template <TPosition position = TPosition::LCM>
 class TBuf {
-   public:
+public:
     template <typename T>
     LocalTensor<T> Get() const { return LocalTensor<T>(local_, position); }
 
@@ -35,7 +35,7 @@ class TBuf {
         return LocalTensor<T>(part, position);
     }
 
-   private:
+private:
     friend class TPipe;
     ::sim::Local local_;
 };
@@ -43,7 +43,7 @@ class TBuf {
 // A queue between two pipes. num (of InitBuffer): blocks of memory. depth: tensors that may wait in it.
 template <TPosition source, TPosition target, int32_t depth, auto mask = 0>
 class TQueBind {
-   public:
+public:
     TQueBind() = default;
     TQueBind(const TQueBind&) = delete;
 
@@ -133,7 +133,7 @@ class TQueBind {
         return false;
     }
 
-   private:
+private:
     friend class TPipe;
 
     struct Waiting {
@@ -182,7 +182,7 @@ class TQue : public TQueBind<position, position, depth, mask> {};
 
 // Hands out local memory, and flags.
 class TPipe {
-   public:
+public:
     TPipe(::sim::Where here = ::sim::Where("TPipe")) {
         if (::sim::core().pipe_object) {
             ::sim::Fail("Buffer3", here, "this core has a TPipe already");
@@ -239,7 +239,7 @@ class TPipe {
         ::sim::core().pipe_object = nullptr;
     }
 
-   private:
+private:
     static int16_t Take(const ::sim::Where& here, uint32_t bytes, TPosition position) {
         ::sim::Core& core = ::sim::core();
         const uint32_t rounded = (bytes + ::sim::kBlock - 1) / ::sim::kBlock * ::sim::kBlock;

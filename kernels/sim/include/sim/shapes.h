@@ -12,7 +12,7 @@ namespace sim {
 // A parameter the hardware has so many bits for: what does not fit is an error here, and silently cut off there.
 template <typename T>
 class Fits {
-   public:
+public:
     template <typename I, typename = std::enable_if_t<std::is_integral_v<I> || std::is_enum_v<I>>>
     constexpr Fits(I value, const char* file = __builtin_FILE(), int line = __builtin_LINE()) : value_(static_cast<T>(value)) {
         if (static_cast<long long>(value_) != static_cast<long long>(value)) {
@@ -21,7 +21,7 @@ class Fits {
     }
     constexpr operator T() const { return value_; }
 
-   private:
+private:
     T value_;
 };
 using U8 = Fits<uint8_t>;

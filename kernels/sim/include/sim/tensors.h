@@ -11,7 +11,7 @@ namespace AscendC {
 
 template <typename T>
 class LocalTensor {
-   public:
+public:
     using PrimType = T;
 
     LocalTensor() = default;
@@ -54,14 +54,14 @@ class LocalTensor {
 
     const ::sim::Local& local() const { return local_; }
 
-   private:
+private:
     ::sim::Local local_;
     TPosition position_ = TPosition::MAX;
 };
 
 template <typename T>
 class GlobalTensor {
-   public:
+public:
     using PrimType = T;
 
     void SetGlobalBuffer(T* address) { SetGlobalBuffer(address, 0); }
@@ -103,7 +103,7 @@ class GlobalTensor {
         return at;
     }
 
-   private:
+private:
     uint8_t* base_ = nullptr;
     uint8_t* address_ = nullptr;
     uint64_t bytes_ = 0;

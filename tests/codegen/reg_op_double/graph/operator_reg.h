@@ -49,7 +49,7 @@ struct TensorType {
 
 // Prints one line per entry: type, kind, name, then dtypes, or the attribute's type and default.
 class Prototype {
-   public:
+public:
     explicit Prototype(const char* type) : type_(type) {}
 
     Prototype& Tensor(const char* kind, const char* name, const TensorType& type) {
@@ -71,7 +71,7 @@ class Prototype {
         return *this;
     }
 
-   private:
+private:
     const char* type_;
 };
 }  // namespace ge

@@ -21,7 +21,7 @@ enum class SocVersion { ASCEND910 = 0,
                         RESERVED_VERSION = 99999 };
 
 class PlatformAscendC {
-   public:
+public:
     explicit PlatformAscendC(fe::PlatFormInfos* platform) : chip_(*platform->chip) {}
     uint32_t GetCoreNum() const { return chip_.vector_cores; }
     uint32_t GetCoreNumAic() const { return chip_.cube_cores; }
@@ -53,7 +53,7 @@ class PlatformAscendC {
         }
     }
 
-   private:
+private:
     ::sim::Chip chip_;
 };
 
