@@ -152,7 +152,19 @@ def _host_install(arguments: argparse.Namespace) -> int:
     return 0
 
 
-GROUPS = {"host": "set up host mode"}
+def _kernel_trace(arguments: argparse.Namespace) -> int:
+    from npu_fused_graph.commands.kernel import format_trace, trace
+
+    facts = trace(
+        arguments.output, tokens=arguments.tokens, hidden=arguments.hidden, top_k=arguments.top_k,
+        experts=arguments.experts, shared=arguments.shared, ffn_ranks=arguments.ffn_ranks,
+        is_quantised=arguments.quantised, chip=arguments.chip, log=_progress,
+    )  # fmt: skip
+    _print(arguments, facts, format_trace(facts))
+    return 0
+
+
+GROUPS = {"host": "set up host mode", "kernel": "AscendC kernels on the simulator"}
 """First words of commands that have two."""
 
 COMMANDS = (
@@ -199,6 +211,23 @@ COMMANDS = (
     Command(
         "ops", "the operator table", _ops,
         [_argument("--engine", action="store_true", help="GE op types the CPU engine executes")],
+    ),
+    Command(
+        "kernel trace", "launch AttentionToFFN in the simulator and draw what each pipe of a core does", _kernel_trace,
+        [
+            _argument("--tokens", type=_positive, default=128, help="BS, tokens of the attention rank (default 128)"),
+            _argument("--hidden", type=_positive, default=7168, help="H, elements of a token (default 7168)"),
+            _argument("--top-k", type=_positive, default=8, help="K, experts of a token (default 8)"),
+            _argument("--experts", type=_positive, default=64, help="routed experts (default 64)"),
+            _argument("--shared", type=int, choices=range(5), default=1, help="shared experts (default 1)"),
+            _argument("--ffn-ranks", type=_positive, default=4, help="ranks that hold experts (default 4)"),
+            _argument("--quantised", action="store_true", help="quant_mode 2: int8 with a scale per token"),
+            _argument("--chip", default="Ascend910_9391", help="chip it is tiled for (default Ascend910_9391)"),
+            _argument(
+                "-o", "--output", type=Path, default=Path("trace.html"),
+                help="an HTML page; with the ending .json a trace that Perfetto opens (default trace.html)",
+            ),
+        ],
     ),
     Command(
         "host install", "fetch and unpack TorchAir once", _host_install,

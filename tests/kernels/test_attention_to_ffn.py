@@ -13,7 +13,7 @@ from npu_fused_graph.errors import KernelError
 from npu_fused_graph.sim.launch import USABLE_BYTES, Store
 from tests.kernels.built import entry
 from tests.kernels.dispatch_case import FORMS, compare, launch, random_dispatch, tiling
-from tests.ops.dispatch_model import call_of, fresh, plan_of
+from tests.ops.dispatch_model import call_of, dispatch, fresh, plan_of
 
 
 @pytest.mark.parametrize("form", range(len(FORMS)))
@@ -227,3 +227,13 @@ def test_local_memory_is_what_the_tiling_counts_on(form: int) -> None:
 def test_the_largest_sizes_fit(cores: int) -> None:
     largest = counted(is_quantised=True, has_scales=True, tokens=512, hidden=8192, ffn_ranks=767, cores=cores)
     assert largest <= USABLE_BYTES
+
+
+def test_only_what_is_written_goes_back_to_windows() -> None:
+    """Other processes write their parts of a window meanwhile: a launch must not bring back what was there before."""
+    plan, calls, windows, _ = random_dispatch(0, world=(2, 1))
+    got, _ = launch(plan, calls, windows, cores=3, sessions=[0])
+    wanted = {r: w.copy() for r, w in windows.items()}
+    dispatch(wanted, plan, plan.attention_ranks[0], calls[0])
+    for r, window in got.items():
+        assert numpy.array_equal(window, wanted[r])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from npu_fused_graph.errors import KernelError
+from npu_fused_graph.ops.attention_to_ffn import SPEC as DISPATCH
 from npu_fused_graph.ops.ffn_to_attention import SPEC as NO_KERNEL
 from npu_fused_graph.sim import build
 from npu_fused_graph.sim.launch import Argument, Kernel, RankLaunch, output
-from npu_fused_graph.sim.operators import kernel_of
+from npu_fused_graph.sim.operators import OperatorKernel, kernel_of
+from tests.kernels.dispatch_case import FORMS, compare, random_dispatch
 
 KERNEL = """
 #include "kernel_operator.h"
@@ -153,7 +157,23 @@ def test_an_operator_without_a_kernel() -> None:
 
 
 def test_dtypes_no_row_has() -> None:
-    from npu_fused_graph.ops.attention_to_ffn import SPEC
-
     with pytest.raises(KernelError, match=r"expected one of its rows of dtypes, got \{.x.: .float32.\}"):
-        kernel_of(SPEC, {"x": "float32"})
+        kernel_of(DISPATCH, {"x": "float32"})
+
+
+@pytest.mark.slow
+def test_the_build_with_cmake(tmp_path: Path) -> None:
+    """Without CANN it makes the libraries of the simulator, and one of them runs."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not there")
+    for command in (["-S", str(build.kernels_folder()), "-B", str(tmp_path)], ["--build", str(tmp_path), "-j2"]):
+        subprocess.run(["cmake", *command], check=True, capture_output=True, timeout=280)
+    row = next(row for row in DISPATCH.rows if row.scenario == "bfloat16")
+    plan, calls, windows, cores = random_dispatch(len(FORMS))
+    compare(
+        plan,
+        calls,
+        windows,
+        cores=cores,
+        kernel_=OperatorKernel(DISPATCH, row, tmp_path / "attention_to_ffn-bfloat16.so"),
+    )

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <utility>
@@ -251,6 +252,37 @@ void Prepare(const SimLaunch& launch, std::vector<Copied>& copies, std::vector<G
     all.rates.link /= std::max(1u, most);
 }
 
+// Outputs as a whole: what a kernel has left out shows. Of windows, which other processes may be using, only what was
+// written, in the order in which it was: a flag behind its data.
+void WriteBack(const std::vector<Copied>& copies) {
+    struct Piece {
+        uint64_t stamp;
+        uint8_t *to, *from;
+        uint64_t bytes;
+    };
+    std::vector<Piece> pieces;
+    for (const Copied& copy : copies) {
+        if (!copy.outside || !(copy.use & kWrite)) {
+            continue;
+        }
+        const Allocation& memory = machine().memory.at(reinterpret_cast<uintptr_t>(copy.memory.data()));
+        if (!memory.is_window) {
+            std::memcpy(copy.outside, copy.memory.data(), copy.bytes);
+            continue;
+        }
+        for (const auto& [begin, segment] : memory.segments) {
+            if (segment.is_written) {
+                pieces.push_back({segment.stamp, static_cast<uint8_t*>(copy.outside) + begin, copy.memory.data() + begin, segment.end - begin});
+            }
+        }
+    }
+    std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.stamp < b.stamp; });
+    for (const Piece& piece : pieces) {
+        std::memcpy(piece.to, piece.from, piece.bytes);
+        std::atomic_thread_fence(std::memory_order_release);
+    }
+}
+
 std::vector<std::string> g_names;
 
 }  // namespace
@@ -300,11 +332,7 @@ extern "C" const char* sim_launch(const SimLaunch* launch, int32_t* is_good) {
     }
     *is_good = said.empty();
     if (*is_good) {
-        for (const sim::Copied& copy : copies) {
-            if (copy.outside && copy.use & sim::kWrite) {
-                std::memcpy(copy.outside, copy.memory.data(), copy.bytes);
-            }
-        }
+        sim::WriteBack(copies);
         said = sim::Figures();
     }
     sim::machine().cores.clear();

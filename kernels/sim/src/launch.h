@@ -62,7 +62,8 @@ struct SimLaunch {
 };
 
 // A JSON object of figures when the kernel ran and broke no rule, else what was wrong; ``is_good`` tells which. Valid
-// until the next launch. Outputs and windows are changed only when all was good.
+// until the next launch. Outputs and windows are changed only when all was good; of windows, what the kernel wrote, in
+// that order.
 const char* sim_launch(const SimLaunch* launch, int32_t* is_good);
 }
 
