@@ -31,6 +31,7 @@ __all__ = [
     "npu_trans_quant_param",
     "pack_int4",
     "register_kernel",
+    "simulated_kernels",
     "unpack_quant_param",
 ]
 
@@ -56,6 +57,7 @@ _HOME = {
     "npu_trans_quant_param": "npu_fused_graph.ops.trans_quant_param_v2",
     "pack_int4": "npu_fused_graph.ops.int4",
     "register_kernel": "npu_fused_graph.engine",
+    "simulated_kernels": "npu_fused_graph.host.simulated",
     "unpack_quant_param": "npu_fused_graph.ops.trans_quant_param_v2",
 }
 
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from npu_fused_graph.compile.fusion import enable_fusion as enable_fusion
     from npu_fused_graph.engine import register_kernel as register_kernel
     from npu_fused_graph.host import load_torchair as load_torchair
+    from npu_fused_graph.host.simulated import simulated_kernels as simulated_kernels
     from npu_fused_graph.ops.ascend_flash_attention import ascend_flash_attention as ascend_flash_attention
     from npu_fused_graph.ops.attention_to_ffn import npu_attention_to_ffn as npu_attention_to_ffn
     from npu_fused_graph.ops.attention_worker_combine import (

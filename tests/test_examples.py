@@ -149,3 +149,10 @@ def test_06_says_what_would_be_grouped_and_groups_it() -> None:
     assert off.endswith("[deprecated] Pass grouped=True.")
     assert on.startswith(f"grouped=True: fused into grouped_mat_mul_all_reduce (same_rounding, {count}): ")
     assert "06_grouped_experts.py:26" in on, "the line of the all-reduce"
+
+
+@pytest.mark.slow
+def test_09_a_node_runs_the_kernel_on_the_simulator() -> None:
+    rows, answer = sorted(run("examples/09_kernel_on_the_simulator.py", str(free_port())).splitlines())
+    assert rows == "12 rows arrived from the simulated kernel, equal to what was sent: True"
+    assert answer == "answer: (4, 1024) torch.bfloat16"

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {"errors", "spec", "comm", "flash"},
     "passes": {"comm", "errors", "ops", "spec"},
     "aot": {"errors", "passes"},
-    "engine": {"errors", "ir", "spec", "comm", "ops", "flash"},
+    "engine": {"errors", "ir", "spec", "comm", "ops", "flash", "sim"},
     "inspector": {"errors", "ir", "spec"},
     "sim": {"cache", "errors", "ir", "spec"},
     "codegen": {"spec", "ops", "passes"},

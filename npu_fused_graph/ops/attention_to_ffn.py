@@ -164,6 +164,37 @@ def reference(
     ffn_start_rank_id: int = 0,
 ) -> None:
     """The operator on CPU: what is sent is decided, every rank it goes to is free, then it is written in order."""
+    dispatch = prepared(
+        session_id, micro_batch_id, layer_id, expert_ids, expert_rank_table, rank, ffn_token_info_table_shape,
+        ffn_token_data_shape, attn_token_info_table_shape, moe_expert_num, active_mask=active_mask,
+        quant_mode=quant_mode, sync_flag=sync_flag, ffn_start_rank_id=ffn_start_rank_id,
+    )  # fmt: skip
+    active = len(dispatch.routes.ranks)
+    for store in dispatch.stores(x[0, :active], None if scales is None else scales[0], bool(quant_mode)):
+        store.write()
+    if active_mask is not None:
+        for store in dispatch.inactive(active):
+            store.write()
+
+
+def prepared(
+    session_id: Tensor,
+    micro_batch_id: Tensor,
+    layer_id: Tensor,
+    expert_ids: Tensor,
+    expert_rank_table: Tensor,
+    rank: Rank,
+    ffn_token_info_table_shape: Sequence[int],
+    ffn_token_data_shape: Sequence[int],
+    attn_token_info_table_shape: Sequence[int],
+    moe_expert_num: int,
+    *,
+    active_mask: Tensor | None,
+    quant_mode: int,
+    sync_flag: int,
+    ffn_start_rank_id: int,
+) -> Dispatch:
+    """All that must hold before anything is written, and has to be waited for; whoever writes may begin."""
     windows = rank.windows
     sessions, micro_batches, tokens, slots, record = ffn_token_data_shape
     ffn_ranks = range(ffn_start_rank_id, ffn_start_rank_id + rank.size - sessions)
@@ -186,11 +217,7 @@ def reference(
     )
     _wait_for_room(windows, dispatch)
     windows.answering[micro_batch] = routes.ranks
-    for store in dispatch.stores(x[0, :active], None if scales is None else scales[0], bool(quant_mode)):
-        store.write()
-    if active_mask is not None:
-        for store in dispatch.inactive(active):
-            store.write()
+    return dispatch
 
 
 # -- what must hold before anything is written ---------------------------------------------------------------------

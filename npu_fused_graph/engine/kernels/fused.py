@@ -6,6 +6,7 @@ operator that GE has in another form than Python into Python's; see the operator
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from npu_fused_graph import ops
 from npu_fused_graph.comm import communicator
+from npu_fused_graph.engine.kernels.simulated import chip_of, launch_one_sided
 from npu_fused_graph.engine.registry import AttrParam, InputParam, Kernel, add
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError, argument_error
 from npu_fused_graph.ir.graph import Node
@@ -69,6 +71,7 @@ class FusedKernel:
     """
 
     def __init__(self, module: ModuleType, prepare: Prepare | None) -> None:
+        self._module = module
         self._spec: OpSpec = module.SPEC
         self._reference = module.reference
         self._prepare = prepare
@@ -107,10 +110,17 @@ class FusedKernel:
             group = peer.group
             if self._wants_rank:
                 given["rank"] = peer
-        result = observed(
-            lambda: ObservedCall.of(spec, arguments | self._hints, group, node.name), lambda: self._reference(**given)
-        )
+        call = functools.partial(self._reference, **given)
+        if chip := chip_of(spec):
+            call = functools.partial(self._simulated, chip, tensors, attrs, given)
+        result = observed(lambda: ObservedCall.of(spec, arguments | self._hints, group, node.name), call)
         return (result,) if len(spec.outputs) == 1 and spec.outputs[0].kind == "dynamic" else result
+
+    def _simulated(self, chip: str, tensors: dict[str, Any], attrs: dict[str, Any], given: dict[str, Any]) -> None:
+        """What the operator checks and waits for; then its kernel."""
+        prepared = self._module.prepared
+        prepared(**{name: given[name] for name in inspect.signature(prepared).parameters})
+        launch_one_sided(self._spec, chip, tensors, attrs, given["rank"])
 
     def _check_dtypes(self, tensors: dict[str, Any]) -> None:
         """Some column of the op definition must fit; int4 weights are held as int8, no bias as an empty one."""
