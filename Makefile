@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # one process per core, one torch thread per process: these tensors are tiny
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: .venv demo test test-slow check format bench fuzz mutants mutants-kernels opinfo clean
+.PHONY: .venv demo test test-slow check format bench fuzz mutants mutants-kernels kernels-full opinfo clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, got " + sys.version'
@@ -54,6 +54,9 @@ fuzz: .venv
 SITES ?= 300
 mutants: .venv
 	$(BIN)/python -m tests.mutants --sites $(SITES) --jobs 2
+
+kernels-full: .venv
+	$(BIN)/python -m tests.kernels.full
 
 mutants-kernels: .venv
 	$(BIN)/python -m tests.kernels.mutants --jobs 2

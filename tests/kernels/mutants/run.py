@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,43 +48,60 @@ def targets(folder: Path) -> list[Path]:
 
 def try_mutant(mutant: Mutant) -> Verdict:
     """One fault, from building to what noticed it."""
-    folder = kernels_folder()
+    is_dispatch = "add_rms_norm" not in str(mutant.file)
     with tempfile.TemporaryDirectory(prefix="nfg-mutant-") as scratch:
-        changed = Path(scratch)
-        for part in (*STEMS, "common"):
-            shutil.copytree(folder / part, changed / part)
-        (changed / mutant.file).write_text(mutant.text)
-        is_dispatch = "add_rms_norm" not in str(mutant.file)
         for dtype, c_type, scenario in TYPES:
-            target = changed / f"{scenario}.so"
-            said = _build(folder, changed, target, is_dispatch, c_type)
-            if said:
-                return Verdict(mutant, REFUSED, said)
-            why = _forked(_trials(target, is_dispatch, dtype, scenario))
+            try:
+                built = build(
+                    Path(scratch),
+                    {str(mutant.file): mutant.text},
+                    is_dispatch=is_dispatch,
+                    c_type=c_type,
+                    name=scenario,
+                )
+            except BuildError as error:
+                return Verdict(mutant, REFUSED, str(error))
+            why = _forked(_trials(built, is_dispatch, dtype, scenario))
             if why:
                 return Verdict(mutant, CAUGHT, why)
     return Verdict(mutant, SURVIVED)
 
 
-def _build(folder: Path, changed: Path, target: Path, is_dispatch: bool, c_type: str) -> str:
-    """What the compiler says; "" when it built ``target``."""
-    include = (changed, folder / "sim" / "include", folder / "sim" / "src", folder / "sim" / "host", folder)
-    common = ["g++", "-std=c++17", "-O1", "-fPIC", "-w", "-mavx2", "-mf16c", *(f"-I{path}" for path in include)]
+class BuildError(Exception):
+    """What the compiler says."""
+
+
+def build(scratch: Path, changed: Mapping[str, str], *, is_dispatch: bool, c_type: str, name: str) -> Path:
+    """A library of a kernel with other texts in place of its own, by file in the kernels' folder.
+
+    is_dispatch: AttentionToFFN, else the norm stage. c_type: of x. Raises BuildError.
+    """
+    folder = kernels_folder()
+    for part in (*STEMS, "common"):
+        shutil.copytree(folder / part, scratch / part, dirs_exist_ok=True)
+    for file, text in changed.items():
+        (scratch / file).write_text(text)
+    include = (scratch, folder / "sim" / "include", folder / "sim" / "src", folder / "sim" / "host", folder)
+    target = scratch / f"{name}.so"
     if is_dispatch:
+        stem = scratch / "attention_to_ffn"
         sources = [
-            changed / "attention_to_ffn" / "op_kernel" / "attention_to_ffn.cpp",
-            changed / "attention_to_ffn" / "op_host" / "attention_to_ffn_tiling.cpp",
+            stem / "op_kernel" / "attention_to_ffn.cpp", stem / "op_host" / "attention_to_ffn_tiling.cpp",
             folder / "sim" / "host" / "run_tiling.cpp",
-        ]
-        common += [f"-DDTYPE_X={c_type}"]
+        ]  # fmt: skip
     else:
         sources = [ENTRIES / "add_rms_norm.cpp"]
-        common += [f"-DDTYPE_X1={c_type}"]
     done = subprocess.run(
-        [*common, "-shared", *map(str, sources), str(simulator()), "-ldl", "-o", str(target)],
+        [
+            "g++", "-std=c++17", "-O1", "-fPIC", "-w", "-mavx2", "-mf16c", *(f"-I{path}" for path in include),
+            f"-D{'DTYPE_X' if is_dispatch else 'DTYPE_X1'}={c_type}", "-shared", *map(str, sources), str(simulator()),
+            "-ldl", "-o", str(target),
+        ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return "" if done.returncode == 0 else next((x for x in done.stderr.splitlines() if "error" in x), "?")
+    if done.returncode:
+        raise BuildError(next((x for x in done.stderr.splitlines() if "error" in x), "?"))
+    return target
 
 
 def _trials(built: Path, is_dispatch: bool, dtype: torch.dtype, scenario: str) -> Iterator[Trial]:
