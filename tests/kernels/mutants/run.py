@@ -52,13 +52,8 @@ def try_mutant(mutant: Mutant) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="nfg-mutant-") as scratch:
         for dtype, c_type, scenario in TYPES:
             try:
-                built = build(
-                    Path(scratch),
-                    {str(mutant.file): mutant.text},
-                    is_dispatch=is_dispatch,
-                    c_type=c_type,
-                    name=scenario,
-                )
+                changed = {str(mutant.file): mutant.text}
+                built = build(Path(scratch), changed, is_dispatch=is_dispatch, c_type=c_type, name=scenario)
             except BuildError as error:
                 return Verdict(mutant, REFUSED, str(error))
             why = _forked(_trials(built, is_dispatch, dtype, scenario))
