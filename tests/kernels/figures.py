@@ -1,4 +1,4 @@
-"""``python -m tests.kernels.figures``: simulated figures of both kernels, and of these with one buffer in each place."""
+"""``python -m tests.kernels.figures``: simulated figures of both kernels, beside the same with one buffer each."""
 
 from __future__ import annotations
 
