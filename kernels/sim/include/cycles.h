@@ -40,6 +40,8 @@ struct Rates {
     double scalar_miss = 300;
     // Cycles from the last core's arrival to everybody's departure of SyncAll. Guessed: 1 us.
     double sync_all = 1800;
+    // Cycles from the last core's CrossCoreSetFlag to CrossCoreWaitFlag. Guessed: PTO fits 220 to 1000.
+    double cross_core = 500;
     // Cycles from SetFlag to WaitFlag between two pipes. Guessed.
     double flag = 16;
     // All cores of a rank together, to windows of other ranks, bytes per cycle of 1.8 GHz; and the way there. Published:

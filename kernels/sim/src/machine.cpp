@@ -338,6 +338,13 @@ void Core::CheckEnd() {
                  buffer.state == BufferState::Queued ? "nobody took it out of the queue" : "FreeTensor is missing");
         }
     }
+    for (int id = 0; id < kCrossCoreIds; ++id) {
+        const auto& sets = machine().ranks[rank].cross_core[id].sets;
+        if (!sets.empty() && sets[block] > cross_core_waits[id]) {
+            Fail("Sync3", end, "this core has set flag %d %llu times and waited for it %llu times: the next kernel finds it set", id,
+                 static_cast<unsigned long long>(sets[block]), static_cast<unsigned long long>(cross_core_waits[id]));
+        }
+    }
     if (is_atomic) {
         Fail("Atomic", end, "atomic addition is still on. SetAtomicNone is missing: the next kernel would add");
     }

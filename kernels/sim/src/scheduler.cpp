@@ -164,6 +164,54 @@ void Machine::SyncAll(const Where& here, bool is_vector_only) {
     Yield();
 }
 
+// Mode 0: the flag is there for everybody as soon as all cores have set it.
+void Machine::SetCrossCore(const Where& here, Pipe pipe, int id) {
+    if (id < 0 || id >= kCrossCoreIds) {
+        Fail("Sync4", here, "expected a flag of 0 to %d, got %d. The others are SyncAll's and the framework's", kCrossCoreIds - 1, id);
+    }
+    Rank& rank = ranks[core->rank];
+    Rank::CrossCore& flag = rank.cross_core[id];
+    core->where = here;
+    core->DrainAll(here);
+    flag.sets.resize(rank.cores.size());
+    const uint64_t round = flag.sets[core->block]++;
+    if (flag.sets[core->block] - core->cross_core_waits[id] > kCrossCoreLimit) {
+        Fail("Sync4", here, "flag %d is set %d times and nobody has waited: its counter holds %d", id, kCrossCoreLimit + 1, kCrossCoreLimit);
+    }
+    if (flag.rounds.size() <= round) {
+        flag.rounds.push_back(std::make_shared<View>(cores.size() * kPipes, 0));
+        flag.times.push_back(0);
+    }
+    View& view = *flag.rounds[round];
+    Knowledge leaving = core->known[static_cast<int>(pipe)];
+    leaving.own[static_cast<int>(pipe)] = core->clock[static_cast<int>(pipe)];
+    for (int p = 0; p < kPipes; ++p) {
+        uint32_t& entry = view[core->number * kPipes + p];
+        entry = std::max(entry, leaving.own[p]);
+    }
+    for (size_t i = 0; leaving.others && i < view.size(); ++i) {
+        view[i] = std::max(view[i], (*leaving.others)[i]);
+    }
+    flag.times[round] = std::max(flag.times[round], std::max(core->done[static_cast<int>(pipe)], core->time[static_cast<int>(Pipe::S)]));
+    flag.complete = *std::min_element(flag.sets.begin(), flag.sets.end());
+}
+
+void Machine::WaitCrossCore(const Where& here, int id) {
+    if (id < 0 || id >= kCrossCoreIds) {
+        Fail("Sync4", here, "expected a flag of 0 to %d, got %d. The others are SyncAll's and the framework's", kCrossCoreIds - 1, id);
+    }
+    Rank::CrossCore& flag = ranks[core->rank].cross_core[id];
+    Core& running = *core;
+    const uint64_t round = running.cross_core_waits[id]++;
+    if (flag.complete <= round) {
+        Block(here, "flag " + std::to_string(id) + " of all cores", [&flag, round] { return flag.complete > round; });
+    }
+    for (int p = 0; p < kPipes; ++p) {
+        Join(running.known[p], Knowledge{{}, flag.rounds[round]});
+        running.time[p] = std::max(running.time[p], flag.times[round] + rates.cross_core);
+    }
+}
+
 void Machine::Run() {
     g_is_cancelled = false;
     struct sigaction action {

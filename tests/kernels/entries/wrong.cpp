@@ -385,6 +385,47 @@ void Run(Lab& lab, int number) {
                 SetAtomicNone();
             }
             return;
+        case 48:  // a flag between cores that is not behind the data
+            if (!is_first) {
+                lab.Rest();
+            }
+            if (is_wrong) {
+                CrossCoreSetFlag<0, PIPE_V>(3);
+            } else {
+                CrossCoreSetFlag<0, PIPE_MTE3>(3);
+            }
+            CrossCoreWaitFlag(3);
+            if (is_first) {
+                DataCopy(a, y, COUNT);  // case 48
+                lab.Order<HardEvent::MTE2_MTE3>();
+                PipeBarrier<PIPE_ALL>();
+                Muls(b, a, 1.0f, COUNT);
+                lab.Store();
+            }
+            return;
+        case 49:  // a flag between cores that nobody waits for
+            lab.Rest();
+            CrossCoreSetFlag<0, PIPE_MTE3>(0);
+            if (!is_wrong) CrossCoreWaitFlag(0);
+            return;
+        case 50:  // a flag between cores that is the framework's
+            lab.Rest();
+            CrossCoreSetFlag<0, PIPE_MTE3>(is_wrong ? 11 : 10);  // case 50
+            return CrossCoreWaitFlag(is_wrong ? 11 : 10);
+        case 51:  // a flag between cores set more often than its counter holds
+            lab.Rest();
+            for (int i = 0; i < (is_wrong ? 16 : 15); ++i) {
+                CrossCoreSetFlag<0, PIPE_MTE3>(1);  // case 51
+            }
+            for (int i = 0; i < 15; ++i) {
+                CrossCoreWaitFlag(1);
+            }
+            return;
+        case 52:  // a flag between cores that one core does not set
+            if (is_first) lab.Rest();
+            if (is_first || !is_wrong) CrossCoreSetFlag<0, PIPE_MTE3>(2);
+            if (is_first || !is_wrong) CrossCoreWaitFlag(2);  // case 52
+            return;
         default:
             lab.Rest();
     }

@@ -40,6 +40,8 @@ constexpr uint32_t kCacheLine = 64;                       // bytes of a line of 
 constexpr int kEventIds = 8;                              // flags of each pair of pipes
 constexpr int kReservedEventIds = 2;                      // 6 and 7 are the framework's
 constexpr int kMaxBuffers = 64;                           // of a TPipe
+constexpr int kCrossCoreIds = 11;                         // of flags between cores; 11 to 15 are SyncAll's and the framework's
+constexpr int kCrossCoreLimit = 15;                       // what the counter of such a flag holds
 constexpr uint64_t kLibraryWorkspace = 16 * 1024 * 1024;  // of a workspace, in front
 
 // Where in the kernel's source an API is called: as a default argument, ``Where("Add")`` is the place of the call.
@@ -256,6 +258,7 @@ public:
     int dirty_lines = 0;
 
     // vector state
+    uint64_t cross_core_waits[kCrossCoreIds] = {};
     bool is_atomic = false;
     float deq_scale = 1;
     bool has_deq_scale = false;
@@ -303,6 +306,13 @@ struct Rank {
     // SyncAll
     int arrived = 0;
     uint64_t rounds = 0;
+    // flags between cores, by id: how often each core has set it; what was known in each round that all have
+    struct CrossCore {
+        std::vector<uint64_t> sets;
+        std::vector<std::shared_ptr<View>> rounds;
+        std::vector<double> times;
+        uint64_t complete = 0;
+    } cross_core[kCrossCoreIds];
 };
 
 struct HostStore {
@@ -317,6 +327,8 @@ public:
     uint64_t LatestStamp(const Allocation& target, uint64_t begin, uint64_t end) const;
     void Publish(const Where& where, Pipe pipe, uint8_t* address, uint64_t bytes);
     void SyncAll(const Where& where, bool is_vector_only);
+    void SetCrossCore(const Where& where, Pipe pipe, int id);
+    void WaitCrossCore(const Where& where, int id);
     void Poll(const Where& where);
     void Yield();
     void Block(const Where& where, std::string what, std::function<bool()> is_ready);

@@ -40,6 +40,18 @@ void PipeBarrier(::sim::Where here = ::sim::Where("PipeBarrier")) {
 template <bool isAIVOnly = true>
 void SyncAll(::sim::Where here = ::sim::Where("SyncAll")) { ::sim::machine().SyncAll(here, isAIVOnly); }
 
+// A flag between cores: mode 0, all cores of the launch set it, and each waits until all have.
+template <uint8_t mode, pipe_t pipe>
+void CrossCoreSetFlag(uint16_t id, ::sim::Where here = ::sim::Where("CrossCoreSetFlag")) {
+    static_assert(mode == 0, "the simulator has flags between vector cores only: mode 0");
+    static_assert(pipe != PIPE_ALL, "a flag is set behind the work of one pipe");
+    constexpr ::sim::Pipe kPipes[] = {::sim::Pipe::S, ::sim::Pipe::V, ::sim::Pipe::MTE1, ::sim::Pipe::MTE2, ::sim::Pipe::MTE3, ::sim::Pipe::M, ::sim::Pipe::FIX};
+    ::sim::machine().SetCrossCore(here, kPipes[pipe], id);
+}
+
+template <uint8_t mode = 0, pipe_t pipe = PIPE_S>
+void CrossCoreWaitFlag(uint16_t id, ::sim::Where here = ::sim::Where("CrossCoreWaitFlag")) { ::sim::machine().WaitCrossCore(here, id); }
+
 inline int64_t GetBlockIdx() { return ::sim::core().block; }
 inline int64_t GetBlockNum() { return ::sim::machine().ranks[::sim::core().rank].block_dim; }
 inline int64_t GetSubBlockIdx() { return 0; }
