@@ -68,6 +68,13 @@ def test_limits(case: str, form: int) -> None:
     compare(plan, calls, windows, cores=cores)
 
 
+@pytest.mark.parametrize("tokens", [127, 128, 129, 255, 300, 511])
+def test_masks_of_any_length(tokens: int) -> None:
+    """The trues are counted 128 at a time."""
+    plan, calls, windows, cores = random_dispatch(1, world=(2, 2), tokens=tokens, k=1, shared=0)
+    compare(plan, calls, windows, cores=cores)
+
+
 @pytest.mark.parametrize("form", [3, 7])
 @pytest.mark.parametrize("active", ["none", "all"])
 def test_masks_of_one_value(active: str, form: int) -> None:

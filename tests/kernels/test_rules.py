@@ -26,7 +26,7 @@ RULES = [
     "SetFlag: nobody waits for MTE3_V 0: the next kernel finds it set [Sync3]",
     "SetFlag: V_MTE3: event id 6 is the framework's. Take one from AllocEventID or FetchEventID [Sync4]",
     "Add: reads byte 1024 of local memory, which nobody has written [Read2]",
-    "Duplicate: writes bytes 0 to 544 of a buffer of 512 [Write2]",
+    "Duplicate: writes bytes 0 to 544 of a tensor of 512 [Write2]",
     "Muls: the target begins at byte 528: expected a multiple of 32 [Align]",
     "DataCopy: count: expected a multiple of 32 bytes, got 48. DataCopyPad takes any [Align]",
     "DataCopy: reads bytes 32 to 288 of x, which has 256 [Global]",
@@ -60,7 +60,7 @@ RULES = [
     "end of the kernel: bytes that SetValue wrote to global memory are only in the data cache. "
     "DataCacheCleanAndInvalid is missing [Cache]",
     "DataCopyPad: blockLen: expected at most 2097151 bytes, whole elements of 4, got 255 [Parameter]",
-    "Muls: reads byte 1024 of local memory, which nobody has written [Read2]",
+    "Muls: reads byte 1044 of local memory, which nobody has written [Read2]",
     "DataCopy: MTE3 writes byte 0 of y, which this core's MTE3 writes (line #). PipeBarrier<PIPE_MTE3> is missing "
     "[Sync2]",
     "DataCopy: MTE2 reads byte 0 of y, which this core's MTE3 writes (line #). A flag of MTE3_MTE2 is missing [Sync1]",
@@ -70,8 +70,8 @@ RULES = [
     "EnQue: the queue holds 1 tensors already, its depth [Buffer2]",
     "DataCopyPad: leftPadding, rightPadding: expected at most 32 bytes each, got 36 and 0 [Parameter]",
     "DataCopy: adds to byte 0 of z, which nobody has written [Read2]",
-    "DataCopy: MTE2 reads byte 0 of y, which core 1's MTE3 writes (line #). Nothing orders them: SyncAll, or a flag that "
-    "is set behind the data, is missing [Sync1]",
+    "DataCopy: MTE2 reads byte 0 of y, which core 1's MTE3 writes (line #). Nothing orders them: SyncAll, or a flag "
+    "that is set behind the data, is missing [Sync1]",
     "end of the kernel: this core has set flag 0 1 times and waited for it 0 times: the next kernel finds it set "
     "[Sync3]",
     "CrossCoreSetFlag: expected a flag of 0 to 10, got 11. The others are SyncAll's and the framework's [Sync4]",
@@ -79,10 +79,29 @@ RULES = [
     "deadlock: every core waits [Deadlock]\n"
     "  rank 0, core 0: wrong.cpp:# CrossCoreWaitFlag, waits for flag 2 of all cores\n"
     "  1 of 2 cores have ended",
+    "SetFlag: V_MTE3 0 is set already, at line #, and nobody has waited for it [Sync4]",
+    "DataCacheCleanAndInvalid: S writes byte 0 of w, which core 1's S writes (line #). Nothing orders them: SyncAll, "
+    "or a flag that is set behind the data, is missing [Sync2]",
+    "DataCopy: MTE3 adds to byte 0 of y, which core 0's MTE3 writes (line #). Nothing orders them: SyncAll, or a flag "
+    "that is set behind the data, is missing [Sync2]",
+    "DataCopy: MTE2 reads byte 0 of y, which core 1's MTE3 adds (line #). Nothing orders them: SyncAll, or a flag that "
+    "is set behind the data, is missing [Sync1]",
+    "DataCopy: memory adds numbers of another type: SetAtomicAdd names it [Atomic]",
+    "ReduceMax: the work tensor has 28 bytes: expected at least 32 [Work]",
+    "WholeReduceMax: the target begins at byte 1028: expected a multiple of 8 [Align]",
+    "GetValue: a scalar of 4 bytes at byte 514, which is no multiple of 4 [Align]",
+    "Duplicate: writes bytes 0 to 288 of a tensor of 256 [Write2]",
+    "SyncAll: SyncAll<false> waits for cube cores, and this launch has none: it hangs [Launch]",
+    "Max: a repeat reads, through src0, what another one writes [Overlap]",
+    "WholeReduceSum: repeat 1 writes over what repeat 2 reads [Overlap]",
+    "Muls: mask: expected 0 as the second word of 64 lanes [Mask]",
+    "DataCopy: writes a tensor that was freed [Read1]",
+    "SetFlag: MTE1_M: a vector core has no such pipe [Unit]",
+    "ReleaseEventID: V_MTE3: event id 0 is given back while its flag is set [Sync4]",
 ]
 """What is said of each case, by number, behind where it is said. #: a line of the source."""
 
-TWO_CORES = {33, 34, 47, 48, 52}
+TWO_CORES = {33, 34, 47, 48, 52, 54, 55, 56}
 ORDER_ONLY = {0, 1, 4, 6}
 """Without the clocks these run in program order, and the numbers are right: only another order of the pipes shows it.
 

@@ -112,7 +112,7 @@ public:
 private:
     template <HardEvent event>
     __aicore__ inline void Order() {
-        const auto id = AscendC::GetTPipePtr()->template FetchEventID<event>();
+        const auto id = GetTPipePtr()->template FetchEventID<event>();
         AscendC::SetFlag<event>(id);
         AscendC::WaitFlag<event>(id);
     }
@@ -131,6 +131,7 @@ private:
         if (whole > 0) {
             AscendC::WholeReduceSum(sums, ones, 128, static_cast<int32_t>(whole), 1, 1, 8);
         }
+        AscendC::PipeBarrier<PIPE_V>();  // both write one block
         if (rest > 0) {
             AscendC::WholeReduceSum(sums[whole], ones[whole * 128], static_cast<int32_t>(rest), 1, 1, 1, 8);
         }

@@ -66,19 +66,15 @@ void Core::NotOrdered(const Where& here, const char* kind, Pipe pipe, const char
          who.c_str(), PipeName(other.pipe), did, where_to.c_str(), cure.c_str());
 }
 
-bool Core::IsKnownWriter(Pipe pipe, const Segment& segment) const {
-    return !segment.is_written || (IsKnown(pipe, segment.writer) && std::all_of(segment.other_writers.begin(), segment.other_writers.end(),
-                                                                                [&](const Access& writer) { return IsKnown(pipe, writer); }));
+bool Core::KnowsAll(Pipe pipe, const std::vector<Access>& accesses) const {
+    return std::all_of(accesses.begin(), accesses.end(), [&](const Access& access) { return IsKnown(pipe, access); });
 }
 
-void Core::CheckWriters(const Where& here, Pipe pipe, const char* kind, const char* verb, const Allocation& target, uint64_t at,
-                        const Segment& segment) const {
-    if (segment.is_written && !IsKnown(pipe, segment.writer)) {
-        NotOrdered(here, kind, pipe, verb, target, at, segment.writer, "writes", segment.line);
-    }
-    for (const Access& writer : segment.other_writers) {
-        if (!IsKnown(pipe, writer)) {
-            NotOrdered(here, kind, pipe, verb, target, at, writer, "writes", segment.line);
+void Core::CheckKnown(const Where& here, Pipe pipe, const char* kind, const char* verb, const Allocation& target, uint64_t at,
+                      const std::vector<Access>& accesses, const char* did, int line) const {
+    for (const Access& access : accesses) {
+        if (!IsKnown(pipe, access)) {
+            NotOrdered(here, kind, pipe, verb, target, at, access, did, line);
         }
     }
 }
@@ -104,28 +100,29 @@ void Core::ReadGlobal(const Where& here, Pipe pipe, const uint8_t* address, uint
             }
         }
     }
+    const bool may_be_flag = target.is_window && bytes <= kFlagBytes;
     for (auto at = target.Cut(begin, end); at != target.segments.end() && at->first < end; ++at) {
         Segment& segment = at->second;
         if (!segment.is_initialised) {
             Fail("Read2", here, "reads byte %llu of %s, which nobody has written", static_cast<unsigned long long>(at->first), target.name.c_str());
         }
-        if (!IsKnownWriter(pipe, segment)) {
-            if (!(target.is_window && bytes <= kFlagBytes && segment.released && segment.writer.core != number)) {
-                CheckWriters(here, pipe, "Sync1", "reads", target, at->first, segment);
-            }
+        if (!KnowsAll(pipe, segment.writers) && may_be_flag && segment.released && machine().cores[segment.writers[0].core]->rank != rank) {
             // a flag of another rank: who sees it knows what its writer knew
-            auto view = segment.released->others ? std::make_shared<View>(*segment.released->others)
-                                                 : std::make_shared<View>(machine().cores.size() * kPipes, 0);
+            const uint16_t writer = segment.writers[0].core;
+            auto view = segment.released->others ? std::make_shared<View>(*segment.released->others) : std::make_shared<View>(machine().cores.size() * kPipes, 0);
             for (int p = 0; p < kPipes; ++p) {
-                (*view)[segment.writer.core * kPipes + p] = segment.released->own[p];
+                (*view)[writer * kPipes + p] = segment.released->own[p];
             }
             Join(known[static_cast<int>(pipe)], Knowledge{{}, view});
+        } else {
+            CheckKnown(here, pipe, "Sync1", "reads", target, at->first, segment.writers, "writes", segment.line);
         }
-        const Access mine{static_cast<uint16_t>(number), pipe, clock[static_cast<int>(pipe)]};
+        CheckKnown(here, pipe, "Sync1", "reads", target, at->first, segment.adders, "adds", segment.line);
+        const Access mine{static_cast<uint16_t>(number), pipe, clock[static_cast<int>(pipe)], may_be_flag};
         auto same = std::find_if(segment.readers.begin(), segment.readers.end(),
                                  [&](const Access& reader) { return reader.core == mine.core && reader.pipe == mine.pipe; });
         if (same != segment.readers.end()) {
-            same->clock = mine.clock;
+            *same = mine;
         } else {
             segment.readers.push_back(mine);
         }
@@ -142,36 +139,41 @@ void Core::WriteGlobal(const Where& here, Pipe pipe, uint8_t* address, uint64_t 
         Fail("Global", here, "writes %s, which is an input", target.name.c_str());
     }
     const uint64_t begin = static_cast<uint64_t>(address - target.base), end = begin + bytes;
-    const Access mine{static_cast<uint16_t>(number), pipe, clock[static_cast<int>(pipe)]};
     for (const Publication* open : machine().published) {
         if (open->base < address + bytes && address < open->base + open->bytes) {
             Fail("Publish", here, "writes byte %llu of %s after the flag in front of it has been set: another rank may be reading it",
                  static_cast<unsigned long long>(begin), target.name.c_str());
         }
     }
+    const Access mine{static_cast<uint16_t>(number), pipe, clock[static_cast<int>(pipe)]};
+    const bool may_be_flag = target.is_window && bytes <= kFlagBytes;
+    std::vector<Access> writers, adders;
     auto first = target.Cut(begin, end);
-    std::vector<Access> other_writers;
     for (auto at = first; at != target.segments.end() && at->first < end; ++at) {
         const Segment& segment = at->second;
-        if (is_addition && !segment.is_initialised) {
-            Fail("Read2", here, "adds to byte %llu of %s, which nobody has written", static_cast<unsigned long long>(at->first), target.name.c_str());
-        }
-        if (is_addition && segment.is_addition) {
-            other_writers = segment.other_writers;
-            other_writers.push_back(segment.writer);
-            continue;
-        }
-        CheckWriters(here, pipe, "Sync2", "writes", target, at->first, segment);
+        CheckKnown(here, pipe, "Sync2", is_addition ? "adds to" : "writes", target, at->first, segment.writers, "writes", segment.line);
         for (const Access& reader : segment.readers) {
-            if (!IsKnown(pipe, reader)) {
-                NotOrdered(here, "Sync2", pipe, "writes", target, at->first, reader, "reads", 0);
+            // who polls a flag of another rank reads it at any time
+            const bool is_flag = may_be_flag && reader.is_poll && machine().cores[reader.core]->rank != rank;
+            if (!is_flag && !IsKnown(pipe, reader)) {
+                NotOrdered(here, "Sync2", pipe, is_addition ? "adds to" : "writes", target, at->first, reader, "reads", 0);
             }
         }
+        if (is_addition) {
+            if (!segment.is_initialised) {
+                Fail("Read2", here, "adds to byte %llu of %s, which nobody has written", static_cast<unsigned long long>(at->first), target.name.c_str());
+            }
+            writers.insert(writers.end(), segment.writers.begin(), segment.writers.end());
+            adders.insert(adders.end(), segment.adders.begin(), segment.adders.end());
+        } else {
+            CheckKnown(here, pipe, "Sync2", "writes", target, at->first, segment.adders, "adds", segment.line);
+        }
     }
+    (is_addition ? adders : writers).push_back(mine);
     target.segments.erase(std::next(first), target.segments.lower_bound(end));
     Segment& segment = first->second;
-    segment = Segment{end, true, true, is_addition, mine, ++machine().stamp, here.line, nullptr, {}, std::move(other_writers)};
-    if (target.is_window && bytes <= kFlagBytes) {
+    segment = Segment{end, true, ++machine().stamp, here.line, nullptr, std::move(writers), std::move(adders), {}};
+    if (may_be_flag && !is_addition) {
         segment.released = std::make_shared<Knowledge>(known[static_cast<int>(pipe)]);
     }
     machine().Publish(here, pipe, address, bytes);
@@ -188,10 +190,9 @@ void Machine::Publish(const Where& here, Pipe pipe, uint8_t* address, uint64_t b
         Allocation& target = Find(here, open.base, open.bytes, "publishes");
         const uint64_t begin = static_cast<uint64_t>(open.base - target.base), end = begin + open.bytes;
         for (auto piece = std::prev(target.segments.upper_bound(begin)); piece != target.segments.end() && piece->first < end; ++piece) {
-            if (piece->second.is_written && !core->IsKnown(pipe, piece->second.writer)) {
-                core->NotOrdered(here, "Publish", pipe, "sets a flag in front of", target, std::max(begin, piece->first), piece->second.writer, "writes",
-                                 piece->second.line);
-            }
+            const uint64_t from = std::max(begin, piece->first);
+            core->CheckKnown(here, pipe, "Publish", "sets a flag in front of", target, from, piece->second.writers, "writes", piece->second.line);
+            core->CheckKnown(here, pipe, "Publish", "sets a flag in front of", target, from, piece->second.adders, "adds", piece->second.line);
         }
     }
 }
@@ -224,8 +225,15 @@ CacheLine& Core::Line(const Where& here, const uint8_t* address, uint32_t bytes)
     return found;
 }
 
+void CheckScalar(const Where& here, uint64_t address, uint32_t bytes) {
+    if (address % bytes) {
+        Fail("Align", here, "a scalar of %u bytes at an address that is no multiple of %u", bytes, bytes);
+    }
+}
+
 void Core::LoadScalar(const Where& here, const uint8_t* address, uint32_t bytes, void* into) {
     where = here;
+    CheckScalar(here, reinterpret_cast<uint64_t>(address), bytes);
     Begin(Pipe::S);
     ReadGlobal(here, Pipe::S, address, bytes);
     CacheLine& line = Line(here, address, bytes);
@@ -234,6 +242,7 @@ void Core::LoadScalar(const Where& here, const uint8_t* address, uint32_t bytes,
 
 void Core::StoreScalar(const Where& here, uint8_t* address, uint32_t bytes, const void* from) {
     where = here;
+    CheckScalar(here, reinterpret_cast<uint64_t>(address), bytes);
     Begin(Pipe::S);
     Allocation& target = machine().Find(here, address, bytes, "writes");
     if (!(target.use & kWrite)) {
@@ -255,18 +264,29 @@ void Core::WriteBack(const Where& here, uint64_t at) {
     if (machine().LatestStamp(target, static_cast<uint64_t>(first - target.base), static_cast<uint64_t>(last - target.base)) > line.stamp) {
         Fail("Cache", here, "writes back a whole line of %s of which others have written a part since: their bytes are lost", target.name.c_str());
     }
-    for (uint32_t i = 0; i < kCacheLine; ++i) {
-        if (!(line.dirty >> i & 1)) {
-            continue;
+    // the whole line is written: a neighbour that another core writes meanwhile is lost
+    const uint64_t begin = static_cast<uint64_t>(first - target.base), end = static_cast<uint64_t>(last - target.base);
+    std::vector<std::pair<uint64_t, uint64_t>> unknown;
+    for (auto piece = target.Cut(begin, end); piece != target.segments.end() && piece->first < end; ++piece) {
+        if (!piece->second.is_initialised) {
+            unknown.emplace_back(piece->first, piece->second.end);
         }
-        uint32_t run = 1;
-        while (i + run < kCacheLine && line.dirty >> (i + run) & 1) {
-            ++run;
-        }
-        WriteGlobal(here, Pipe::S, base + i, run);
-        std::memcpy(base + i, line.bytes + i, run);
-        i += run;
     }
+    WriteGlobal(here, Pipe::S, first, end - begin);
+    for (const auto& [from, to] : unknown) {
+        for (uint64_t at = from; at < to; ++at) {
+            const uint64_t bit = static_cast<uint64_t>(target.base + at - base);
+            if (!(line.dirty >> bit & 1)) {
+                target.Cut(at, at + 1)->second.is_initialised = false;
+            }
+        }
+    }
+    for (uint32_t i = 0; i < kCacheLine; ++i) {
+        if (line.dirty >> i & 1) {
+            base[i] = line.bytes[i];
+        }
+    }
+    line.dirty = 0;
     --dirty_lines;
 }
 
@@ -293,7 +313,11 @@ void Core::CleanAndInvalidate(const Where& here, const uint8_t* address, bool is
         }
         invalidated.insert(line);
     }
-    machine().Poll(here);
+    auto at = machine().memory.upper_bound(reinterpret_cast<uintptr_t>(address));
+    const bool may_change = at != machine().memory.begin() && !std::prev(at)->second.segments.empty();
+    if (may_change) {
+        machine().Poll(here, address);
+    }
 }
 
 }  // namespace sim

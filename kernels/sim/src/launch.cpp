@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "common/hccl_context.h"
@@ -28,6 +29,10 @@ public:
         const size_t rounded = (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
         size_ = (rounded + page - 1) / page * page + 2 * page;
         all_ = static_cast<uint8_t*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        if (all_ == MAP_FAILED) {
+            all_ = nullptr;
+            Fail("Launch", Nowhere(), "expected memory for a tensor of %llu bytes, got none", static_cast<unsigned long long>(bytes));
+        }
         mprotect(all_, page, PROT_NONE);
         mprotect(all_ + size_ - page, page, PROT_NONE);
         data_ = all_ + size_ - page - rounded;
@@ -128,7 +133,7 @@ std::string Figures() {
             latest = std::max({latest, each->time[p], each->done[p]});
             busy[p] = std::max(busy[p], each->busy[p]);
         }
-        local = std::max(local, each->local_used);
+        local = std::max({local, each->local_used, each->local_most});
         in += each->bytes_in;
         out += each->bytes_out;
         far += each->bytes_far;
@@ -158,6 +163,8 @@ std::string Figures() {
     return text + "}";
 }
 
+constexpr uint32_t kMostCores = 48;  // vector cores of the largest chip
+
 void Prepare(const SimLaunch& launch, std::vector<Copied>& copies, std::vector<GroupContext>& contexts) {
     Machine& all = machine();
     all = Machine{};
@@ -167,6 +174,21 @@ void Prepare(const SimLaunch& launch, std::vector<Copied>& copies, std::vector<G
     all.is_traced = launch.is_traced;
     all.usable_local = launch.usable_local;
     all.ranks.resize(launch.rank_count);
+    uint32_t most = 0;
+    for (uint64_t r = 0; r < launch.rank_count; ++r) {
+        most = std::max(most, launch.ranks[r].block_dim);
+    }
+    if (most < 1 || most > kMostCores) {
+        Fail("Launch", Nowhere(), "expected 1 to %u cores, what the largest chip has, got %u", kMostCores, most);
+    }
+    // a tensor that is both read and written has its content, whichever comes first
+    std::map<void*, bool> has_content;
+    for (uint64_t r = 0; r < launch.rank_count; ++r) {
+        for (uint64_t i = 0; i < launch.ranks[r].tensor_count; ++i) {
+            const SimTensor& tensor = launch.ranks[r].tensors[i];
+            has_content[tensor.data] |= tensor.is_initialised != 0;
+        }
+    }
     std::map<void*, size_t> seen;
     auto copy = [&](const std::string& name, void* data, uint64_t bytes, uint32_t use, bool is_initialised) {
         auto found = seen.find(data);
@@ -175,6 +197,16 @@ void Prepare(const SimLaunch& launch, std::vector<Copied>& copies, std::vector<G
             before.use |= use;
             Register(name, before.memory.data(), bytes, before.use, true);
             return before.memory.data();
+        }
+        for (const auto& [other, at] : seen) {
+            const auto* begin = static_cast<const uint8_t*>(other);
+            const auto* mine = static_cast<const uint8_t*>(data);
+            if (data && bytes > 0 && mine < begin + copies[at].bytes && begin < mine + bytes) {
+                Fail("Launch", Nowhere(), "%s overlaps another tensor of the launch in part", name.c_str());
+            }
+        }
+        if (data && has_content.count(data)) {
+            is_initialised = has_content[data];
         }
         Copied made{Guarded(bytes), data, bytes, use};
         if (is_initialised && data) {
@@ -246,7 +278,6 @@ void Prepare(const SimLaunch& launch, std::vector<Copied>& copies, std::vector<G
         }
     }
     // chip and link rates are shared by the cores of a rank
-    const uint32_t most = std::max_element(all.ranks.begin(), all.ranks.end(), [](const Rank& a, const Rank& b) { return a.block_dim < b.block_dim; })->block_dim;
     all.rates.load = std::min(all.rates.load, all.rates.chip / std::max(1u, most));
     all.rates.store = std::min(all.rates.store, all.rates.chip / std::max(1u, most));
     all.rates.link /= std::max(1u, most);
@@ -271,7 +302,7 @@ void WriteBack(const std::vector<Copied>& copies) {
             continue;
         }
         for (const auto& [begin, segment] : memory.segments) {
-            if (segment.is_written) {
+            if (!segment.writers.empty() || !segment.adders.empty()) {
                 pieces.push_back({segment.stamp, static_cast<uint8_t*>(copy.outside) + begin, copy.memory.data() + begin, segment.end - begin});
             }
         }
@@ -321,6 +352,8 @@ void CallKernel(Rank& rank) {
 
 extern "C" const char* sim_launch(const SimLaunch* launch, int32_t* is_good) {
     static std::string said;
+    static std::mutex one_at_a_time;
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
     std::vector<sim::Copied> copies;
     std::vector<sim::GroupContext> contexts;
     try {
@@ -328,7 +361,9 @@ extern "C" const char* sim_launch(const SimLaunch* launch, int32_t* is_good) {
         sim::machine().Run();
         said = sim::machine().failure;
     } catch (const sim::Violation& violation) {
-        said = violation.text;
+        said = (violation.text[0] == ':' ? "[" + std::string(launch->stem) + "] launch" : "") + violation.text;
+    } catch (const std::exception& error) {
+        said = "[" + std::string(launch->stem) + "] launch: expected ranks, windows and memory that are there, got: " + error.what();
     }
     *is_good = said.empty();
     if (*is_good) {

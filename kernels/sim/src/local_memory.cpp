@@ -20,6 +20,10 @@ void Core::Reach(const Where& here, const Local& tensor, uint64_t offset, uint64
         Fail("Buffer1", here, "%s a tensor that is in its queue: between EnQue and DeQue it is nobody's", verb);
     }
     const uint64_t begin = tensor.address + offset;
+    if (offset + bytes > tensor.bytes) {
+        Fail(*verb == 'r' ? "Read3" : "Write2", here, "%s bytes %llu to %llu of a tensor of %u", verb, static_cast<unsigned long long>(offset),
+             static_cast<unsigned long long>(offset + bytes), tensor.bytes);
+    }
     if (begin < buffer.address || begin + bytes > static_cast<uint64_t>(buffer.address) + buffer.bytes) {
         Fail(*verb == 'r' ? "Read3" : "Write2", here, "%s bytes %lld to %lld of a buffer of %u", verb,
              static_cast<long long>(begin) - buffer.address, static_cast<long long>(begin + bytes) - buffer.address, buffer.bytes);
@@ -29,6 +33,12 @@ void Core::Reach(const Where& here, const Local& tensor, uint64_t offset, uint64
 void Core::Aligned(const Where& here, const Local& tensor, const char* what) const {
     if (tensor.address % kBlock) {
         Fail("Align", here, "%s begins at byte %u: expected a multiple of 32", what, tensor.address);
+    }
+}
+
+void Core::AlignedScalar(const Where& here, const Local& tensor, uint32_t bytes) const {
+    if (tensor.address % bytes) {
+        Fail("Align", here, "a scalar of %u bytes at byte %u, which is no multiple of %u", bytes, tensor.address, bytes);
     }
 }
 
@@ -61,7 +71,7 @@ void Core::ReadLocal(const Where& here, Pipe pipe, const Local& tensor, uint64_t
         const uint32_t mask = Mask(b, begin, end);
         if ((block.initialised & mask) != mask) {
             Fail("Read2", here, "reads byte %llu of local memory, which nobody has written",
-                 static_cast<unsigned long long>(std::max(begin, b * kBlock)));
+                 static_cast<unsigned long long>(b * kBlock) + static_cast<unsigned>(__builtin_ctz(mask & ~block.initialised)));
         }
         if (!IsKnown(pipe, {static_cast<uint16_t>(number), block.writer, block.written})) {
             NotOrdered(here, "Sync1", pipe, "reads", b * kBlock, block.writer, "writes");
@@ -96,7 +106,7 @@ void Core::WriteLocal(const Where& here, Pipe pipe, const Local& tensor, uint64_
 
 void Core::Forget(const Local& tensor, uint64_t offset, uint64_t bytes) {
     const uint64_t begin = tensor.address + offset, end = begin + bytes;
-    for (uint64_t b = begin / kBlock; b * kBlock < end; ++b) {
+    for (uint64_t b = begin / kBlock; b * kBlock < end && bytes > 0; ++b) {
         shadow[b].initialised &= ~Mask(b, begin, end);
     }
 }

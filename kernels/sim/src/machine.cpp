@@ -57,6 +57,8 @@ constexpr Ends kEnds[] = {
 };
 static_assert(sizeof(kEnds) / sizeof(kEnds[0]) == static_cast<size_t>(E::MAX), "one pair of pipes per event");
 
+bool IsOfCube(Pipe pipe) { return pipe == Pipe::MTE1 || pipe == Pipe::M || pipe == Pipe::FIX; }
+
 const char* kPipeNames[] = {"S", "V", "MTE2", "MTE3", "MTE1", "M", "FIX"};
 
 std::string EventName(E event) {
@@ -163,6 +165,9 @@ void Core::SetFlag(const Where& here, AscendC::HardEvent event, int id) {
     if (id >= kEventIds - kReservedEventIds && !(allocated_events[static_cast<int>(event)] >> id & 1)) {
         Fail("Sync4", here, "%s: event id %d is the framework's. Take one from AllocEventID or FetchEventID", EventName(event).c_str(), id);
     }
+    if (!is_cube && (IsOfCube(ends.from) || IsOfCube(ends.to))) {
+        Fail("Unit", here, "%s: a vector core has no such pipe", EventName(event).c_str());
+    }
     Flag& flag = flags[static_cast<int>(event)][id];
     if (flag.is_set) {
         Fail("Sync4", here, "%s %d is set already, at line %d, and nobody has waited for it", EventName(event).c_str(), id, flag.line);
@@ -216,7 +221,7 @@ int Core::AllocEvent(const Where& here, AscendC::HardEvent event) {
     where = here;
     uint8_t& taken = allocated_events[static_cast<int>(event)];
     for (int id = 0; id < kEventIds; ++id) {
-        if (!(taken >> id & 1) && !flags[static_cast<int>(event)][id].is_set) {
+        if (!(taken >> id & 1)) {
             taken |= static_cast<uint8_t>(1u << id);
             return id;
         }
@@ -230,12 +235,15 @@ void Core::ReleaseEvent(const Where& here, AscendC::HardEvent event, int id) {
     if (id < 0 || id >= kEventIds || !(taken >> id & 1)) {
         Fail("Sync4", here, "%s: event id %d is not allocated", EventName(event).c_str(), id);
     }
+    if (flags[static_cast<int>(event)][id].is_set) {
+        Fail("Sync4", here, "%s: event id %d is given back while its flag is set", EventName(event).c_str(), id);
+    }
     taken &= static_cast<uint8_t>(~(1u << id));
 }
 
 int Core::FetchEvent(const Where& here, AscendC::HardEvent event) {
     const int id = AllocEvent(here, event);
-    ReleaseEvent(here, event, id);
+    allocated_events[static_cast<int>(event)] &= static_cast<uint8_t>(~(1u << id));
     return id;
 }
 
@@ -332,12 +340,6 @@ void Core::CheckEnd() {
             }
         }
     }
-    for (const Buffer& buffer : buffers) {
-        if (buffer.state == BufferState::Allocated || buffer.state == BufferState::Queued || buffer.state == BufferState::Delivered) {
-            Fail("Leak", end, "a tensor of a queue was not freed (%s)",
-                 buffer.state == BufferState::Queued ? "nobody took it out of the queue" : "FreeTensor is missing");
-        }
-    }
     for (int id = 0; id < kCrossCoreIds; ++id) {
         const auto& sets = machine().ranks[rank].cross_core[id].sets;
         if (!sets.empty() && sets[block] > cross_core_waits[id]) {
@@ -345,7 +347,7 @@ void Core::CheckEnd() {
                  static_cast<unsigned long long>(sets[block]), static_cast<unsigned long long>(cross_core_waits[id]));
         }
     }
-    if (is_atomic) {
+    if (atomic) {
         Fail("Atomic", end, "atomic addition is still on. SetAtomicNone is missing: the next kernel would add");
     }
     for (const auto& [line, content] : cache) {

@@ -46,7 +46,7 @@ void Body() {
             Rank& rank = machine().ranks[running.rank];
             CallKernel(rank);
             running.where = Nowhere("end of the kernel");
-            if (!rank.is_key_matched && rank.tiling_key != 0) {
+            if (!rank.is_key_matched && (rank.has_asked_key || rank.tiling_key != 0)) {
                 Fail("Tiling", Nowhere(), "expected a branch for tiling key %llu, the kernel has none", static_cast<unsigned long long>(rank.tiling_key));
             }
             running.CheckEnd();
@@ -96,7 +96,7 @@ void Machine::Block(const Where& here, std::string what, std::function<bool()> i
     Yield();
 }
 
-void Machine::Poll(const Where& here) {
+void Machine::Poll(const Where& here, const void* address) {
     core->where = here;
     ++polls;
     for (HostStore& store : host_stores) {
@@ -105,8 +105,7 @@ void Machine::Poll(const Where& here) {
             const uint64_t begin = static_cast<uint64_t>(store.address - target.base);
             auto first = target.Cut(begin, begin + store.bytes.size());
             target.segments.erase(std::next(first), target.segments.lower_bound(begin + store.bytes.size()));
-            first->second = Segment{begin + store.bytes.size(), true};
-            first->second.stamp = ++stamp;
+            first->second = Segment{begin + store.bytes.size(), true, ++stamp};
             std::copy(store.bytes.begin(), store.bytes.end(), store.address);
             store.polls = 0;
         }
@@ -115,14 +114,18 @@ void Machine::Poll(const Where& here) {
         seen_stamp = stamp;
         for (auto& each : cores) {
             each->idle_polls = 0;
+            each->polled.clear();
         }
     }
-    ++core->idle_polls;
+    // who looks at something new is getting on
+    core->idle_polls = core->polled.insert(address).second ? 0 : core->idle_polls + 1;
     Yield();
 }
 
 void Machine::SyncAll(const Where& here, bool is_vector_only) {
-    (void)is_vector_only;
+    if (!is_vector_only) {
+        Fail("Launch", here, "SyncAll<false> waits for cube cores, and this launch has none: it hangs");
+    }
     Rank& rank = ranks[core->rank];
     Core& running = *core;
     running.where = here;
@@ -243,7 +246,8 @@ void Machine::Run() {
     std::vector<Core*> able;
     while (true) {
         able.clear();
-        bool is_idle = true, is_done = true;
+        bool is_done = true;
+        bool is_idle = std::none_of(host_stores.begin(), host_stores.end(), [](const HostStore& store) { return store.polls > 0; });
         for (auto& each : cores) {
             if (each->state == CoreState::Blocked && each->is_ready()) {
                 each->state = CoreState::Ready;

@@ -58,7 +58,7 @@ struct Named {
     Case run;
 };
 
-constexpr uint64_t EVERY_OTHER[] = {0x5555555555555555, 0x5555555555555555};
+uint64_t EVERY_OTHER[] = {0x5555555555555555, 0x5555555555555555};
 
 const Named CASES[] = {
     {"add half", [](Bench& b) { Add(b.Out<half>(), b.In<half>(), b.In<half>()[512], 500); }},
@@ -158,7 +158,7 @@ const Named CASES[] = {
      }},
     {"copy rows with padding", [](Bench& b) {
          GlobalTensor<half> x;
-         x.SetGlobalBuffer(reinterpret_cast<half*>(b.x.GetPhyAddr()));
+         x.SetGlobalBuffer(reinterpret_cast<half*>(b.x.GetPhyAddr(0)));
          DataCopyPad(b.Out<half>(), x[3], {4, 18, 10, 2, 0}, DataCopyPadExtParams<half>(true, 2, 5, half(9.0f)));
          SetFlag<HardEvent::MTE2_V>(1);
          WaitFlag<HardEvent::MTE2_V>(1);
@@ -169,7 +169,7 @@ const Named CASES[] = {
      }},
     {"add to memory", [](Bench& b) {
          GlobalTensor<float> y;
-         y.SetGlobalBuffer(reinterpret_cast<float*>(b.y.GetPhyAddr()));
+         y.SetGlobalBuffer(reinterpret_cast<float*>(b.y.GetPhyAddr(0)));
          SetFlag<HardEvent::V_MTE3>(0);
          WaitFlag<HardEvent::V_MTE3>(0);
          DataCopy(y, b.Work<float>(), 512);

@@ -348,7 +348,7 @@ void Run(Lab& lab, int number) {
             }
             return lab.Rest();
         case 44:  // a pointer behind the end
-            if (reinterpret_cast<volatile float*>(x.GetPhyAddr())[is_wrong ? COUNT : 0] > 1e9f) return;
+            if (reinterpret_cast<volatile float*>(x.GetPhyAddr(0))[is_wrong ? COUNT : 0] > 1e9f) return;
             return lab.Rest();
         case 45: {  // deeper than the queue is
             TQue<TPosition::VECIN, 1> queue;
@@ -426,6 +426,150 @@ void Run(Lab& lab, int number) {
             if (is_first || !is_wrong) CrossCoreSetFlag<0, PIPE_MTE3>(2);
             if (is_first || !is_wrong) CrossCoreWaitFlag(2);  // case 52
             return;
+        case 53: {  // one event id for two flags in flight
+            lab.Load();
+            lab.Double();
+            const int first = pipe.FetchEventID<HardEvent::V_MTE3>();
+            SetFlag<HardEvent::V_MTE3>(first);
+            const int second = is_wrong ? static_cast<int>(pipe.FetchEventID<HardEvent::V_MTE3>()) : 5;
+            SetFlag<HardEvent::V_MTE3>(second);  // case 53
+            WaitFlag<HardEvent::V_MTE3>(first);
+            WaitFlag<HardEvent::V_MTE3>(second);
+            return DataCopy(y, b, COUNT);
+        }
+        case 54:  // two cores write words of one line of the cache
+            DataCacheCleanAndInvalid<float, CacheLine::ENTIRE_DATA_CACHE>(w);
+            w.SetValue(GetBlockIdx() * (is_wrong ? 1 : 16), 1.0f);
+            DataCacheCleanAndInvalid<float, CacheLine::ENTIRE_DATA_CACHE>(w);  // case 54
+            if (is_first) lab.Rest();
+            return;
+        case 55:  // added to what another core is still writing
+            lab.Load();
+            lab.Double();
+            Duplicate(c, 0.0f, COUNT);
+            PipeBarrier<PIPE_ALL>();
+            if (is_first) DataCopy(y, c, COUNT);
+            PipeBarrier<PIPE_ALL>();
+            if (!is_wrong) SyncAll<true>();
+            if (!is_first) {
+                SetAtomicAdd<float>();
+                DataCopy(y, b, COUNT);  // case 55
+                SetAtomicNone();
+            }
+            return;
+        case 56:  // what another core has added is read
+            lab.Load();
+            lab.Double();
+            Duplicate(c, 0.0f, COUNT);
+            PipeBarrier<PIPE_ALL>();
+            if (is_first) DataCopy(y, c, COUNT);
+            PipeBarrier<PIPE_ALL>();
+            SyncAll<true>();
+            if (!is_first) {
+                SetAtomicAdd<float>();
+                DataCopy(y, b, COUNT);
+                SetAtomicNone();
+            }
+            PipeBarrier<PIPE_ALL>();
+            if (!is_wrong) SyncAll<true>();
+            if (is_first) DataCopy(a, y, COUNT);  // case 56
+            return;
+        case 57:  // memory adds numbers of another type
+            lab.Rest();
+            PipeBarrier<PIPE_ALL>();
+            Duplicate(c, 0.0f, COUNT);
+            PipeBarrier<PIPE_ALL>();
+            DataCopy(z, c, COUNT);
+            PipeBarrier<PIPE_ALL>();
+            SetAtomicAdd<float>();
+            if (is_wrong) {
+                GlobalTensor<half> halves;
+                halves.SetGlobalBuffer(reinterpret_cast<half*>(z.GetPhyAddr(0)));
+                DataCopy(halves, c.ReinterpretCast<half>(), COUNT);  // case 57
+            } else {
+                DataCopy(z, c, COUNT);
+            }
+            return SetAtomicNone();
+        case 58: {  // a value and its index take twice the work space
+            lab.Load();
+            lab.Double();
+            LocalTensor<float> work = c[64];
+            work.SetSize(is_wrong ? 7 : 8);
+            ReduceMax(c, a, work, COUNT, false);  // case 58
+            return lab.Store();
+        }
+        case 59:  // a value and its index at an odd place
+            lab.Load();
+            lab.Double();
+            WholeReduceMax(c[is_wrong ? 1 : 2], a, 64, 1, 1, 1, 8);  // case 59
+            return lab.Store();
+        case 60: {  // a scalar across its own size
+            lab.Load();
+            lab.Double();
+            lab.Order<HardEvent::V_S>();
+            LocalTensor<half> odd = b.ReinterpretCast<half>()[is_wrong ? 1 : 2];
+            if (odd.ReinterpretCast<float>().GetValue(0) > 1e30f) return;  // case 60
+            return lab.Store();
+        }
+        case 61: {  // beyond a piece of a buffer, not beyond the buffer
+            lab.Load();
+            lab.Double();
+            LocalTensor<float> piece = c_buffer.GetWithOffset<float>(64, 0);
+            Duplicate(piece, 0.0f, is_wrong ? 72 : 64);  // case 61
+            return lab.Store();
+        }
+        case 62:  // SyncAll with cube cores that are not there
+            lab.Rest();
+            if (is_wrong) SyncAll<false>();  // case 62
+            return SyncAll<true>();
+        case 63:  // accumulated into the first source
+            lab.Load();
+            Duplicate(c, 0.0f, COUNT);
+            lab.Double();
+            PipeBarrier<PIPE_V>();
+            if (is_wrong) {
+                Max(c, c, a, uint64_t{8}, 4, {1, 1, 1, 0, 0, 1});  // case 63
+            } else {
+                Max(c, a, c, uint64_t{8}, 4, {1, 1, 1, 0, 1, 0});
+            }
+            return lab.Store();
+        case 64:  // a reduction in place whose results run over what is still to be read
+            lab.Load();
+            lab.Double();
+            Duplicate(c, 1.0f, 128);
+            PipeBarrier<PIPE_V>();
+            WholeReduceSum(c, c, 8, 3, is_wrong ? 20 : 1, 1, 1);  // case 64
+            return lab.Store();
+        case 65:  // two words for a mask of 64 lanes
+            lab.Load();
+            return [&] {
+                uint64_t mask[2] = {~uint64_t{0}, is_wrong ? uint64_t{1} : uint64_t{0}};
+                Muls(b, a, 2.0f, mask, 1, {1, 1, 8, 8});  // case 65
+                lab.Store();
+            }();
+        case 66:  // a tensor of before Reset
+            lab.Load();
+            lab.Double();
+            lab.Store();
+            lab.Order<HardEvent::MTE3_MTE2>();
+            PipeBarrier<PIPE_ALL>();
+            pipe.Reset();
+            if (!is_wrong) lab.Memory();
+            return DataCopy(a, x, COUNT);  // case 66
+        case 67:                           // a flag of a pipe that vector cores do not have
+            lab.Rest();
+            if (is_wrong) SetFlag<HardEvent::MTE1_M>(0);  // case 67
+            return;
+        case 68: {  // an id given back while its flag is set
+            lab.Load();
+            lab.Double();
+            const int id = pipe.AllocEventID<HardEvent::V_MTE3>();
+            SetFlag<HardEvent::V_MTE3>(id);
+            if (is_wrong) pipe.ReleaseEventID<HardEvent::V_MTE3>(id);  // case 68
+            WaitFlag<HardEvent::V_MTE3>(id);
+            pipe.ReleaseEventID<HardEvent::V_MTE3>(id);
+            return DataCopy(y, b, COUNT);
+        }
         default:
             lab.Rest();
     }

@@ -24,7 +24,8 @@ struct Load {
     uint64_t target_step;
     uint32_t blocks;
     uint64_t bytes;
-    uint32_t left = 0, right = 0;  // bytes of padding that have the value
+    uint32_t left = 0, right = 0;  // bytes of padding
+    bool has_value = false;        // it has one, and so has what fills the block up
     uint8_t value[8] = {};
     uint32_t value_bytes = 1;
 
@@ -36,9 +37,10 @@ struct Load {
             const uint64_t at = b * target_step, filled = left + bytes + right;
             running.WriteLocal(here, Pipe::MTE2, target, at, filled);
             const uint64_t rest = (filled + kBlock - 1) / kBlock * kBlock - filled;  // written with no known value
-            if (rest > 0) {
-                running.WriteLocal(here, Pipe::MTE2, target, at + filled, rest);
-                running.Forget(target, at + filled, rest);
+            running.WriteLocal(here, Pipe::MTE2, target, at + filled, rest);
+            if (!has_value) {
+                running.Forget(target, at, left);
+                running.Forget(target, at + left + bytes, right + rest);
             }
         }
         uint8_t* into = running.Bytes(target);
@@ -51,18 +53,15 @@ struct Load {
             for (uint32_t b = 0; b < load.blocks; ++b) {
                 uint8_t* at = into + b * load.target_step;
                 const uint64_t filled = load.left + load.bytes + load.right;
-                std::memset(at, 0xFF, (filled + kBlock - 1) / kBlock * kBlock);
-                for (uint64_t i = 0; i < load.left; ++i) {
-                    at[i] = load.value[i % load.value_bytes];
+                const uint64_t whole = (filled + kBlock - 1) / kBlock * kBlock;
+                for (uint64_t i = 0; i < whole; ++i) {
+                    at[i] = load.has_value ? load.value[i % load.value_bytes] : 0xFF;
                 }
                 std::memcpy(at + load.left, load.source + b * load.source_step, load.bytes);
-                for (uint64_t i = 0; i < load.right; ++i) {
-                    at[load.left + load.bytes + i] = load.value[i % load.value_bytes];
-                }
             }
         });
         if (bytes * blocks <= kFlagBytes && from.is_window) {
-            machine().Poll(here);
+            machine().Poll(here, source);
         }
     }
 };
@@ -90,6 +89,9 @@ void AddInto(uint8_t* target, const uint8_t* source, uint64_t bytes) {
     }
 }
 
+template <typename T>
+constexpr char kAtomicOf = 0;
+
 struct Store {
     Local source;
     uint64_t source_step;
@@ -101,14 +103,17 @@ struct Store {
     template <typename T>
     void Run(const Where& here) const {
         Core& running = core();
+        if (running.atomic && running.atomic != &kAtomicOf<T>) {
+            Fail("Atomic", here, "memory adds numbers of another type: SetAtomicAdd names it");
+        }
         running.Begin(Pipe::MTE3);
         for (uint32_t b = 0; b < blocks; ++b) {
             running.ReadLocal(here, Pipe::MTE3, source, b * source_step, bytes);
-            running.WriteGlobal(here, Pipe::MTE3, target + b * target_step, bytes, running.is_atomic);
+            running.WriteGlobal(here, Pipe::MTE3, target + b * target_step, bytes, running.atomic != nullptr);
         }
         const uint8_t* from = running.Bytes(source);
         const Store store = *this;
-        const bool is_atomic = running.is_atomic;
+        const bool is_atomic = running.atomic != nullptr;
         const Rates& rates = machine().rates;
         const bool is_far = machine().Find(here, target, bytes, "writes").IsOfAnother(running.rank);
         (is_far ? running.bytes_far : running.bytes_out) += blocks * bytes;
@@ -205,7 +210,7 @@ void DataCopyPad(const LocalTensor<T>& target, const GlobalTensor<T>& source, co
         return;
     }
     const uint32_t left = static_cast<uint32_t>(padding.leftPadding * sizeof(T)), right = static_cast<uint32_t>(padding.rightPadding * sizeof(T));
-    if (padding.isPad && (left > ::sim::kBlock || right > ::sim::kBlock)) {
+    if (left > ::sim::kBlock || right > ::sim::kBlock) {
         ::sim::Fail("Parameter", here, "leftPadding, rightPadding: expected at most 32 bytes each, got %u and %u", left, right);
     }
     if (padding.isPad && sizeof(T) == 8) {
@@ -214,13 +219,14 @@ void DataCopyPad(const LocalTensor<T>& target, const GlobalTensor<T>& source, co
             ::sim::Fail("Parameter", here, "paddingValue: expected 0 for a type of 64 bits");
         }
     }
-    const uint64_t filled = padding.isPad ? left + bytes + right : bytes;
+    const uint64_t filled = left + bytes + right;
     const uint64_t step = bytes + params.srcStride;
     ::sim::Load load{source.At(here, 0, (params.blockCount - 1) * step + bytes), step, target.local(),
                      (filled + ::sim::kBlock - 1) / ::sim::kBlock * ::sim::kBlock + uint64_t{params.dstStride} * ::sim::kBlock, params.blockCount, bytes};
-    if (padding.isPad) {
-        load.left = left;
-        load.right = right;
+    load.left = left;
+    load.right = right;
+    if (padding.isPad && left + right > 0) {
+        load.has_value = true;
         load.value_bytes = sizeof(T);
         std::memcpy(load.value, &padding.paddingValue, sizeof(T));
     }
@@ -250,10 +256,10 @@ void SetAtomicAdd(::sim::Where here = ::sim::Where("SetAtomicAdd")) {
                       std::is_same_v<T, int16_t> || std::is_same_v<T, int8_t>,
                   "a type that memory can add");
     ::sim::core().where = here;
-    ::sim::core().is_atomic = true;
+    ::sim::core().atomic = &::sim::kAtomicOf<T>;
 }
 
-inline void SetAtomicNone() { ::sim::core().is_atomic = false; }
+inline void SetAtomicNone() { ::sim::core().atomic = nullptr; }
 
 }  // namespace AscendC
 

@@ -52,10 +52,13 @@ inline Lanes Repeats(const Where& here, uint32_t size, uint64_t leading, uint32_
     return lanes;
 }
 
-inline Lanes Repeats(const Where& here, uint32_t size, const uint64_t mask[], uint32_t repeats) {
+inline Lanes Repeats(const Where& here, uint32_t size, uint64_t mask[], uint32_t repeats) {
     Lanes lanes{false, 0, repeats, kRepeat / size};
     lanes.mask[0] = mask[0];
-    lanes.mask[1] = size == 2 ? mask[1] : 0;  // 64 lanes have one word
+    lanes.mask[1] = mask[1];
+    if (size > 2 && mask[1] != 0) {
+        Fail("Mask", here, "mask: expected 0 as the second word of 64 lanes");
+    }
     if ((lanes.mask[0] | lanes.mask[1]) == 0) {
         Fail("Mask", here, "mask: expected at least one lane, got none");
     }
@@ -89,7 +92,7 @@ void ForPieces(const Lanes& lanes, const Operand& operand, F&& f) {
 // Whether both walk the same lanes, and no repeat comes back to what another one has written.
 inline bool IsSamePlace(const Lanes& lanes, const Operand& target, const Operand& source, bool may_accumulate) {
     if (target.local.address != source.local.address || target.size != source.size || target.block_stride != source.block_stride ||
-        target.repeat_stride != source.repeat_stride) {
+        (target.repeat_stride != source.repeat_stride && lanes.repeats > 1)) {
         return false;
     }
     const uint32_t last = lanes.mask[1] ? 127 - static_cast<uint32_t>(__builtin_clzll(lanes.mask[1])) : 63 - static_cast<uint32_t>(__builtin_clzll(lanes.mask[0]));
@@ -129,10 +132,14 @@ inline void Touch(const Where& here, const Lanes& lanes, const Operand& target, 
         Fail("Unit", here, "a cube core has no vector unit");
     }
     running.Begin(Pipe::V);
+    if (!lanes.is_count && target.block_stride == 0 && (lanes.mask[1] || lanes.mask[0] >> (kBlock / target.size))) {
+        Fail("Parameter", here, "dstBlkStride: expected at least 1, got 0. All blocks would be written to one place");
+    }
+    size_t number = 0;
     for (const Operand& source : sources) {
         running.Aligned(here, source.local, source.name);
         ForPieces(lanes, source, [&](uint64_t offset, uint64_t bytes) { running.ReadLocal(here, Pipe::V, source.local, offset, bytes); });
-        CheckOverlap(here, lanes, target, source, may_accumulate && lanes.repeats > 1);
+        CheckOverlap(here, lanes, target, source, may_accumulate && ++number == 2);
     }
     running.Aligned(here, target.local, "the target");
     ForPieces(lanes, target, [&](uint64_t offset, uint64_t bytes) { running.WriteLocal(here, Pipe::V, target.local, offset, bytes); });

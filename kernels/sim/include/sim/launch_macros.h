@@ -42,6 +42,7 @@ inline void CheckTaskType(const Where& here, int type) {
 
 inline bool IsTilingKey(uint64_t key) {
     Rank& rank = machine().ranks[core().rank];
+    rank.has_asked_key = true;
     rank.is_key_matched |= key == rank.tiling_key;
     return key == rank.tiling_key;
 }

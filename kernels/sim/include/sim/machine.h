@@ -119,20 +119,19 @@ struct Access {
     uint16_t core;
     Pipe pipe;
     uint32_t clock;
+    bool is_poll = false;  // a read of so few bytes of a window that it may be of a flag
 };
 
-// A piece of an allocation with one history. stamp: of the write, in the order of all writes.
+// A piece of an allocation with one history.
 struct Segment {
     uint64_t end;
     bool is_initialised;
-    bool is_written = false;   // in this launch, by a core
-    bool is_addition = false;  // atomic: any number of cores at once
-    Access writer{};
-    uint64_t stamp = 0;
+    uint64_t stamp = 0;  // of the last write in this launch
     int line = 0;
     std::shared_ptr<const Knowledge> released;  // what the writer of a flag knew
+    std::vector<Access> writers;                // who wrote it last, in this launch; of several pieces put together, of each
+    std::vector<Access> adders;                 // who added to that since: any number of cores at once
     std::vector<Access> readers;
-    std::vector<Access> other_writers;  // that added, too
 };
 
 enum AllocationUse : uint32_t { kRead = 1,
@@ -203,6 +202,7 @@ public:
     void WriteGlobal(const Where& where, Pipe pipe, uint8_t* address, uint64_t bytes, bool is_addition = false);
     void Forget(const Local& tensor, uint64_t offset, uint64_t bytes);  // written, with no value anybody may rely on
     void Aligned(const Where& where, const Local& tensor, const char* what) const;
+    void AlignedScalar(const Where& where, const Local& tensor, uint32_t bytes) const;
 
     uint8_t* Bytes(const Local& tensor) { return memory.data() + tensor.address; }
 
@@ -238,7 +238,8 @@ public:
     std::vector<uint8_t> memory;
     std::vector<BlockShadow> shadow;
     std::vector<Buffer> buffers;
-    uint32_t local_used = 0;
+    uint32_t local_used = 0, local_most = 0;
+    int live_buffers = 0;
     void* pipe_object = nullptr;
 
     // order
@@ -259,7 +260,7 @@ public:
 
     // vector state
     uint64_t cross_core_waits[kCrossCoreIds] = {};
-    bool is_atomic = false;
+    const void* atomic = nullptr;  // what memory adds: the address of AtomicOf<T>
     float deq_scale = 1;
     bool has_deq_scale = false;
 
@@ -270,6 +271,7 @@ public:
     uint64_t bytes_in = 0, bytes_out = 0, bytes_far = 0, instructions = 0;  // far: to windows of other ranks
     std::vector<Traced> trace;
     uint64_t idle_polls = 0;
+    std::unordered_set<const void*> polled;  // since somebody wrote anything
 
     // fiber
     void* fiber = nullptr;
@@ -281,9 +283,9 @@ private:
                                  uint64_t at, const Access& other, const char* did, int line) const;
     void Reach(const Where& where, const Local& tensor, uint64_t offset, uint64_t bytes, const char* verb) const;
     bool IsKnown(Pipe pipe, const Access& access) const;
-    bool IsKnownWriter(Pipe pipe, const Segment& segment) const;
-    void CheckWriters(const Where& where, Pipe pipe, const char* kind, const char* verb, const Allocation& target, uint64_t at,
-                      const Segment& segment) const;
+    bool KnowsAll(Pipe pipe, const std::vector<Access>& accesses) const;
+    void CheckKnown(const Where& where, Pipe pipe, const char* kind, const char* verb, const Allocation& target, uint64_t at,
+                    const std::vector<Access>& accesses, const char* did, int line) const;
     friend class Machine;
     bool StepOnce(std::mt19937_64& random);
     CacheLine& Line(const Where& where, const uint8_t* address, uint32_t bytes);
@@ -298,7 +300,7 @@ struct Rank {
     int task_type;
     const uint8_t* tiling;
     uint64_t tiling_bytes;
-    bool is_key_matched = false;
+    bool is_key_matched = false, has_asked_key = false;
     bool has_checked_type = false;
     std::vector<void*> arguments;
     uint8_t* context = nullptr;  // HCCL's description of the group
@@ -329,7 +331,7 @@ public:
     void SyncAll(const Where& where, bool is_vector_only);
     void SetCrossCore(const Where& where, Pipe pipe, int id);
     void WaitCrossCore(const Where& where, int id);
-    void Poll(const Where& where);
+    void Poll(const Where& where, const void* address);
     void Yield();
     void Block(const Where& where, std::string what, std::function<bool()> is_ready);
     void Run();

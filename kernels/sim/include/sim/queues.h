@@ -10,7 +10,6 @@
 namespace AscendC {
 
 class TPipe;
-inline TPipe* GetTPipePtr();
 
 using TEventID = int8_t;
 
@@ -229,13 +228,28 @@ public:
         return static_cast<TEventID>(::sim::core().FetchEvent(here, event));
     }
 
+    // Takes all memory back, which need not be free: what was given out is stale.
+    void Reset(::sim::Where here = ::sim::Where("TPipe::Reset")) {
+        ::sim::Core& core = ::sim::core();
+        for (::sim::Buffer& buffer : core.buffers) {
+            core.AwaitFree(here, buffer);
+            if (buffer.state == ::sim::BufferState::Allocated || buffer.state == ::sim::BufferState::Queued || buffer.state == ::sim::BufferState::Delivered) {
+                ::sim::Fail("Leak", here, "a tensor of a queue was not freed (%s)",
+                            buffer.state == ::sim::BufferState::Queued ? "nobody took it out of the queue" : "FreeTensor is missing");
+            }
+            buffer.state = ::sim::BufferState::Idle;
+            ++buffer.generation;
+        }
+        core.local_most = std::max(core.local_most, core.local_used);
+        core.local_used = 0;
+        core.live_buffers = 0;
+    }
+
     void Destroy() {
         if (::sim::core().pipe_object != this) {
             return;
         }
-        for (::sim::Buffer& buffer : ::sim::core().buffers) {
-            ::sim::core().AwaitFree(::sim::Where("~TPipe"), buffer);
-        }
+        Reset(::sim::Nowhere("end of the kernel"));
         ::sim::core().pipe_object = nullptr;
     }
 
@@ -243,7 +257,7 @@ private:
     static int16_t Take(const ::sim::Where& here, uint32_t bytes, TPosition position) {
         ::sim::Core& core = ::sim::core();
         const uint32_t rounded = (bytes + ::sim::kBlock - 1) / ::sim::kBlock * ::sim::kBlock;
-        if (core.buffers.size() >= ::sim::kMaxBuffers) {
+        if (core.live_buffers >= ::sim::kMaxBuffers) {
             ::sim::Fail("Buffer3", here, "expected at most %d buffers", ::sim::kMaxBuffers);
         }
         if (rounded == 0 || core.local_used + uint64_t{rounded} > ::sim::machine().usable_local) {
@@ -252,12 +266,14 @@ private:
         }
         core.buffers.push_back({core.local_used, rounded, position});
         core.local_used += rounded;
+        ++core.live_buffers;
         return static_cast<int16_t>(core.buffers.size() - 1);
     }
 };
 
-inline TPipe* GetTPipePtr() { return static_cast<TPipe*>(::sim::core().pipe_object); }
-
 }  // namespace AscendC
+
+// In the global namespace, as in the real headers.
+inline AscendC::TPipe* GetTPipePtr() { return static_cast<AscendC::TPipe*>(::sim::core().pipe_object); }
 
 #endif

@@ -164,8 +164,8 @@ struct CopyRepeatParams {
     CopyRepeatParams() = default;
     CopyRepeatParams(::sim::U16 target, ::sim::U16 source, ::sim::U16 target_repeat, ::sim::U16 source_repeat)
         : dstStride(target), srcStride(source), dstRepeatSize(target_repeat), srcRepeatSize(source_repeat) {}
-    ::sim::U16 dstStride = 1;
-    ::sim::U16 srcStride = 1;
+    ::sim::U16 dstStride = 0;
+    ::sim::U16 srcStride = 0;
     ::sim::U16 dstRepeatSize = 8;
     ::sim::U16 srcRepeatSize = 8;
 };

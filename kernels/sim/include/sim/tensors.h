@@ -20,6 +20,7 @@ public:
     T GetValue(uint32_t index, ::sim::Where here = ::sim::Where("GetValue")) const {
         ::sim::Core& core = ::sim::core();
         core.Begin(::sim::Pipe::S);
+        core.AlignedScalar(here, local_, sizeof(T));
         core.ReadLocal(here, ::sim::Pipe::S, local_, uint64_t{index} * sizeof(T), sizeof(T));
         core.time[static_cast<int>(::sim::Pipe::S)] += ::sim::machine().rates.scalar;
         T value;
@@ -31,6 +32,7 @@ public:
     void SetValue(uint32_t index, V value, ::sim::Where here = ::sim::Where("SetValue")) const {
         ::sim::Core& core = ::sim::core();
         core.Begin(::sim::Pipe::S);
+        core.AlignedScalar(here, local_, sizeof(T));
         core.WriteLocal(here, ::sim::Pipe::S, local_, uint64_t{index} * sizeof(T), sizeof(T));
         core.time[static_cast<int>(::sim::Pipe::S)] += ::sim::machine().rates.scalar;
         const T typed = static_cast<T>(value);
@@ -88,7 +90,7 @@ public:
         return moved;
     }
 
-    T* GetPhyAddr() const { return reinterpret_cast<T*>(address_); }
+    const T* GetPhyAddr() const { return reinterpret_cast<const T*>(address_); }
     T* GetPhyAddr(uint64_t offset) const { return reinterpret_cast<T*>(address_) + offset; }
     uint64_t GetSize() const { return bytes_ / sizeof(T); }
     void SetL2CacheHint(CacheMode) {}

@@ -16,11 +16,17 @@ constexpr bool kArithmetic = kFloating<T> || std::is_same_v<T, int32_t> || std::
 template <typename T>
 constexpr bool kSixteenBits = std::is_same_v<T, int16_t> || std::is_same_v<T, uint16_t>;
 template <typename T>
+constexpr bool kAccumulates = kFloating<T> || std::is_same_v<T, int32_t>;  // into the second source, over repeats
+template <typename T>
 constexpr bool kWord = sizeof(T) == 2 || sizeof(T) == 4;
 
 // Half is computed in float and rounded once: for one operation the same as in half. Integers wrap around.
 template <typename T>
 using Wide = std::conditional_t<std::is_same_v<T, half>, float, std::conditional_t<std::is_integral_v<T>, int64_t, T>>;
+
+// The headers take the bits of a mask from memory that may be changed.
+template <typename M>
+constexpr bool kMask = std::is_integral_v<M> || std::is_same_v<M, uint64_t*>;
 
 template <typename T, typename F>
 T InWide(T a, T b, F f) {
@@ -42,17 +48,19 @@ namespace AscendC {
     template <typename T, bool isSetMask = true>                                                                                                                 \
     void name(const LocalTensor<T>& target, const LocalTensor<T>& first, const LocalTensor<T>& second, int32_t count, ::sim::Where here = ::sim::Where(#name)) { \
         static_assert(is_legal, #name " does not take this type");                                                                                               \
+        static_assert(isSetMask, "the simulator has no mask that is set beforehand");                                                                            \
         ::sim::Binary<T, T>(here, ::sim::Count(here, count), ::sim::machine().rates.per_repeat, {target.local(), sizeof(T)},                                     \
-                            {first.local(), sizeof(T), 1, 8, "src0"}, {second.local(), sizeof(T), 1, 8, "src1"}, may_accumulate,                                 \
+                            {first.local(), sizeof(T), 1, 8, "src0"}, {second.local(), sizeof(T), 1, 8, "src1"}, may_accumulate && ::sim::kAccumulates<T>,       \
                             [](T a, T b) { return ::sim::InWide(a, b, [](auto x, auto y) { return expression; }); });                                            \
     }                                                                                                                                                            \
     template <typename T, bool isSetMask = true, typename M>                                                                                                     \
     void name(const LocalTensor<T>& target, const LocalTensor<T>& first, const LocalTensor<T>& second, M mask, ::sim::U8 repeats,                                \
               const BinaryRepeatParams& p, ::sim::Where here = ::sim::Where(#name)) {                                                                            \
         static_assert(is_legal, #name " does not take this type");                                                                                               \
+        static_assert(isSetMask, "the simulator has no mask that is set beforehand");                                                                            \
         ::sim::Binary<T, T>(here, ::sim::Repeats(here, sizeof(T), mask, repeats), ::sim::machine().rates.per_repeat,                                             \
                             {target.local(), sizeof(T), p.dstBlkStride, p.dstRepStride}, {first.local(), sizeof(T), p.src0BlkStride, p.src0RepStride, "src0"},   \
-                            {second.local(), sizeof(T), p.src1BlkStride, p.src1RepStride, "src1"}, may_accumulate,                                               \
+                            {second.local(), sizeof(T), p.src1BlkStride, p.src1RepStride, "src1"}, may_accumulate && ::sim::kAccumulates<T>,                     \
                             [](T a, T b) { return ::sim::InWide(a, b, [](auto x, auto y) { return expression; }); });                                            \
     }
 
@@ -62,14 +70,15 @@ SIM_BINARY(Mul, ::sim::kArithmetic<T>, vector_two_sources, true, x* y)
 SIM_BINARY(Max, ::sim::kArithmetic<T>, vector_two_sources, true, x > y || x != x ? x : y)
 SIM_BINARY(Min, ::sim::kArithmetic<T>, vector_two_sources, true, x < y || x != x ? x : y)
 SIM_BINARY(Div, ::sim::kFloating<T>, vector_div, false, x / y)
-SIM_BINARY(And, ::sim::kSixteenBits<T>, vector_two_sources, true, x& y)
-SIM_BINARY(Or, ::sim::kSixteenBits<T>, vector_two_sources, true, x | y)
+SIM_BINARY(And, ::sim::kSixteenBits<T>, vector_two_sources, false, x& y)
+SIM_BINARY(Or, ::sim::kSixteenBits<T>, vector_two_sources, false, x | y)
 #undef SIM_BINARY
 
 #define SIM_SCALAR(name, is_legal, expression)                                                                                                              \
     template <typename T, bool isSetMask = true>                                                                                                            \
     void name(const LocalTensor<T>& target, const LocalTensor<T>& source, const T& scalar, int32_t count, ::sim::Where here = ::sim::Where(#name)) {        \
         static_assert(is_legal, #name " does not take this type");                                                                                          \
+        static_assert(isSetMask, "the simulator has no mask that is set beforehand");                                                                       \
         const T b = scalar;                                                                                                                                 \
         ::sim::Unary<T, T>(here, ::sim::Count(here, count), ::sim::machine().rates.vector_one_source, {target.local(), sizeof(T)},                          \
                            {source.local(), sizeof(T), 1, 8, "src"},                                                                                        \
@@ -79,6 +88,7 @@ SIM_BINARY(Or, ::sim::kSixteenBits<T>, vector_two_sources, true, x | y)
     void name(const LocalTensor<T>& target, const LocalTensor<T>& source, const T& scalar, M mask, ::sim::U8 repeats, const UnaryRepeatParams& p,           \
               ::sim::Where here = ::sim::Where(#name)) {                                                                                                    \
         static_assert(is_legal, #name " does not take this type");                                                                                          \
+        static_assert(isSetMask, "the simulator has no mask that is set beforehand");                                                                       \
         const T b = scalar;                                                                                                                                 \
         ::sim::Unary<T, T>(here, ::sim::Repeats(here, sizeof(T), mask, repeats), ::sim::machine().rates.vector_one_source,                                  \
                            {target.local(), sizeof(T), p.dstBlkStride, p.dstRepStride}, {source.local(), sizeof(T), p.srcBlkStride, p.srcRepStride, "src"}, \
@@ -95,6 +105,7 @@ SIM_SCALAR(Mins, ::sim::kArithmetic<T>, x < y || x != x ? x : y)
     template <typename T, bool isSetMask = true>                                                                                                            \
     void name(const LocalTensor<T>& target, const LocalTensor<T>& source, int32_t count, ::sim::Where here = ::sim::Where(#name)) {                         \
         static_assert(is_legal, #name " does not take this type");                                                                                          \
+        static_assert(isSetMask, "the simulator has no mask that is set beforehand");                                                                       \
         ::sim::Unary<T, T>(here, ::sim::Count(here, count), ::sim::machine().rates.per_repeat, {target.local(), sizeof(T)},                                 \
                            {source.local(), sizeof(T), 1, 8, "src"}, [](T a) { const float x = static_cast<float>(a); return static_cast<T>(expression); });                                                                          \
     }                                                                                                                                                       \
@@ -102,6 +113,7 @@ SIM_SCALAR(Mins, ::sim::kArithmetic<T>, x < y || x != x ? x : y)
     void name(const LocalTensor<T>& target, const LocalTensor<T>& source, M mask, ::sim::U8 repeats, const UnaryRepeatParams& p,                            \
               ::sim::Where here = ::sim::Where(#name)) {                                                                                                    \
         static_assert(is_legal, #name " does not take this type");                                                                                          \
+        static_assert(isSetMask, "the simulator has no mask that is set beforehand");                                                                       \
         ::sim::Unary<T, T>(here, ::sim::Repeats(here, sizeof(T), mask, repeats), ::sim::machine().rates.per_repeat,                                         \
                            {target.local(), sizeof(T), p.dstBlkStride, p.dstRepStride}, {source.local(), sizeof(T), p.srcBlkStride, p.srcRepStride, "src"}, \
                            [](T a) { const float x = static_cast<float>(a); return static_cast<T>(expression); });                                                                                                                    \
@@ -147,6 +159,7 @@ template <typename T, bool isSetMask = true, typename M>
 void Duplicate(const LocalTensor<T>& target, const T& scalar, M mask, ::sim::U8 repeats, ::sim::U16 block_stride, ::sim::U8 repeat_stride,
                ::sim::Where here = ::sim::Where("Duplicate")) {
     static_assert(::sim::kWord<T>, "Duplicate takes 16 and 32 bits");
+    static_assert(::sim::kMask<M>, "a mask is a number of lanes, or an array that is not const");
     const T value = scalar;
     const ::sim::Lanes lanes = ::sim::Repeats(here, sizeof(T), mask, repeats);
     const ::sim::Operand d{target.local(), sizeof(T), block_stride, repeat_stride};

@@ -113,7 +113,7 @@ D Convert(S value, RoundMode mode, float deq_scale) {
         return AscendC::ToBfloat16(mode == RoundMode::CAST_RINT ? value : ToGrid(value, Step(value, 7, -126), mode));
     } else if constexpr (std::is_integral_v<D>) {
         if constexpr (std::is_integral_v<S>) {
-            return static_cast<D>(value);
+            return Saturate<D>(static_cast<double>(value));
         } else {
             return Saturate<D>(ToInteger(static_cast<float>(value), mode));
         }
@@ -121,13 +121,19 @@ D Convert(S value, RoundMode mode, float deq_scale) {
         if constexpr (std::is_same_v<S, int32_t>) {
             return half(static_cast<float>(value) * deq_scale);
         } else if constexpr (std::is_integral_v<S>) {
-            return half(static_cast<float>(value));
+            return half(ToGrid(static_cast<float>(value), Step(static_cast<float>(value), 10, -14), mode));
         } else {
             const bool is_nearest = mode == RoundMode::CAST_NONE || mode == RoundMode::CAST_RINT;
             return half(is_nearest ? value : ToGrid(value, Step(value, 10, -14), mode));
         }
     } else if constexpr (std::is_same_v<S, float>) {
         return static_cast<D>(ToInteger(value, mode));
+    } else if constexpr (sizeof(S) >= 4 && std::is_integral_v<S>) {
+        const double exact = static_cast<double>(value);  // of int64 too: the numbers that differ are far from halves of a step
+        int exponent;
+        std::frexp(exact, &exponent);
+        const double step = std::ldexp(1.0, std::max(exponent - 24, 0));
+        return static_cast<float>(ToInteger(exact / step, mode) * step);
     } else {
         return static_cast<D>(value);
     }

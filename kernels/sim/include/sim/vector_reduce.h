@@ -38,8 +38,12 @@ void ReduceRepeats(const Where& here, Reduce how, const Lanes& lanes, const Oper
     const uint32_t results = lanes.per_repeat / group, width = has_index ? 2 : 1;
     running.Begin(Pipe::V);
     running.Aligned(here, s.local, "src");
-    if (target.address % (sizeof(T) * (group < lanes.per_repeat ? 8 : 1))) {
-        Fail("Align", here, "the target begins at byte %u: expected a multiple of %zu", target.address, sizeof(T) * (group < lanes.per_repeat ? 8 : 1));
+    const size_t unit = sizeof(T) * (group < lanes.per_repeat ? 8 : width);
+    if (target.address % unit) {
+        Fail("Align", here, "the target begins at byte %u: expected a multiple of %zu", target.address, unit);
+    }
+    if (only_index && sizeof(T) == 2) {
+        Fail("Mode", here, "the simulator has indices alone for float only: for half they are 4 bytes each");
     }
     ForPieces(lanes, s, [&](uint64_t offset, uint64_t bytes) { running.ReadLocal(here, Pipe::V, s.local, offset, bytes); });
     for (uint32_t r = 0; r < lanes.repeats; ++r) {
@@ -48,7 +52,7 @@ void ReduceRepeats(const Where& here, Reduce how, const Lanes& lanes, const Oper
             for (uint32_t l = g * group; l < (g + 1) * group; ++l) {
                 has_lane |= lanes.Has(l);
             }
-            if (has_lane || group < lanes.per_repeat) {
+            if (has_lane) {  // else the target stays as it is
                 running.WriteLocal(here, Pipe::V, target, (uint64_t{r} * step + g * width) * sizeof(T), width * sizeof(T));
             }
         }
@@ -59,8 +63,15 @@ void ReduceRepeats(const Where& here, Reduce how, const Lanes& lanes, const Oper
     }
     const uint64_t source_reach = lanes.repeats ? s.Offset(lanes.repeats - 1, last) + sizeof(T) : 0;
     const uint64_t target_reach = lanes.repeats ? ((lanes.repeats - 1) * uint64_t{step} + results * width) * sizeof(T) : 0;
-    if (target.address != s.local.address && target.address < s.local.address + source_reach && s.local.address < target.address + target_reach) {
-        Fail("Overlap", here, "the target and src overlap, but do not begin at the same byte");
+    if (target.address < s.local.address + source_reach && s.local.address < target.address + target_reach) {
+        if (target.address != s.local.address) {
+            Fail("Overlap", here, "the target and src overlap, but do not begin at the same byte");
+        }
+        for (uint32_t r = 0; r + 1 < lanes.repeats; ++r) {
+            if ((uint64_t{r} * step + results * width) * sizeof(T) > uint64_t{r + 1} * s.repeat_stride * kBlock) {
+                Fail("Overlap", here, "repeat %u writes over what repeat %u reads", r, r + 1);
+            }
+        }
     }
     auto* to = reinterpret_cast<T*>(running.Bytes(target));
     auto* from = running.Bytes(s.local);
@@ -77,17 +88,14 @@ void ReduceRepeats(const Where& here, Reduce how, const Lanes& lanes, const Oper
                 }
                 T* result = to + uint64_t{r} * step + g * width;
                 if (count == 0) {
-                    if (results > 1) {
-                        *result = how == Reduce::Sum ? T(0) : how == Reduce::Max ? T(-INFINITY)
-                                                                                 : T(INFINITY);
-                    }
                     continue;
                 }
                 const T folded = Fold(how, values, count);
                 if (has_index || only_index) {
                     for (uint32_t l = g * group, n = 0; l < (g + 1) * group; ++l) {
                         if (lanes.Has(l)) {
-                            if (static_cast<float>(*reinterpret_cast<const T*>(from + walk.At(r, l))) == static_cast<float>(folded)) {
+                            const float value = static_cast<float>(*reinterpret_cast<const T*>(from + walk.At(r, l)));
+                            if (value == static_cast<float>(folded) || (value != value && static_cast<float>(folded) != static_cast<float>(folded))) {
                                 at = l;
                                 break;
                             }
@@ -96,7 +104,7 @@ void ReduceRepeats(const Where& here, Reduce how, const Lanes& lanes, const Oper
                     }
                 }
                 T index{};
-                std::memcpy(&index, &at, sizeof(T));
+                std::memcpy(static_cast<void*>(&index), &at, sizeof(T));
                 if (only_index) {
                     result[0] = index;
                 } else {
@@ -135,7 +143,17 @@ namespace AscendC {
                                 has_index, how != ::sim::Reduce::Sum && order == ReduceOrder::ORDER_ONLY_INDEX, order == ReduceOrder::ORDER_INDEX_VALUE,                          \
                                 ::sim::machine().rates.vector_whole_reduce);                                                                                                      \
     }
-SIM_WHOLE(WholeReduceSum, ::sim::Reduce::Sum)
+template <typename T, bool isSetMask = true, typename M>
+void WholeReduceSum(const LocalTensor<T>& target, const LocalTensor<T>& source, M mask, int32_t repeats, int32_t target_step, int32_t block_stride,
+                    int32_t repeat_stride, ::sim::Where here = ::sim::Where("WholeReduceSum")) {
+    static_assert(::sim::kFloating<T>, "WholeReduceSum does not take this type");
+    const auto count = static_cast<uint32_t>(::sim::Narrow(here, repeats, 255, "repeatTimes"));
+    const ::sim::Operand from{source.local(), sizeof(T), static_cast<uint32_t>(::sim::Narrow(here, block_stride, 65535, "srcBlkStride")),
+                              static_cast<uint32_t>(::sim::Narrow(here, repeat_stride, 255, "srcRepStride")), "src"};
+    ::sim::ReduceRepeats<T>(here, ::sim::Reduce::Sum, ::sim::Repeats(here, sizeof(T), mask, count), from, target.local(), ::sim::kRepeat / sizeof(T),
+                            static_cast<uint32_t>(::sim::Narrow(here, target_step, 65535, "dstRepStride")), false, false, false,
+                            ::sim::machine().rates.vector_whole_reduce);
+}
 SIM_WHOLE(WholeReduceMax, ::sim::Reduce::Max)
 SIM_WHOLE(WholeReduceMin, ::sim::Reduce::Min)
 #undef SIM_WHOLE
@@ -159,6 +177,22 @@ SIM_BLOCK(BlockReduceMin, ::sim::Reduce::Min)
 
 namespace detail {
 
+// Elements of work space, as the documentation counts them: of each round of repeats its results, in whole blocks.
+template <typename T>
+uint64_t WorkOf(::sim::Reduce how, uint32_t count, bool has_index) {
+    constexpr uint32_t repeat = ::sim::kRepeat / sizeof(T), block = ::sim::kBlock / sizeof(T);
+    const auto rounded = [](uint64_t elements) { return (elements + block - 1) / block * block; };
+    if (how == ::sim::Reduce::Sum) {
+        return rounded((count + repeat - 1) / repeat);
+    }
+    uint64_t all = 0, left = count;
+    do {
+        left = (left + repeat - 1) / repeat * 2;  // a value and its index
+        all += rounded(left);
+    } while (has_index && left > 2);
+    return all;
+}
+
 // The count forms of ReduceSum, ReduceMax, ReduceMin: repeats of the hardware's reduction into ``work``, again and again.
 // They end with the scalar unit, and order it with the vector unit themselves.
 template <typename T>
@@ -170,12 +204,15 @@ void ReduceCount(const ::sim::Where& here, ::sim::Reduce how, const LocalTensor<
     if (count < 1) {
         ::sim::Fail("Parameter", here, "count: expected at least 1, got %d", count);
     }
-    constexpr uint32_t lane = ::sim::kRepeat / sizeof(T);
-    const uint64_t results = (static_cast<uint32_t>(count) + lane - 1) / lane;
-    const uint64_t need = (results * (has_index ? 2 : 1) * sizeof(T) + ::sim::kBlock - 1) / ::sim::kBlock * ::sim::kBlock;
+    const uint32_t width = has_index ? 2 : 1;
+    const uint64_t need = WorkOf<T>(how, static_cast<uint32_t>(count), has_index) * sizeof(T);
     if (work.local().bytes < need) {
         ::sim::Fail("Work", here, "the work tensor has %u bytes: expected at least %llu", work.local().bytes, static_cast<unsigned long long>(need));
     }
+    if (target.local().address % (sizeof(T) * width)) {
+        ::sim::Fail("Align", here, "the target begins at byte %u: expected a multiple of %zu", target.local().address, sizeof(T) * width);
+    }
+    core.Aligned(here, work.local(), "the work tensor");
     core.Begin(::sim::Pipe::V);
     core.Aligned(here, source.local(), "src");
     core.ReadLocal(here, ::sim::Pipe::V, source.local(), 0, uint64_t{lanes.count} * sizeof(T));
@@ -187,17 +224,26 @@ void ReduceCount(const ::sim::Where& here, ::sim::Reduce how, const LocalTensor<
         std::vector<T> values(from, from + count);
         const T folded = ::sim::Fold(how, values.data(), static_cast<uint32_t>(count));
         uint32_t at = 0;
-        while (has_index && static_cast<float>(from[at]) != static_cast<float>(folded)) {
-            ++at;
+        const float wanted = static_cast<float>(folded);
+        for (int32_t i = 0; has_index && i < count; ++i) {
+            const float value = static_cast<float>(from[i]);
+            if (value == wanted || (value != value && wanted != wanted)) {
+                at = static_cast<uint32_t>(i);
+                break;
+            }
         }
         to[0] = folded;
         if (has_index) {
-            std::memcpy(to + 1, &at, sizeof(T));
+            std::memcpy(static_cast<void*>(to + 1), &at, sizeof(T));
         }
     });
-    const int v = static_cast<int>(::sim::Pipe::V), s = static_cast<int>(::sim::Pipe::S);
-    core.known[v].own[v] = core.clock[v];
-    ::sim::Join(core.known[s], core.known[v]);
+    // the hardware's accumulator is read by the scalar unit, and these flags come with it
+    for (HardEvent event : {HardEvent::V_S, HardEvent::S_V, HardEvent::S_MTE3}) {
+        const int id = core.FetchEvent(here, event);
+        core.SetFlag(here, event, id);
+        core.WaitFlag(here, event, id);
+    }
+    core.Barrier(here, static_cast<int>(::sim::Pipe::V));
 }
 
 }  // namespace detail
@@ -262,6 +308,10 @@ void CompareLanes(const ::sim::Where& here, const LocalTensor<U>& target, const 
         core.Aligned(here, *second, "src1");
         core.ReadLocal(here, ::sim::Pipe::V, *second, 0, uint64_t{count} * sizeof(T));
     }
+    const uint32_t to_begin = target.local().address, from_begin = first.local().address;
+    if (to_begin < from_begin + count * sizeof(T) && from_begin < to_begin + count / 8) {
+        ::sim::Fail("Overlap", here, "the target and src0 overlap");
+    }
     core.WriteLocal(here, ::sim::Pipe::V, target.local(), 0, count / 8);
     auto* to = core.Bytes(target.local());
     auto* a = reinterpret_cast<const T*>(core.Bytes(first.local()));
@@ -303,6 +353,7 @@ void Select(const LocalTensor<T>& target, const LocalTensor<U>& mask, const Loca
     ::sim::Core& core = ::sim::core();
     const ::sim::Lanes lanes = ::sim::Count(here, count);
     ::sim::Touch(here, lanes, {target.local(), sizeof(T)}, {{first.local(), sizeof(T), 1, 8, "src0"}});
+    core.Aligned(here, mask.local(), "the mask");
     core.ReadLocal(here, ::sim::Pipe::V, mask.local(), 0, (count + 7) / 8);
     auto* to = reinterpret_cast<T*>(core.Bytes(target.local()));
     auto* a = reinterpret_cast<const T*>(core.Bytes(first.local()));
@@ -324,6 +375,7 @@ void Select(const LocalTensor<T>& target, const LocalTensor<U>& mask, const Loca
     ::sim::Core& core = ::sim::core();
     const ::sim::Lanes lanes = ::sim::Count(here, count);
     ::sim::Touch(here, lanes, {target.local(), sizeof(T)}, {{first.local(), sizeof(T), 1, 8, "src0"}, {second.local(), sizeof(T), 1, 8, "src1"}});
+    core.Aligned(here, mask.local(), "the mask");
     core.ReadLocal(here, ::sim::Pipe::V, mask.local(), 0, (count + 7) / 8);
     auto* to = reinterpret_cast<T*>(core.Bytes(target.local()));
     auto* a = reinterpret_cast<const T*>(core.Bytes(first.local()));
