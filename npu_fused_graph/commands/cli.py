@@ -109,10 +109,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from npu_fused_graph.host.replay import METHODS, format_replay, replay
+    from npu_fused_graph.host.replay import KERNEL, METHODS, format_replay, replay
 
+    kernel = [KERNEL] if arguments.kernels else []
+    methods = [*(arguments.method or ([] if kernel else METHODS)), *kernel]
     calls = []
-    for call in replay(arguments.folder, arguments.method or METHODS, log=_progress):
+    for call in replay(arguments.folder, methods, log=_progress):
         calls.append(call)
         if not arguments.json:
             print(format_replay(call), flush=True)
@@ -203,7 +205,11 @@ COMMANDS = (
             _argument("folder", type=Path, metavar="DIR", help="what `run --record DIR` wrote"),
             _argument(
                 "--method", action="append", choices=("reference", "decompose", "float64", "engine"),
-                help="only this implementation (repeatable; default: all)",
+                help="only this implementation (repeatable; default: all four)",
+            ),
+            _argument(
+                "--kernels", choices=("sim",),
+                help="by its AscendC kernel on the simulator, all ranks in one launch; and by what --method names",
             ),
         ],
     ),

@@ -14,7 +14,7 @@ from npu_fused_graph.errors import argument_error
 from npu_fused_graph.ops.attention_to_ffn import SPEC
 from npu_fused_graph.ops.window_tables import AttentionTables, FfnTables
 from npu_fused_graph.sim.chips import CHIPS
-from npu_fused_graph.sim.launch import Argument, Figures, RankLaunch
+from npu_fused_graph.sim.launch import Figures, RankLaunch
 from npu_fused_graph.sim.operators import kernel_of
 from npu_fused_graph.sim.picture import WARNING, chrome_trace, page
 
@@ -71,13 +71,8 @@ def launch_dispatch(
         "moe_expert_num": experts, "quant_mode": 2 if is_quantised else 0,
     }  # fmt: skip
     kernel = kernel_of(SPEC, {"x": "bfloat16"})
-    tiling = kernel.tiling(tensors, attrs, chip)
     windows = [torch.zeros(far.size, dtype=torch.int8) for _ in range(ffn_ranks)]
-    arguments = [Argument(t.name, tensors[t.name]) for t in SPEC.inputs]
-    sender = RankLaunch(
-        arguments, tiling.block_dim, tiling.data, tiling.key, tiling.workspace_bytes,
-        torch.zeros(own.info_size, dtype=torch.int8),
-    )  # fmt: skip
+    sender = kernel.one_sided(tensors, attrs, chip, torch.zeros(own.info_size, dtype=torch.int8))
     return kernel.launch([*(RankLaunch(window=w) for w in windows), sender], is_traced=True)
 
 

@@ -4,15 +4,17 @@
 process group) with three files per call, numbered in order: ``<n>_<op>.inputs.safetensors``, written before the
 call; ``<n>_<op>.outputs.safetensors``; ``<n>_<op>.json``, written last: op, attributes, group, and of each input
 dtype, shape and whether the file holds its transpose. Names are those of the operator's Python arguments; the tensors
-of a list ``x`` are ``x.0``, ``x.1``, ..., its facts a list.
+of a list ``x`` are ``x.0``, ``x.1``, ..., its facts a list. The outputs of an operator that writes windows are what its
+module's ``delivered`` finds there.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch import distributed as dist
 
+from npu_fused_graph import comm
+from npu_fused_graph.comm import Rank
 from npu_fused_graph.errors import HostError
+from npu_fused_graph.ops import module_of
 from npu_fused_graph.ops.observers import Finish, ObservedCall
 
 FORMAT = 1
@@ -35,8 +40,9 @@ class Recorder:
         self._turns: Counter[str] = Counter()
 
     def __call__(self, call: ObservedCall) -> Finish | None:
-        if call.spec.has_effects:
-            return None  # what it does is in windows
+        delivered = getattr(module_of(call.spec.stem), "delivered", None)
+        if call.spec.has_effects and delivered is None:
+            return None  # what it does is in windows that others change
         rank = dist.get_rank() if dist.is_initialized() else None
         folder = self._folder / (f"process_{os.getpid()}" if rank is None else f"rank_{rank}")
         folder.mkdir(exist_ok=True)
@@ -57,11 +63,16 @@ class Recorder:
 
         def finish(results: tuple[Any, ...]) -> None:
             named = dict(_flat(dict(zip(facts["outputs"], results, strict=True))))
+            if delivered is not None:
+                named = what_it_did(delivered, {**call.tensors, **call.attrs}, self._rank(call))
             _save({name: x.contiguous() for name, x in named.items()}, _file(place, "outputs"))
             facts["outputs"] = list(named)
             place.with_suffix(".json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
         return finish
+
+    def _rank(self, call: ObservedCall) -> Rank:
+        return comm.communicator(call.attrs[call.spec.communicator])
 
     def _group(self, call: ObservedCall) -> dict[str, Any] | None:
         """The ranks, and the how manieth recorded call of that group this is: it matches the ranks' records."""
@@ -71,6 +82,18 @@ class Recorder:
         name = call.group.group_name
         self._turns[name] += 1
         return {"name": name, "ranks": ranks, "turn": self._turns[name] - 1}
+
+
+def what_it_did(
+    delivered: Callable[..., dict[str, Tensor]], arguments: Mapping[str, Any], rank: Rank
+) -> dict[str, Tensor]:
+    """Of a call without results: what an operator's ``delivered`` finds in the windows."""
+    return delivered(**wanted(delivered, {**arguments, "rank": rank}))
+
+
+def wanted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function of an operator takes."""
+    return {name: value for name, value in arguments.items() if name in inspect.signature(function).parameters}
 
 
 def _file(place: Path, what: str) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from npu_fused_graph import comm, ops
 from npu_fused_graph.comm.threads import LocalGroup, LocalRank
 from npu_fused_graph.errors import HostError
+from npu_fused_graph.host import replay_windows
 from npu_fused_graph.host.one_operator import OneOperator
-from npu_fused_graph.host.record import RecordedCall
-from npu_fused_graph.ops import STEMS
+from npu_fused_graph.host.record import RecordedCall, wanted
+from npu_fused_graph.ops import STEMS, module_of
 from npu_fused_graph.testing import TOLERANCE
 
 METHODS = ("reference", "decompose", "float64", "engine")
 """reference: the roundings of the kernel. decompose: basic torch operations. float64: no roundings. engine: the GE
 node TorchAir's converter makes, on the CPU engine."""
+
+KERNEL = "kernel"
+"""Not among them: our AscendC kernel, on the simulator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +87,33 @@ def _key(call: RecordedCall) -> Any:
 
 def _replay(calls: list[RecordedCall], methods: Sequence[str], log: Callable[[str], None]) -> ReplayedCall:
     first = calls[0]
-    ranks = [first.rank or 0] if first.group is None else first.group["ranks"]
+    module = module_of(first.op)
+    group = [first.rank or 0] if first.group is None else first.group["ranks"]
+    ranks = group
+    if module.SPEC.is_one_sided:
+        replay_windows.check_alike(module, calls)
+        ranks = [group[place] for place in replay_windows.callers(module, len(group), first.attrs)]
     result = ReplayedCall(first.op, first.node, ranks)
     present = {c.rank for c in calls} if first.group is not None else set(ranks)
     result.missing = [r for r in ranks if r not in present]
     if result.missing:
         return result
-    module = import_module(f"npu_fused_graph.ops.{first.op}")
     ops.register()
     arguments = [c.arguments() for c in calls]
     recorded = [c.outputs() for c in calls]
     for method in methods:
         log(f"{first.op} on {len(ranks)} ranks: {method} ...")
-        # in-place forms write into their arguments, and each method starts from what was recorded
-        given = [{**a, **{name: a[name].clone() for name in module.SPEC.mutated}} for a in arguments]
-        computed = _METHODS[method](module, given)
+        if module.SPEC.is_one_sided:
+            places = {group.index(c.rank): a for c, a in zip(calls, arguments, strict=True)}
+            computed = replay_windows.again(method, module, places, len(group))
+        else:
+            # in-place forms write into their arguments, and each method starts from what was recorded
+            given = [{**a, **{name: a[name].clone() for name in module.SPEC.mutated}} for a in arguments]
+            computed = _METHODS[method](module, given) if method in _METHODS else None
         if computed is not None:
             result.comparisons.append(_compare(method, computed, recorded, len(ranks)))
+        elif method == KERNEL:
+            log(f"{first.op}: its kernel is not here yet")
     return result
 
 
@@ -112,7 +124,7 @@ Results = Iterable[Sequence[Tensor]]
 
 
 def _reference(module: Any, arguments: Arguments) -> Results | None:
-    return _each_rank(arguments, lambda rank, a: module.reference(**_wanted(module.reference, a, rank)))
+    return _each_rank(arguments, lambda rank, a: module.reference(**wanted(module.reference, {**a, "rank": rank})))
 
 
 def _decompose(module: Any, arguments: Arguments) -> Results | None:
@@ -121,7 +133,7 @@ def _decompose(module: Any, arguments: Arguments) -> Results | None:
 
     def run(rank: LocalRank, given: Mapping[str, Any]) -> Any:
         with _WideMatmuls():  # type: ignore[no-untyped-call]
-            return module.decompose(**_wanted(module.decompose, given, rank))
+            return module.decompose(**wanted(module.decompose, {**given, "rank": rank}))
 
     return _each_rank(arguments, run)
 
@@ -183,11 +195,6 @@ def _each_rank(
         return list(results) if isinstance(results, (tuple, list)) else [results]
 
     return (group or LocalGroup(len(arguments))).run(work)
-
-
-def _wanted(function: Callable[..., Any], arguments: Mapping[str, Any], rank: LocalRank) -> dict[str, Any]:
-    offered = {**arguments, "rank": rank}
-    return {name: value for name, value in offered.items() if name in inspect.signature(function).parameters}
 
 
 def _compare(method: str, computed: Results, recorded: Results, ranks: int) -> Comparison:

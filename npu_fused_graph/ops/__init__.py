@@ -25,9 +25,14 @@ STEMS = (
 """Every operator; docs/writing_an_operator.md says what else a new one needs."""
 
 
+def module_of(stem: str) -> ModuleType:
+    """The module of an operator."""
+    return import_module(f"{__name__}.{stem}")
+
+
 def modules() -> tuple[ModuleType, ...]:
     """The module of every operator."""
-    return tuple(import_module(f"{__name__}.{stem}") for stem in STEMS)
+    return tuple(map(module_of, STEMS))
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from npu_fused_graph.ops.attention_to_ffn_constraints import BUFFER, CONSTRAINTS
 from npu_fused_graph.ops.attention_to_ffn_routes import active_tokens, checked_id, routes_of
 from npu_fused_graph.ops.attention_to_ffn_stores import Dispatch
 from npu_fused_graph.ops.declarations import Declaration, agree
-from npu_fused_graph.ops.window_tables import FLAG, AttentionTables, FfnTables
+from npu_fused_graph.ops.window_tables import FLAG, AttentionTables, FfnTables, aligned
 from npu_fused_graph.spec import AttrSpec, DTypeRow, OpSpec, TensorSpec
 
 SPEC = OpSpec(
@@ -218,6 +219,69 @@ def prepared(
     _wait_for_room(windows, dispatch)
     windows.answering[micro_batch] = routes.ranks
     return dispatch
+
+
+# -- what a call did, for records ----------------------------------------------------------------------------------
+
+
+def window_sizes(
+    size: int,
+    ffn_token_data_shape: Sequence[int],
+    attn_token_info_table_shape: Sequence[int],
+    quant_mode: int,
+    ffn_start_rank_id: int,
+) -> tuple[list[int], list[int]]:
+    """Which ranks of a group of ``size`` call the operator, and how many bytes each rank's window needs."""
+    sessions, micro_batches, tokens, slots, record = ffn_token_data_shape
+    ffn_ranks = range(ffn_start_rank_id, ffn_start_rank_id + size - sessions)
+    far = FfnTables(sessions, micro_batches, tokens, slots, record, 1 if quant_mode else 2).size
+    own = AttentionTables(*attn_token_info_table_shape).info_size
+    return [r for r in range(size) if r not in ffn_ranks], [far if r in ffn_ranks else own for r in range(size)]
+
+
+def delivered(
+    x: Tensor,
+    session_id: Tensor,
+    micro_batch_id: Tensor,
+    expert_ids: Tensor,
+    expert_rank_table: Tensor,
+    rank: Rank,
+    ffn_token_data_shape: Sequence[int],
+    moe_expert_num: int,
+    *,
+    active_mask: Tensor | None = None,
+    quant_mode: int = 0,
+    ffn_start_rank_id: int = 0,
+) -> dict[str, Tensor]:
+    """What a call that has returned left in the windows of FFN ranks: only what these do not change when they take it.
+
+    n active tokens. targets int32 [n, KS]: ranks they went to; values [n, KS, H]: of x's dtype, or int8; with
+    quant_mode 2 factors float32 [n, KS].
+    """
+    sessions, micro_batches, tokens, slots, record = ffn_token_data_shape
+    tables = FfnTables(sessions, micro_batches, tokens, slots, record, 1 if quant_mode else 2)
+    session, micro_batch, width = int(session_id[0]), int(micro_batch_id[0]), x.size(2)
+    active = active_tokens(active_mask, tokens)
+    ffn_ranks = range(ffn_start_rank_id, ffn_start_rank_id + rank.size - sessions)
+    targets = routes_of(
+        expert_ids[0, :active].numpy(), expert_rank_table[0].numpy(), session, moe_expert_num, slots, ffn_ranks
+    ).ranks
+
+    def collected(at: int, count: int, dtype: torch.dtype) -> Tensor:
+        out = torch.empty(active, slots, count, dtype=dtype)
+        rows = out.view(torch.uint8).numpy()
+        for r in set(targets.flatten().tolist()):
+            there = tables.records(rank.windows.memory(r), session, micro_batch, at, rows.shape[-1])[:active]
+            numpy.copyto(rows.view(there.dtype)[..., 0], there, where=targets == r)
+        return out
+
+    found = {
+        "targets": torch.from_numpy(targets.copy()),
+        "values": collected(0, width, torch.int8 if quant_mode else x.dtype),
+    }
+    if quant_mode:
+        found["factors"] = collected(aligned(width, 32), 1, torch.float32)[..., 0].contiguous()
+    return found
 
 
 # -- what must hold before anything is written ---------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from npu_fused_graph.errors import KernelError
 from npu_fused_graph.ir.dtypes import BY_NAME
 from npu_fused_graph.sim.build import kernels_folder, library
-from npu_fused_graph.sim.launch import Kernel
+from npu_fused_graph.sim.launch import Argument, Kernel, Memory, RankLaunch
 from npu_fused_graph.spec import DTypeRow, OpSpec
 
 C_TYPES = {
@@ -21,8 +21,8 @@ C_TYPES = {
 """What the kernel compiler of CANN names an element type, by torch's name."""
 
 
-class Input(Protocol):
-    """A tensor of a node, as far as tiling needs it."""
+class Input(Memory, Protocol):
+    """A tensor of a node."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -103,6 +103,14 @@ class OperatorKernel(Kernel):
             result.block_dim, result.tiling_key, result.schedule_mode, result.workspace_bytes,
             ctypes.string_at(result.tiling, result.tiling_bytes),
         )  # fmt: skip
+
+    def one_sided(
+        self, inputs: Mapping[str, Input | None], attrs: Mapping[str, Any], chip: str, window: Memory
+    ) -> RankLaunch:
+        """A launch of this operator, which has no outputs: it writes windows. inputs, attrs: by GE's names."""
+        tiling = self.tiling(inputs, attrs, chip)
+        arguments = [Argument(t.name, inputs.get(t.name)) for t in self.spec.inputs]
+        return RankLaunch(arguments, tiling.block_dim, tiling.data, tiling.key, tiling.workspace_bytes, window)
 
 
 def _library(spec: OpSpec, row: DTypeRow) -> Path:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy
 import torch
 
 from npu_fused_graph.ops.attention_to_ffn import SPEC
-from npu_fused_graph.sim.launch import Argument, Figures, Publication, RankLaunch
+from npu_fused_graph.sim.launch import Figures, Publication, RankLaunch
 from npu_fused_graph.sim.operators import OperatorKernel, Tiling, kernel_of
 from tests.ops.dispatch_model import Plan, Window, call_of, dispatch, fresh, plan_of
 
@@ -33,9 +34,12 @@ def kernel(dtype: torch.dtype) -> OperatorKernel:
 
 
 def tiling(call: dict[str, Any], chip: str = CHIP, kernel_: OperatorKernel | None = None) -> Tiling:
-    inputs = {t.name: call[t.name] for t in SPEC.inputs}
-    attrs = {a.name: call.get(a.name, "hccl_world") for a in SPEC.attrs}
-    return (kernel_ or kernel(call["x"].dtype)).tiling(inputs, attrs, chip)
+    return (kernel_ or kernel(call["x"].dtype)).tiling(*_node(call), chip)
+
+
+def _node(call: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs and attributes."""
+    return {t.name: call[t.name] for t in SPEC.inputs}, {a.name: call.get(a.name, "hccl_world") for a in SPEC.attrs}
 
 
 def promises(plan: Plan, call: dict[str, Any]) -> list[Publication]:
@@ -69,11 +73,8 @@ def launch(
             ranks.append(RankLaunch(window=memory[r]))
             continue
         call = calls[session]
-        tiled = tiling(call, kernel_=kernel_)
-        arguments = [Argument(t.name, call[t.name]) for t in SPEC.inputs]
-        ranks.append(
-            RankLaunch(arguments, cores or tiled.block_dim, tiled.data, tiled.key, tiled.workspace_bytes, memory[r])
-        )
+        mine = (kernel_ or kernel(call["x"].dtype)).one_sided(*_node(call), CHIP, memory[r])
+        ranks.append(replace(mine, block_dim=cores or mine.block_dim))
         public += promises(plan, call)
     figures = (kernel_ or kernel(calls[0]["x"].dtype)).launch(ranks, publications=public, **how)
     return {r: w.numpy() for r, w in memory.items()}, figures

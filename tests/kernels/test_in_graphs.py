@@ -26,11 +26,11 @@ def _built() -> None:
     kernel(torch.float16)
 
 
-def _launches(monkeypatched: list[Any]) -> None:
+def _count_launches(chips: list[Any]) -> None:
     real = simulated.launch_one_sided
 
     def counted(*arguments: Any) -> None:
-        monkeypatched.append(arguments[1])
+        chips.append(arguments[1])
         real(*arguments)
 
     from npu_fused_graph.engine.kernels import fused
@@ -42,7 +42,7 @@ def _compiled(rank: int, form: int) -> tuple[bool, list[str]]:
     """Whether all windows are as the model has them after two calls; the chips of the launches on this rank."""
     is_quantised, has_scales, is_async, is_masked = FORMS[form]
     chips: list[str] = []
-    _launches(chips)
+    _count_launches(chips)
     plan, generator = the_plan(form, is_quantised=is_quantised, record=1300, micro_batches=2)
     windows = register(rank, plan)
     wanted = fresh(plan, generator, is_quantised=is_quantised)

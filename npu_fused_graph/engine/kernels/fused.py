@@ -17,7 +17,7 @@ from torch import Tensor
 
 from npu_fused_graph import ops
 from npu_fused_graph.comm import communicator
-from npu_fused_graph.engine.kernels.simulated import chip_of, launch_one_sided
+from npu_fused_graph.engine.kernels.simulated import Call, chip_of, launch_one_sided
 from npu_fused_graph.engine.registry import AttrParam, InputParam, Kernel, add
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError, argument_error
 from npu_fused_graph.ir.graph import Node
@@ -120,7 +120,9 @@ class FusedKernel:
         """What the operator checks and waits for; then its kernel."""
         prepared = self._module.prepared
         prepared(**{name: given[name] for name in inspect.signature(prepared).parameters})
-        launch_one_sided(self._spec, chip, tensors, attrs, given["rank"])
+        rank = given["rank"]
+        windows = {r: rank.windows.memory(r) for r in (rank.rank, *rank.windows.peers)}
+        launch_one_sided(self._spec, chip, {rank.rank: Call(tensors, attrs)}, windows, rank.size)
 
     def _check_dtypes(self, tensors: dict[str, Any]) -> None:
         """Some column of the op definition must fit; int4 weights are held as int8, no bias as an empty one."""

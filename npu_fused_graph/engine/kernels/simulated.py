@@ -15,22 +15,24 @@ from typing import Any
 
 from torch import Tensor
 
-from npu_fused_graph.comm import Rank
 from npu_fused_graph.comm.windows import Bytes
-from npu_fused_graph.errors import argument_error
+from npu_fused_graph.errors import KernelError, argument_error
 from npu_fused_graph.sim.chips import CHIPS
-from npu_fused_graph.sim.launch import Argument, RankLaunch
+from npu_fused_graph.sim.launch import RankLaunch
 from npu_fused_graph.sim.operators import OperatorKernel, kernel_of
 from npu_fused_graph.spec import OpSpec
 
 WITH_KERNEL = ("attention_to_ffn",)
 """Stems of operators whose nodes the simulator executes."""
 
+CHIP = "Ascend910_9391"
+"""Atlas A3, where nobody says which."""
+
 _chip: ContextVar[str] = ContextVar("chip", default="")
 
 
 @contextmanager
-def simulated_kernels(chip: str = "Ascend910_9391") -> Iterator[None]:
+def simulated_kernels(chip: str = CHIP) -> Iterator[None]:
     """Inside, AttentionToFFN nodes run our AscendC kernel on the simulator, tiled for ``chip``.
 
     Other nodes run as always. The kernel is built with g++ when it is first used, and is a hundred times slower than
@@ -65,18 +67,31 @@ class _Window:
         return self.memory.nbytes
 
 
-def launch_one_sided(spec: OpSpec, chip: str, tensors: Mapping[str, Any], attrs: Mapping[str, Any], rank: Rank) -> None:
-    """The kernel of an operator that writes windows, on this rank. tensors, attrs: by GE's names."""
-    kernel = _kernel(spec, str(tensors["x"].dtype).removeprefix("torch."))
-    dense = {name: x.contiguous() if isinstance(x, Tensor) else None for name, x in tensors.items()}
-    tiling = kernel.tiling(dense, attrs, chip)
-    mine = RankLaunch(
-        [Argument(t.name, dense[t.name]) for t in spec.inputs], tiling.block_dim, tiling.data, tiling.key,
-        tiling.workspace_bytes, _Window(rank.windows.memory(rank.rank)),
-    )  # fmt: skip
-    peers = rank.windows.peers
-    others = {r: RankLaunch(window=_Window(rank.windows.memory(r))) for r in peers}
-    kernel.launch([mine if r == rank.rank else others.get(r, RankLaunch()) for r in range(rank.size)])
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A node on one rank: its inputs and attributes, by GE's names."""
+
+    tensors: Mapping[str, Any]
+    attrs: Mapping[str, Any]
+
+
+def launch_one_sided(
+    spec: OpSpec, chip: str, calls: Mapping[int, Call], windows: Mapping[int, Bytes], size: int
+) -> None:
+    """The kernel of an operator that writes windows, on the ranks of ``calls`` at once.
+
+    windows: of the ranks that have one here. size: of the group. Raises KernelError for what the kernel does wrong,
+    and for ranks with tensors of different dtypes.
+    """
+    dtypes = sorted({str(call.tensors["x"].dtype).removeprefix("torch.") for call in calls.values()})
+    if len(dtypes) > 1:
+        raise KernelError(f"[{spec.stem}] x: expected one dtype on all ranks of a launch, got {' and '.join(dtypes)}.")
+    kernel = _kernel(spec, dtypes[0])
+    ranks = {r: RankLaunch(window=_Window(memory)) for r, memory in windows.items()}
+    for rank, call in calls.items():
+        dense = {name: x.contiguous() if isinstance(x, Tensor) else None for name, x in call.tensors.items()}
+        ranks[rank] = kernel.one_sided(dense, call.attrs, chip, _Window(windows[rank]))
+    kernel.launch([ranks.get(r, RankLaunch()) for r in range(size)])
 
 
 _kernels: dict[tuple[str, str], OperatorKernel] = {}
