@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 from npu_fused_graph.errors import KernelError
 
 READ, WRITE = 1, 2
+
+MOST_CALLS = 200_000_000
+"""Calls of the AscendC API by one core: about a minute here, and no kernel that ends makes as many."""
 
 VECTOR_CORES_ONLY = 0
 """KERNEL_TYPE_AIV_ONLY."""
@@ -140,7 +144,7 @@ class _Launch(ctypes.Structure):
         ("is_traced", ctypes.c_uint32), ("local_bytes", ctypes.c_uint32),
         ("usable_local", ctypes.c_uint32), ("is_registered", ctypes.c_uint32),
         ("publications", ctypes.POINTER(_Publication)), ("publication_count", ctypes.c_uint64),
-        ("stores", ctypes.POINTER(_Store)), ("store_count", ctypes.c_uint64),
+        ("stores", ctypes.POINTER(_Store)), ("store_count", ctypes.c_uint64), ("most_calls", ctypes.c_uint64),
     )  # fmt: skip
 
 
@@ -157,14 +161,15 @@ class Kernel:
     def launch(
         self, ranks: Sequence[RankLaunch], *, seed: int = 0, is_deferred: bool = False, has_clocks: bool = True,
         is_traced: bool = False, is_registered: bool = True, publications: Sequence[Publication] = (),
-        stores: Sequence[Store] = (),
+        stores: Sequence[Store] = (), most_calls: int = MOST_CALLS,
     ) -> Figures:  # fmt: skip
         """Run the kernel of all ranks at once; outputs and windows are written if no rule was broken.
 
         seed: of the order of the cores. is_deferred: instructions run as late, early or between as flags and barriers
         allow, in a random order; else as the program says. has_clocks: accesses that nothing orders are errors; without
         it they show only in the numbers. is_registered: windows are registered memory, else the group's own buffers.
-        Raises KernelError with what the kernel did wrong, where.
+        most_calls: of a core; with more the kernel is taken for one that never ends. Raises KernelError with
+        what the kernel did wrong, and where; after Ctrl-C KeyboardInterrupt, with where each core is.
         """
         keep: list[Any] = []
         rows = (_Rank * len(ranks))()
@@ -188,10 +193,15 @@ class Kernel:
         from_outside = (_Store * len(stores))(*(_Store(s.polls, s.rank, s.at, s.word) for s in stores))
         launch = _Launch(
             self.stem.encode(), rows, len(ranks), seed, is_deferred, has_clocks, is_traced, LOCAL_BYTES, USABLE_BYTES,
-            is_registered, public, len(publications), from_outside, len(stores),
+            is_registered, public, len(publications), from_outside, len(stores), most_calls,
         )  # fmt: skip
         is_good = ctypes.c_int32()
         said = self._run(ctypes.byref(launch), ctypes.byref(is_good)).decode(errors="replace")
+        if "interrupted [Interrupted]" in said:
+            try:
+                signal.raise_signal(signal.SIGINT)  # as if Ctrl-C had come now
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(said) from None
         if not is_good.value:
             raise KernelError(said)
         found = json.loads(said)

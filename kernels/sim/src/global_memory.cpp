@@ -83,7 +83,7 @@ void Core::ReadGlobal(const Where& here, Pipe pipe, const uint8_t* address, uint
     if (bytes == 0) {
         return;
     }
-    where = here;
+    At(here);
     Allocation& target = machine().Find(here, address, bytes, "reads");
     if (!(target.use & kRead) && target.segments.empty()) {
         Fail("Global", here, "reads %s, which may only be written", target.name.c_str());
@@ -133,7 +133,7 @@ void Core::WriteGlobal(const Where& here, Pipe pipe, uint8_t* address, uint64_t 
     if (bytes == 0) {
         return;
     }
-    where = here;
+    At(here);
     Allocation& target = machine().Find(here, address, bytes, "writes");
     if (!(target.use & kWrite)) {
         Fail("Global", here, "writes %s, which is an input", target.name.c_str());
@@ -232,7 +232,7 @@ void CheckScalar(const Where& here, uint64_t address, uint32_t bytes) {
 }
 
 void Core::LoadScalar(const Where& here, const uint8_t* address, uint32_t bytes, void* into) {
-    where = here;
+    At(here);
     CheckScalar(here, reinterpret_cast<uint64_t>(address), bytes);
     Begin(Pipe::S);
     ReadGlobal(here, Pipe::S, address, bytes);
@@ -241,7 +241,7 @@ void Core::LoadScalar(const Where& here, const uint8_t* address, uint32_t bytes,
 }
 
 void Core::StoreScalar(const Where& here, uint8_t* address, uint32_t bytes, const void* from) {
-    where = here;
+    At(here);
     CheckScalar(here, reinterpret_cast<uint64_t>(address), bytes);
     Begin(Pipe::S);
     Allocation& target = machine().Find(here, address, bytes, "writes");
@@ -291,7 +291,7 @@ void Core::WriteBack(const Where& here, uint64_t at) {
 }
 
 void Core::CleanAndInvalidate(const Where& here, const uint8_t* address, bool is_whole_cache) {
-    where = here;
+    At(here);
     Begin(Pipe::S);
     time[static_cast<int>(Pipe::S)] += machine().rates.scalar;
     if (is_whole_cache) {

@@ -173,6 +173,7 @@ void Prepare(const SimLaunch& launch, std::vector<Copied>& copies, std::vector<G
     all.has_clocks = launch.has_clocks;
     all.is_traced = launch.is_traced;
     all.usable_local = launch.usable_local;
+    all.most_calls = launch.most_calls;
     all.ranks.resize(launch.rank_count);
     uint32_t most = 0;
     for (uint64_t r = 0; r < launch.rank_count; ++r) {

@@ -59,6 +59,7 @@ struct SimLaunch {
     uint64_t publication_count;
     SimStore* stores;
     uint64_t store_count;
+    uint64_t most_calls;  // of the API, of a core
 };
 
 // A JSON object of figures when the kernel ran and broke no rule, else what was wrong; ``is_good`` tells which. Valid

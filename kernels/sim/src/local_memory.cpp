@@ -62,7 +62,7 @@ void Core::ReadLocal(const Where& here, Pipe pipe, const Local& tensor, uint64_t
     if (bytes == 0) {
         return;
     }
-    where = here;
+    At(here);
     Reach(here, tensor, offset, bytes, "reads");
     const int p = static_cast<int>(pipe);
     const uint64_t begin = tensor.address + offset, end = begin + bytes;
@@ -84,7 +84,7 @@ void Core::WriteLocal(const Where& here, Pipe pipe, const Local& tensor, uint64_
     if (bytes == 0) {
         return;
     }
-    where = here;
+    At(here);
     Reach(here, tensor, offset, bytes, "writes");
     const int p = static_cast<int>(pipe);
     const uint64_t begin = tensor.address + offset, end = begin + bytes;

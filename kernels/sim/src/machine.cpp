@@ -157,7 +157,7 @@ bool Core::IsKnown(Pipe pipe, const Access& access) const {
 }
 
 void Core::SetFlag(const Where& here, AscendC::HardEvent event, int id) {
-    where = here;
+    At(here);
     const Ends& ends = kEnds[static_cast<int>(event)];
     if (id < 0 || id >= kEventIds) {
         Fail("Sync4", here, "%s: expected an event id from 0 to %d, got %d", EventName(event).c_str(), kEventIds - 1, id);
@@ -189,7 +189,7 @@ void Core::SetFlag(const Where& here, AscendC::HardEvent event, int id) {
 }
 
 void Core::WaitFlag(const Where& here, AscendC::HardEvent event, int id) {
-    where = here;
+    At(here);
     const Ends& ends = kEnds[static_cast<int>(event)];
     if (id < 0 || id >= kEventIds) {
         Fail("Sync4", here, "%s: expected an event id from 0 to %d, got %d", EventName(event).c_str(), kEventIds - 1, id);
@@ -218,7 +218,7 @@ void Core::WaitFlag(const Where& here, AscendC::HardEvent event, int id) {
 }
 
 int Core::AllocEvent(const Where& here, AscendC::HardEvent event) {
-    where = here;
+    At(here);
     uint8_t& taken = allocated_events[static_cast<int>(event)];
     for (int id = 0; id < kEventIds; ++id) {
         if (!(taken >> id & 1)) {
@@ -230,7 +230,7 @@ int Core::AllocEvent(const Where& here, AscendC::HardEvent event) {
 }
 
 void Core::ReleaseEvent(const Where& here, AscendC::HardEvent event, int id) {
-    where = here;
+    At(here);
     uint8_t& taken = allocated_events[static_cast<int>(event)];
     if (id < 0 || id >= kEventIds || !(taken >> id & 1)) {
         Fail("Sync4", here, "%s: event id %d is not allocated", EventName(event).c_str(), id);
@@ -248,7 +248,7 @@ int Core::FetchEvent(const Where& here, AscendC::HardEvent event) {
 }
 
 void Core::Barrier(const Where& here, int pipe) {
-    where = here;
+    At(here);
     if (pipe >= 0) {
         known[pipe].own[pipe] = clock[pipe];
         time[pipe] = std::max(time[pipe], done[pipe]);

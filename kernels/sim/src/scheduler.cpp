@@ -38,6 +38,15 @@ void OnCrash(int, siginfo_t*, void*) {
     std::signal(SIGSEGV, SIG_DFL);
 }
 
+// Ctrl-C ends the launch at the next call of any core; a second one the process.
+void OnInterrupt(int signal) {
+    if (machine().is_interrupted) {
+        std::signal(signal, SIG_DFL);
+        raise(signal);
+    }
+    machine().is_interrupted = 1;
+}
+
 void Body() {
     Core& running = core();
     Fiber& fiber = *static_cast<Fiber*>(running.fiber);
@@ -80,6 +89,16 @@ std::string Hang(const char* what) {
 
 }  // namespace
 
+void Core::GiveUp() const {
+    const std::string stem = "[" + std::string(machine().ranks[rank].stem) + "] ";
+    if (machine().is_interrupted) {
+        throw Violation{stem + Hang("interrupted [Interrupted]")};
+    }
+    throw Violation{stem + Hang(("endless: rank " + std::to_string(rank) + ", core " + std::to_string(block) + " has made more than " +
+                                 std::to_string(machine().most_calls) + " calls [Endless]")
+                                    .c_str())};
+}
+
 void Machine::Yield() {
     Core& running = *core;
     swapcontext(&static_cast<Fiber*>(running.fiber)->context, &g_scheduler);
@@ -89,7 +108,7 @@ void Machine::Yield() {
 }
 
 void Machine::Block(const Where& here, std::string what, std::function<bool()> is_ready) {
-    core->where = here;
+    core->At(here);
     core->waits_for = std::move(what);
     core->is_ready = std::move(is_ready);
     core->state = CoreState::Blocked;
@@ -97,7 +116,7 @@ void Machine::Block(const Where& here, std::string what, std::function<bool()> i
 }
 
 void Machine::Poll(const Where& here, const void* address) {
-    core->where = here;
+    core->At(here);
     ++polls;
     for (HostStore& store : host_stores) {
         if (store.polls && polls >= store.polls) {
@@ -128,7 +147,7 @@ void Machine::SyncAll(const Where& here, bool is_vector_only) {
     }
     Rank& rank = ranks[core->rank];
     Core& running = *core;
-    running.where = here;
+    running.At(here);
     const uint64_t round = rank.rounds;
     ++rank.arrived;
     const int all = static_cast<int>(rank.cores.size());
@@ -174,7 +193,7 @@ void Machine::SetCrossCore(const Where& here, Pipe pipe, int id) {
     }
     Rank& rank = ranks[core->rank];
     Rank::CrossCore& flag = rank.cross_core[id];
-    core->where = here;
+    core->At(here);
     core->DrainAll(here);
     flag.sets.resize(rank.cores.size());
     const uint64_t round = flag.sets[core->block]++;
@@ -218,7 +237,7 @@ void Machine::WaitCrossCore(const Where& here, int id) {
 void Machine::Run() {
     g_is_cancelled = false;
     struct sigaction action {
-    }, before_segv{}, before_bus{};
+    }, before_segv{}, before_bus{}, before_interrupt{};
     action.sa_sigaction = OnCrash;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     static char signal_stack[64 * 1024];
@@ -228,6 +247,10 @@ void Machine::Run() {
     sigaltstack(&alternative, &before_stack);
     sigaction(SIGSEGV, &action, &before_segv);
     sigaction(SIGBUS, &action, &before_bus);
+    action.sa_sigaction = nullptr;
+    action.sa_handler = OnInterrupt;
+    action.sa_flags = 0;
+    sigaction(SIGINT, &action, &before_interrupt);
 
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     std::vector<std::unique_ptr<Fiber>> fibers;
@@ -290,6 +313,7 @@ void Machine::Run() {
     }
     sigaction(SIGSEGV, &before_segv, nullptr);
     sigaction(SIGBUS, &before_bus, nullptr);
+    sigaction(SIGINT, &before_interrupt, nullptr);
     sigaltstack(&before_stack, nullptr);
 }
 

@@ -1,6 +1,8 @@
 // Kernels that are wrong in one way each, beside the same kernel without the fault: y = 2 x of 64 floats, whatever else.
 //
 // Tiling key 0: the case as it should be; 1: with its fault, which is noticed at the line marked with its number.
+#include <csignal>
+
 #include "kernel_operator.h"
 
 using namespace AscendC;
@@ -570,6 +572,15 @@ void Run(Lab& lab, int number) {
             pipe.ReleaseEventID<HardEvent::V_MTE3>(id);
             return DataCopy(y, b, COUNT);
         }
+        case 69:  // a loop without end
+            lab.Load();
+            lab.Order<HardEvent::MTE2_S>();
+            while (is_wrong) a.GetValue(0);  // case 69
+            lab.Double();
+            return lab.Store();
+        case 70:  // Ctrl-C
+            if (is_wrong) raise(SIGINT);
+            return lab.Rest();
         default:
             lab.Rest();
     }

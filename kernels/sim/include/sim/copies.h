@@ -255,7 +255,7 @@ void SetAtomicAdd(::sim::Where here = ::sim::Where("SetAtomicAdd")) {
     static_assert(std::is_same_v<T, float> || std::is_same_v<T, half> || std::is_same_v<T, bfloat16_t> || std::is_same_v<T, int32_t> ||
                       std::is_same_v<T, int16_t> || std::is_same_v<T, int8_t>,
                   "a type that memory can add");
-    ::sim::core().where = here;
+    ::sim::core().At(here);
     ::sim::core().atomic = &::sim::kAtomicOf<T>;
 }
 

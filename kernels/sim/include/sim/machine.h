@@ -7,6 +7,7 @@
 #ifndef SIM_MACHINE_H
 #define SIM_MACHINE_H
 
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -224,6 +225,8 @@ public:
     void StoreScalar(const Where& where, uint8_t* address, uint32_t bytes, const void* from);
     void CleanAndInvalidate(const Where& where, const uint8_t* address, bool is_whole_cache);
 
+    // Every call of the API comes by here; a launch that does not end, or that Ctrl-C ends, stops here.
+    inline void At(const Where& here);
     void CheckEnd();
     std::string Describe() const;
 
@@ -233,6 +236,7 @@ public:
     std::function<bool()> is_ready;
     std::string waits_for;
     Where where = Nowhere();
+    uint64_t calls = 0;
 
     // local memory
     std::vector<uint8_t> memory;
@@ -288,6 +292,7 @@ private:
                     const std::vector<Access>& accesses, const char* did, int line) const;
     friend class Machine;
     bool StepOnce(std::mt19937_64& random);
+    [[noreturn]] void GiveUp() const;
     CacheLine& Line(const Where& where, const uint8_t* address, uint32_t bytes);
     void WriteBack(const Where& where, uint64_t line);
 };
@@ -350,6 +355,8 @@ public:
     bool is_traced = false;
     uint64_t stamp = 0;  // of writes to global memory
     uint64_t polls = 0;
+    uint64_t most_calls = 0;  // of a core; more, and it never ends
+    volatile sig_atomic_t is_interrupted = 0;
     uint32_t usable_local = 0;
     Rates rates;
     uint64_t seen_stamp = 0;  // of the last poll
@@ -359,6 +366,14 @@ public:
 
 Machine& machine();
 inline Core& core() { return *machine().core; }
+
+inline void Core::At(const Where& here) {
+    where = here;
+    if (++calls > machine().most_calls || machine().is_interrupted) {
+        GiveUp();
+    }
+}
+
 uint32_t NameOf(const char* api);
 const std::string& NameAt(uint32_t number);
 
