@@ -111,4 +111,4 @@ def check_figures(case: Case, figures: Figures, library: Path | None = None) -> 
     counted.restype = ctypes.c_uint64
     assert figures.local_bytes == counted(ctypes.byref(plan)) <= case.local
     if case.n >= 8000 and min(shares) >= 12:
-        assert max(figures.busiest.values()) >= 0.6 * figures.simulated_cycles
+        assert max(figures.busiest.values()) >= 0.55 * figures.simulated_cycles
