@@ -46,6 +46,10 @@ class HostError(NpuFusedGraphError, RuntimeError):
     """Host mode cannot be set up: TorchAir is missing, damaged or of another version."""
 
 
+class DumpError(NpuFusedGraphError, ValueError):
+    """A file is no dump of a graph, or too damaged to be read."""
+
+
 class UnsupportedDeviceError(NpuFusedGraphError, RuntimeError):
     """The chip, or the CANN on it, does not have an operator."""
 

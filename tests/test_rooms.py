@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "cache", "version", "errors", "testing", "ir", "spec", "comm", "ops", "passes", "aot", "engine", "converters",
     },
     "compile": {"comm", "errors", "passes", "aot", "converters", "host"},
-    "commands": {"version", "errors", "ir", "ops", "passes", "engine", "host", "compile", "sim"},
+    "commands": {"version", "errors", "ir", "ops", "passes", "engine", "host", "compile", "sim", "inspector"},
     "": {"afd", "version", "ops", "passes", "engine", "host", "compile"},
 }  # fmt: skip
 """Room -> rooms it may import, anywhere in its modules, besides itself. Nobody imports the package "" itself."""
@@ -62,6 +62,7 @@ TORCH_FREE = (
     "version",
     "commands.cli",
     "commands.doctor",
+    "commands.inspect",
     "host.paths",
     "host.install",
     "host.run",

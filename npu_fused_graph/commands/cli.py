@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npu_fused_graph.errors import NpuFusedGraphError
+from npu_fused_graph.errors import DumpError, NpuFusedGraphError
 from npu_fused_graph.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 = fine, 1 = it says what is wrong, 2 = wrong usage, 130 = interrupted."""
+    """Run one command.
+
+    0 = fine, 1 = it says what is wrong, 2 = wrong usage, 3 = a dump cannot be read, 130 = interrupted.
+    """
     try:
         try:
             arguments = _parser().parse_args(argv)
@@ -26,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a reader that left is still an exception to catch
     except NpuFusedGraphError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 3 if isinstance(error, DumpError) else 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
         return 0
@@ -166,6 +169,20 @@ def _kernel_trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _on_a_dump(name: str) -> Callable[[argparse.Namespace], int]:
+    """A command of commands/inspect.py."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from npu_fused_graph.commands import inspect
+
+        code: int = getattr(inspect, name)(arguments, _progress)
+        return code
+
+    return run
+
+
+_DUMP = _argument("dump", type=Path, metavar="DUMP", help="of TorchAir or GE: pbtxt, txt, .air, .om, JSON; .gz, too")
+
 GROUPS = {"host": "set up host mode", "kernel": "AscendC kernels on the simulator"}
 """First words of commands that have two."""
 
@@ -211,6 +228,41 @@ COMMANDS = (
                 "--kernels", choices=("sim",),
                 help="by its AscendC kernel on the simulator, all ranks in one launch; and by what --method names",
             ),
+        ],
+    ),
+    Command(
+        "inspect", "what is in a graph dump; its ops that fit; one op in full", _on_a_dump("inspect"),
+        [
+            _DUMP,
+            _argument("--type", default="", metavar="GLOB", help="list ops of these types"),
+            _argument("--name", default="", metavar="GLOB", help="list ops of these names"),
+            _argument("--stream", type=int, help="list ops of this stream"),
+            _argument("--group", default="", metavar="GLOB", help="list collectives of these groups"),
+            _argument("--dtype", default="", help="list ops with an output of this dtype, such as float16"),
+            _argument("--limit", type=_positive, default=50, help="ops listed at most (default 50; --json lists all)"),
+            _argument("--node", default="", metavar="NAME", help="this op in full"),
+            _argument("--hops", type=int, default=0, help="and what lies up to so many edges around it"),
+            _argument("--full", action="store_true", help="count outputs of large dumps, too"),
+        ],
+    ),
+    Command("fused", "the fused ops of a graph dump, and what they were made of", _on_a_dump("fused"), [_DUMP]),
+    Command(
+        "memory", "how much memory the graph of a dump needs", _on_a_dump("memory"),
+        [_DUMP, _argument("--top", type=_positive, default=10, help="tensors named at the peak (default 10)")],
+    ),
+    Command(
+        "ranks", "whether all ranks issue the same collectives in the same order", _on_a_dump("ranks"),
+        [_argument("dumps", type=Path, nargs="+", metavar="DUMP", help="a folder with all ranks' dumps, or the files")],
+    ),
+    Command(
+        "check", "assert something about a graph dump: exit code 1 where it does not hold", _on_a_dump("check"),
+        [
+            _DUMP,
+            _argument(
+                "--expect", action="append", default=[], metavar="TYPE=N",
+                help="so many ops of a type; also TYPE>=N, TYPE<=N (repeatable)",
+            ),
+            _argument("--memory-below", type=_positive, metavar="BYTES", help="what the graph may need"),
         ],
     ),
     Command("doctor", "versions, mode, what is missing and how to get it", _doctor),

@@ -48,6 +48,8 @@ class TensorDesc:
     dtype and shape are None where the graph does not say. ``dtype_trusted``: TorchAir knew the meta
     tensor; without it the dtype is a default that must not be believed. ``fx_name``: the FX node and
     output the value belongs to, e.g. ``add_3-aten.add.Tensor.OUTPUT.0``. ``device``: "CPU", "NPU" or "".
+    Readers of dumps add: ``shape_source``, "stated" or "meta" (TorchAir's note of the torch tensor, which a
+    view may have changed since); ``layout``, such as "ND"; ``size`` in bytes; other attributes.
     """
 
     name: str
@@ -56,6 +58,10 @@ class TensorDesc:
     dtype_trusted: bool = False
     fx_name: str | None = None
     device: str = ""
+    shape_source: str = ""
+    layout: str = ""
+    size: int | None = None
+    attrs: dict[str, AttrValue] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -67,8 +73,25 @@ class NodeInput:
 
 
 @dataclass(slots=True)
+class Build:
+    """What GE decided about a node. Offsets are bytes in the arena of the model; what it did not say is None or empty.
+
+    workspaces: (offset, bytes).
+    """
+
+    id: int | None = None
+    stream: int | None = None
+    input_offsets: list[int] = field(default_factory=list)
+    output_offsets: list[int] = field(default_factory=list)
+    workspaces: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Node:
-    """One GE op. ``controls`` are names of nodes that must run before it. Attributes keep GE's names."""
+    """One GE op. ``controls`` are names of nodes that must run before it. Attributes keep GE's names.
+
+    subgraphs: names of graphs it calls. build: in dumps of GE, from its own passes on.
+    """
 
     name: str
     type: str
@@ -76,6 +99,8 @@ class Node:
     outputs: list[TensorDesc] = field(default_factory=list)
     controls: list[str] = field(default_factory=list)
     attrs: dict[str, AttrValue] = field(default_factory=dict)
+    subgraphs: list[str] = field(default_factory=list)
+    build: Build | None = None
 
     def sources(self) -> Iterator[Source]:
         """Producers of the fed inputs, in order."""

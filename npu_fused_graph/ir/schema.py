@@ -51,10 +51,11 @@ _MESSAGES: dict[str, str] = {
     "t=12 ?TensorDef, g=13 ?GraphDef, list_list_int=14 ?ListListInt, dt=15 ?int64, "
     "list_list_float=16 ?ListListFloat, expression=17 ?bytes",
     "TensorDescriptor": "name=1 string, dtype=2 DataType, shape=3 ShapeDef, layout=4 string, "
-    "device_type=14 string, attr=5 map",
+    "size=10 int64, device_type=14 string, attr=5 map",
     "TensorDef": "desc=1 TensorDescriptor, data=2 bytes",
-    "OpDef": "name=1 string, type=2 string, input=5 *string, attr=10 map, "
-    "input_desc=33 *TensorDescriptor, output_desc=34 *TensorDescriptor",
+    "OpDef": "name=1 string, type=2 string, input=5 *string, attr=10 map, id=21 int64, stream_id=22 int64, "
+    "input_i=28 *int64, output_i=29 *int64, workspace=30 *int64, workspace_bytes=31 *int64, "
+    "input_desc=33 *TensorDescriptor, output_desc=34 *TensorDescriptor, subgraph_name=35 *string",
     "GraphDef": "name=1 string, op=6 *OpDef, attr=11 map",
     "ModelDef": "name=1 string, version=2 uint32, custom_version=3 string, graph=7 *GraphDef, attr=11 map",
 }

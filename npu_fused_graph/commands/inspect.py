@@ -1,0 +1,122 @@
+"""Commands that read graph dumps. None of them imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npu_fused_graph.errors import argument_error
+
+if TYPE_CHECKING:
+    from npu_fused_graph.inspector import Dump
+
+Log = Callable[[str], None]
+
+LARGE = 50 * 2**20
+"""Bytes from which reading takes long enough to say that it began."""
+
+
+def inspect(arguments: argparse.Namespace, log: Log) -> int:
+    """What is in a dump; or its ops that fit; or one op and its neighbourhood."""
+    from npu_fused_graph.inspector import Filter, select, summary
+    from npu_fused_graph.inspector.selection import facts_of, neighbours, place_of, tensor
+    from npu_fused_graph.inspector.terminal import node_text, summary_text, table, tensor_text
+
+    dump = _read(arguments.dump, log)
+    if arguments.node:
+        graph, op = place_of(dump, arguments.node)
+        facts = facts_of(graph, op)
+        text = node_text(facts)
+        if arguments.hops:
+            near = sorted(neighbours(graph, op, arguments.hops).items(), key=lambda item: (item[1], item[0]))
+            facts["neighbours"] = [
+                {"hops": hops, "name": graph.names[o], "type": graph.types[o]} for o, hops in near if o != op
+            ]
+            rows = [(f"{n['hops']:+d}", n["type"], n["name"]) for n in facts["neighbours"]]
+            text += "\n\n" + "\n".join(table(("hops", "type", "name"), rows))
+        _print(arguments, log, facts, text, dump)
+        return 0
+    wanted = Filter(arguments.type, arguments.name, arguments.stream, arguments.group, arguments.dtype)
+    if wanted == Filter():
+        found = summary(dump, is_full=arguments.full)
+        _print(arguments, log, found.as_dict(), summary_text(found))
+        return 0
+    places = list(select(dump, wanted))
+    shown = places if arguments.json else places[: arguments.limit]
+    ops: list[dict[str, Any]] = []
+    for graph, op in shown:
+        node = graph.node(op)
+        ops.append({"name": node.name, "type": node.type, "graph": graph.name, "outputs": [*map(tensor, node.outputs)]})
+    columns = [(o["type"], o["name"], ", ".join(map(tensor_text, o["outputs"]))) for o in ops]
+    lines = table(("type", "name", "outputs"), columns)
+    left = f", the first {len(shown)} above (--limit)" if len(shown) < len(places) else ""
+    _print(arguments, log, {"count": len(places), "ops": ops}, "\n".join([*lines, f"{len(places):,} ops{left}"]), dump)
+    return 0
+
+
+def fused(arguments: argparse.Namespace, log: Log) -> int:
+    from npu_fused_graph.inspector.fusions import by_type
+    from npu_fused_graph.inspector.fusions import fused as find
+    from npu_fused_graph.inspector.terminal import fused_text
+
+    dump = _read(arguments.dump, log)
+    ops = find(dump)
+    counts = by_type(ops)
+    facts = {"count": len(ops), "types": counts, "ops": [op.as_dict() for op in ops]}
+    _print(arguments, log, facts, fused_text(ops, counts), dump)
+    return 0
+
+
+def memory(arguments: argparse.Namespace, log: Log) -> int:
+    from npu_fused_graph.inspector.arena import memory as measure
+    from npu_fused_graph.inspector.terminal import memory_text
+
+    dump = _read(arguments.dump, log)
+    found = measure(dump, top=arguments.top)
+    _print(arguments, log, found.as_dict(), memory_text(found), dump)
+    return 0
+
+
+def ranks(arguments: argparse.Namespace, log: Log) -> int:
+    from npu_fused_graph.inspector import compare_ranks, dumps_by_rank
+    from npu_fused_graph.inspector.terminal import ranks_text
+
+    files = dumps_by_rank(arguments.dumps)
+    dumps = {rank: _read(file, log) for rank, file in files.items()}
+    found = compare_ranks(dumps)
+    _print(arguments, log, found.as_dict(), ranks_text(found), *dumps.values())
+    return 0 if found.is_same else 1
+
+
+def check(arguments: argparse.Namespace, log: Log) -> int:
+    from npu_fused_graph.inspector.expectations import check as ask
+    from npu_fused_graph.inspector.terminal import check_text
+
+    if not arguments.expect and arguments.memory_below is None:
+        raise argument_error("check", "--expect", "something to check", "nothing", "Pass --expect TYPE=N.")
+    dump = _read(arguments.dump, log)
+    findings = ask(dump, arguments.expect, memory_below=arguments.memory_below)
+    is_fine = all(f.is_fine for f in findings)
+    _print(arguments, log, {"ok": is_fine, "findings": [f.as_dict() for f in findings]}, check_text(findings), dump)
+    return 0 if is_fine else 1
+
+
+def _read(path: Path, log: Log) -> Dump:
+    from npu_fused_graph.inspector import read_dump
+
+    if path.is_file() and path.stat().st_size > LARGE:
+        log(f"reading {path.stat().st_size / 2**20:,.0f} MiB ...")
+    return read_dump(path)
+
+
+def _print(arguments: argparse.Namespace, log: Log, facts: Any, text: str, *dumps: Dump) -> None:
+    """dumps: what was read; what of it could not be is told beside the answer."""
+    from npu_fused_graph.inspector.terminal import safe
+
+    print(json.dumps(facts, indent=2) if arguments.json else text)
+    for dump in dumps:
+        for warning in dump.warnings:
+            log(f"warning: {safe(warning)}")

@@ -1,0 +1,36 @@
+"""Graph dumps of TorchAir and GE: read, counted, questioned. Imports no torch.
+
+dump = inspector.read_dump("dynamo_optimized_graph_1_rank_0_pid_7_ts_20261120235336677144.pbtxt")
+inspector.summary(dump).types
+inspector.assert_fused(path, "MatmulAllReduceAddRmsNorm", 80)
+"""
+
+from npu_fused_graph.inspector.arena import Memory, memory
+from npu_fused_graph.inspector.counting import Summary, summary
+from npu_fused_graph.inspector.dump import Dump, DumpGraph
+from npu_fused_graph.inspector.expectations import Finding, assert_fused, check
+from npu_fused_graph.inspector.fusions import FusedOp, fused
+from npu_fused_graph.inspector.ranks import RankReport, compare_ranks, dumps_by_rank
+from npu_fused_graph.inspector.readers import read_dump
+from npu_fused_graph.inspector.selection import Filter, neighbours, select
+
+__all__ = [
+    "Dump",
+    "DumpGraph",
+    "Filter",
+    "Finding",
+    "FusedOp",
+    "Memory",
+    "RankReport",
+    "Summary",
+    "assert_fused",
+    "check",
+    "compare_ranks",
+    "dumps_by_rank",
+    "fused",
+    "memory",
+    "neighbours",
+    "read_dump",
+    "select",
+    "summary",
+]

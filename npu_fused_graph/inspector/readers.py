@@ -1,0 +1,122 @@
+"""Files to dumps, each format by its own reader."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+from npu_fused_graph.errors import DumpError
+from npu_fused_graph.inspector import text_index
+from npu_fused_graph.inspector.binary import read_air, read_om
+from npu_fused_graph.inspector.dump import Dump, DumpGraph, Warnings
+from npu_fused_graph.inspector.formats import FORMATS, facts_of, format_of
+from npu_fused_graph.inspector.message import Message, attrs_of, first, node_of, text
+from npu_fused_graph.inspector.om_json import read_om_json
+from npu_fused_graph.inspector.onnx_text import read_onnx
+from npu_fused_graph.inspector.readable import read_readable
+from npu_fused_graph.inspector.textproto import Doubt, parse
+from npu_fused_graph.ir.graph import AttrValue, Node
+
+Read = tuple[list[DumpGraph], dict[str, AttrValue], Warnings]
+"""Graphs, attributes of the model, warnings."""
+
+
+def _ge_proto(data: bytes) -> Read:
+    warnings = Warnings()
+    graphs, model = text_index.graphs_of(
+        data, text_index.GE_PROTO, lambda message: node_of(message, is_built=True), attrs_of, warnings
+    )
+    return graphs, attrs_of(model), warnings
+
+
+def _torchair_txt(data: bytes) -> Read:
+    warnings = Warnings()
+    graphs, _ = text_index.graphs_of(
+        data, text_index.TORCHAIR_TXT, lambda message: node_of(message, is_built=False), attrs_of, warnings
+    )
+    return graphs, {}, warnings
+
+
+def _torchair_pbtxt(data: bytes) -> Read:
+    warnings = Warnings()
+    graphs, _ = text_index.graphs_of(
+        data, text_index.TORCHAIR_PBTXT, lambda message: _torchair_node(message, warnings), lambda message: {}, warnings
+    )
+    for graph in graphs:
+        for op, written in enumerate(graph.inputs):
+            if any(text.startswith("^") for text in written):
+                graph.inputs[op] = tuple(_edge(text) for text in written)
+    return graphs, {}, warnings
+
+
+def _edge(written: str) -> str:
+    """Control edges have a sign of their own here."""
+    return f"{written[1:]}:-1" if written.startswith("^") else written
+
+
+def _torchair_node(message: Message, warnings: Warnings) -> Node:
+    """Its attributes are texts that hold messages: ``[i]x`` and ``[o]y`` describe inputs and outputs, in order."""
+    op: Message = {"name": message.get("name", []), "type": message.get("op", []), "input": []}
+    op["input"] = [_edge(text(written)) for written in message.get("input", ())]
+    for entry in message.get("attr", ()):
+        if not isinstance(entry, dict):
+            continue
+        key, held = text(first(entry, "key", b"")), first(entry, "value", {})
+        data = first(held, "s", b"") if isinstance(held, dict) else b""
+        try:
+            inner = parse(data if isinstance(data, bytes) else str(data).encode(errors="surrogateescape"))
+        except Doubt as doubt:
+            name = text(first(message, "name", b""))
+            warnings.say(f"op {name}, attribute {key}: {doubt.what}; the rest of it was not read")
+            inner = doubt.read
+        if key.startswith(("[i]", "[o]")):
+            op.setdefault("input_desc" if key[1] == "i" else "output_desc", []).append(inner)
+        else:
+            op.setdefault("attr", []).append({"key": [key], "value": [inner]})
+    return node_of(op, is_built=False)
+
+
+READERS: dict[str, Callable[[bytes], Read]] = {
+    "torchair pbtxt": _torchair_pbtxt,
+    "torchair txt": _torchair_txt,
+    "ge proto": _ge_proto,
+    "ge onnx": read_onnx,
+    "ge readable": read_readable,
+    "air": read_air,
+    "om": read_om,
+    "om json": read_om_json,
+}
+"""Of formats that hold a graph."""
+
+
+def read_dump(path: Path | str) -> Dump:
+    """Read one dump of any format, ``.gz`` too.
+
+    Raises DumpError for a file that is not there, holds no dump, or one without a graph; what is damaged in part is
+    read as far as it goes, and ``warnings`` say where that ends.
+    """
+    path = Path(path)
+    data = contents(path)
+    kind = format_of(data, path.name)
+    if kind not in READERS:
+        what = f"{kind}: {FORMATS[kind]}" if kind else f"a file that begins with {data[:24]!r}"
+        raise DumpError(f"[inspect] {path}: expected a dump of a graph ({', '.join(READERS)}), got {what}.")
+    if not data or data.isspace():
+        raise DumpError(
+            f"[inspect] {path}: expected a dump, got an empty file. TorchAir leaves one when it cannot write its dump, "
+            "and says so in its log."
+        )
+    graphs, attrs, warnings = READERS[kind](data)
+    if not graphs or not any(graphs):
+        raise DumpError(f"[inspect] {path}: expected {kind} with an op, got none. {' '.join(warnings)}".rstrip())
+    return Dump(path, kind, facts_of(path), graphs, len(data), attrs, warnings)
+
+
+def contents(path: Path) -> bytes:
+    """What a file holds, unpacked. Raises DumpError where it cannot be read."""
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError) as error:
+        raise DumpError(f"[inspect] {path}: expected a file that can be read, got: {error}.") from None
