@@ -96,6 +96,38 @@ def check(case: Case, mm: Tensor, residual: Tensor, gamma: Tensor, y: Tensor, no
     assert beside <= max(1, 2e-3 * error.numel())  # those next to the right one are few
 
 
+def check_ties(rows: int, n: int, dtype: torch.dtype, **how: Any) -> None:
+    """Rows of sixteenths whose mean square is 1, so that norm is y * gamma exactly: many products lie in the middle.
+
+    n: a power of two, 64 at least, for which the mean is exact, too. Numbers in the middle go to the even neighbour.
+    """
+    generator = torch.Generator().manual_seed(n)
+    chosen = torch.stack([_squares(generator) for _ in range(rows * n // 16)]).reshape(rows, n)
+    mm = (chosen / 16).to(dtype)
+    gamma = (torch.rand(n, generator=generator) + 0.5).to(dtype)
+    exact = mm.double() * gamma.double()
+    wanted = exact.to(dtype)
+    spacing = 2.0**-10 if dtype == torch.float16 else 2.0**-7
+    middles = (exact - wanted.double()).abs() == 0.5 * spacing * 2.0 ** exact.abs().log2().floor()
+    assert int(middles.sum()) >= 8
+    case = Case(rows, n, dtype, cores=2, epsilon=0.0)
+    y, norm, _ = run(case, mm, torch.zeros_like(mm), gamma, **how)
+    assert torch.equal(y, mm) and torch.equal(norm, wanted)
+
+
+def _squares(generator: torch.Generator) -> Tensor:
+    """Sixteen whole numbers whose squares sum up to 16 * 16**2: twelve by chance, four that make up the rest."""
+    sides = torch.arange(32)
+    pairs = sides[:, None] ** 2 + sides**2
+    while True:
+        twelve = torch.randint(5, 23, (12,), generator=generator)
+        rest = 4096 - int((twelve**2).sum())
+        a, b = torch.randint(32, (2,), generator=generator).tolist()
+        found = (pairs == rest - a * a - b * b).nonzero()
+        if len(found):
+            return torch.cat([twelve, torch.tensor([a, b]), found[0]])
+
+
 def check_figures(case: Case, figures: Figures, library: Path | None = None) -> None:
     """Each byte moves once, local memory is what the tiling counts on, and the pipes work at the same time.
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from npu_fused_graph.sim.launch import USABLE_BYTES
-from tests.kernels.norm_case import COLUMNS, MANY_ROWS, ONE_ROW, Case, check, check_figures, run
+from tests.kernels.norm_case import COLUMNS, MANY_ROWS, ONE_ROW, Case, check, check_figures, check_ties, run
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -42,6 +42,12 @@ def test_shapes(rows: int, n: int, cores: int, mode: int, dtype: torch.dtype) ->
     for is_deferred in (False, True):
         y, norm, _ = run(case, *inputs, seed=n, is_deferred=is_deferred)
         check(case, *inputs, y, norm)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "n"), [(9, 64), (3, 2048), (2, 16384)])  # a mode each
+def test_what_lies_in_the_middle_goes_to_the_even_neighbour(rows: int, n: int, dtype: torch.dtype) -> None:
+    check_ties(rows, n, dtype)
 
 
 def random_case(seed: int, limit: int) -> Case:

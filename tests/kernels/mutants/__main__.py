@@ -14,7 +14,7 @@ import torch
 
 from npu_fused_graph.sim.build import kernels_folder
 from tests.kernels.mutants.operators import mutants_of
-from tests.kernels.mutants.run import CAUGHT, REFUSED, SURVIVED, Verdict, targets, try_mutant
+from tests.kernels.mutants.run import CAUGHT, REFUSED, SURVIVED, Verdict, baseline, targets, try_mutant
 
 SURVIVORS = Path(__file__).parent / "survivors.txt"
 GOAL = 0.95
@@ -33,6 +33,9 @@ def main() -> int:
     found = [m for path in targets(folder) for m in mutants_of(path, (folder / path).read_text())]
     chosen = [m for m in found if options.file in str(m.file) and options.kind in m.operator][:: options.every]
     print(f"{len(chosen)} of {len(found)} faults", flush=True)
+    if why := baseline():
+        print(f"the battery fails on the kernels as they are: {why}", file=sys.stderr)
+        return 2
     verdicts: list[Verdict] = []
     begin = time.monotonic()
     with multiprocessing.get_context("fork").Pool(options.jobs) as pool:

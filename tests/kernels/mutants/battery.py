@@ -42,6 +42,12 @@ def norm_trials(library: Path, dtype: torch.dtype) -> Iterator[Trial]:
                     norm_case.check_figures(case, figures, library)
 
                 yield trial
+    for rows, n in ((9, 64), (3, 2048), (2, 16384)):
+
+        def ties(rows: int = rows, n: int = n) -> None:
+            norm_case.check_ties(rows, n, dtype, library=library)
+
+        yield ties
 
 
 def dispatch_trials(kernel: Kernel, dtype: torch.dtype) -> Iterator[Trial]:
@@ -52,7 +58,7 @@ def dispatch_trials(kernel: Kernel, dtype: torch.dtype) -> Iterator[Trial]:
         {"hidden": 1056},
         {"hidden": 1025, "tokens": 5},
         {"hidden": 8192, "tokens": 3},
-        {"tokens": 200, "k": 2, "shared": 0},
+        {"tokens": 200, "k": 2, "experts": 4, "shared": 0},
         {"tokens": 512, "k": 2, "experts": 4, "shared": 1, "hidden": 1024},
         {"world": (1, 40), "tokens": 20, "k": 6, "experts": 12},
         {"world": (3, 1), "micro_batches": 3},

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,6 +63,17 @@ def try_mutant(mutant: Mutant) -> Verdict:
     return Verdict(mutant, SURVIVED)
 
 
+def baseline() -> str:
+    """What the battery says of the kernels as they are; "" when all is right: else no verdict means anything."""
+    for is_dispatch in (False, True):
+        for dtype, c_type, scenario in TYPES:
+            with tempfile.TemporaryDirectory(prefix="nfg-mutant-") as scratch:
+                built = build(Path(scratch), {}, is_dispatch=is_dispatch, c_type=c_type, name=scenario)
+                if why := _forked(_trials(built, is_dispatch, dtype, scenario), patience=10 * PATIENCE):
+                    return f"{'AttentionToFFN' if is_dispatch else 'the norm stage'}, {scenario}: {why}"
+    return ""
+
+
 class BuildError(Exception):
     """What the compiler says."""
 
@@ -107,7 +119,7 @@ def _trials(built: Path, is_dispatch: bool, dtype: torch.dtype, scenario: str) -
         yield from norm_trials(built, dtype)
 
 
-def _forked(trials: Iterator[Trial]) -> str:
+def _forked(trials: Iterator[Trial], patience: float = PATIENCE) -> str:
     """What the battery said in a process of its own; "" when it noticed nothing."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -121,11 +133,12 @@ def _forked(trials: Iterator[Trial]) -> str:
             for trial in trials:
                 trial()
         except BaseException as error:
-            said = (f"{type(error).__name__}: {error}".strip() or "failed").splitlines()[0].encode()[:400]
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            said = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})".encode()[:400]
         os.write(writing, said)
         os._exit(0)
     os.close(writing)
-    limit = time.monotonic() + PATIENCE
+    limit = time.monotonic() + patience
     while time.monotonic() < limit:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -137,4 +150,4 @@ def _forked(trials: Iterator[Trial]) -> str:
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(reading)
-    return f"no end within {PATIENCE:g} s"
+    return f"no end within {patience:g} s"
