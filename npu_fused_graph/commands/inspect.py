@@ -25,6 +25,10 @@ def inspect(arguments: argparse.Namespace, log: Log) -> int:
     from npu_fused_graph.inspector.selection import facts_of, neighbours, place_of, tensor
     from npu_fused_graph.inspector.terminal import node_text, summary_text, table, tensor_text
 
+    if passes := _passes(arguments.dump):
+        facts, text = passes
+        _print(arguments, log, facts, text)
+        return 0
     dump = _read(arguments.dump, log)
     if arguments.node:
         graph, op = place_of(dump, arguments.node)
@@ -102,6 +106,30 @@ def check(arguments: argparse.Namespace, log: Log) -> int:
     is_fine = all(f.is_fine for f in findings)
     _print(arguments, log, {"ok": is_fine, "findings": [f.as_dict() for f in findings]}, check_text(findings), dump)
     return 0 if is_fine else 1
+
+
+def _passes(path: Path) -> tuple[dict[str, Any], str] | None:
+    """What a file about GE's fusion passes says; None for another file."""
+    from npu_fused_graph.inspector.formats import format_of
+    from npu_fused_graph.inspector.fusion_files import read_fusion_config, read_fusion_result
+    from npu_fused_graph.inspector.terminal import safe, table
+
+    if not path.is_file() or path.stat().st_size > LARGE:
+        return None
+    kind = format_of(path.read_bytes(), path.name)
+    if kind == "fusion result":
+        counts, warnings = read_fusion_result(path)
+        rows = [(f"{c.effective:,}", f"{c.matched:,}", c.session, c.kind, c.name) for c in counts]
+        lines = table(("effect", "match", "graph", "kind", "pass"), rows)
+        lines += [f"warning: {safe(warning)}" for warning in warnings]
+        return {"passes": [c.as_dict() for c in counts], "warnings": warnings}, "\n".join(lines)
+    if kind == "fusion config":
+        switches = read_fusion_config(path)
+        lines = table(("kind", "switched off"), [key for key, is_on in switches.items() if not is_on])
+        on = sum(switches.values())
+        facts = [{"kind": k, "pass": name, "is_on": is_on} for (k, name), is_on in switches.items()]
+        return {"switches": facts}, "\n".join([*lines, f"{on:,} others are switched on"])
+    return None
 
 
 def _read(path: Path, log: Log) -> Dump:

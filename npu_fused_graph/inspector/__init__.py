@@ -9,6 +9,7 @@ from npu_fused_graph.inspector.arena import Memory, memory
 from npu_fused_graph.inspector.counting import Summary, summary
 from npu_fused_graph.inspector.dump import Dump, DumpGraph
 from npu_fused_graph.inspector.expectations import Finding, assert_fused, check
+from npu_fused_graph.inspector.fusion_files import PassCount, read_fusion_config, read_fusion_result
 from npu_fused_graph.inspector.fusions import FusedOp, fused
 from npu_fused_graph.inspector.ranks import RankReport, compare_ranks, dumps_by_rank
 from npu_fused_graph.inspector.readers import read_dump
@@ -21,6 +22,7 @@ __all__ = [
     "Finding",
     "FusedOp",
     "Memory",
+    "PassCount",
     "RankReport",
     "Summary",
     "assert_fused",
@@ -31,6 +33,8 @@ __all__ = [
     "memory",
     "neighbours",
     "read_dump",
+    "read_fusion_config",
+    "read_fusion_result",
     "select",
     "summary",
 ]
