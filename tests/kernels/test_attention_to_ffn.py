@@ -100,6 +100,17 @@ def test_it_waits_until_what_was_sent_before_is_taken(form: int) -> None:
     compare(plan, calls, busy, cores=2, stores=[Store(300, target, word, 0)])
 
 
+def test_it_waits_for_ranks_it_sends_nothing_to() -> None:
+    """They are told of the micro batch, too, and may still hold the one before."""
+    plan, calls, windows, _ = random_dispatch(0, world=(1, 3), tokens=1, k=1, experts=1, shared=0)
+    word = 4 * int(calls[0]["micro_batch_id"]) * (2 + plan.tokens * plan.slots)
+    idle = next(r for r in plan.ffn_ranks if r != plan.rows[0][0][0])
+    windows[idle][word : word + 4] = [1, 0, 0, 0]
+    with pytest.raises(KernelError, match=r"every core polls for what nobody does|deadlock"):
+        launch(plan, calls, windows, cores=2)
+    compare(plan, calls, windows, cores=2, stores=[Store(300, idle, word, 0)])
+
+
 def test_what_is_left_undefined_is_left_alone() -> None:
     """Bytes between a record's end and the next one's begin, and records of other sessions and micro batches."""
     generator = numpy.random.default_rng(2)

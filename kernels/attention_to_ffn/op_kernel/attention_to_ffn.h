@@ -94,7 +94,6 @@ public:
         if constexpr (is_quantised) {
             constant_ = constant_buffer_.template Get<float>();
             AscendC::Duplicate(factor_buffer_.template Get<float>(), 0.0f, 8);
-            AscendC::PipeBarrier<PIPE_V>();
         }
         Send();
         if constexpr (to_hit_ranks) {
@@ -140,7 +139,6 @@ private:
         for (uint32_t i = 0; i < whole + (rest > 0); ++i) {
             active_ += static_cast<uint32_t>(static_cast<float>(sums.GetValue(i)));
         }
-        Order<HardEvent::S_MTE2>();
         Order<HardEvent::S_V>();
     }
 
@@ -344,7 +342,6 @@ private:
             to.SetGlobalBuffer((__gm__ int32_t*)(windows_.Of(rank) + info_at_));
             AscendC::DataCopyPad(to, words, {1, 2 * sizeof(int32_t), 0, 0, 0});
         }
-        Order<HardEvent::MTE3_S>();
     }
 
     // How many cores have sent something to each of ``count`` ranks.

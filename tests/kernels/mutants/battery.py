@@ -86,12 +86,14 @@ def dispatch_trials(kernel: Kernel, dtype: torch.dtype) -> Iterator[Trial]:
                     )
 
                 yield trial
-    for form in (0, 2):
+    for form, is_hit in ((0, True), (2, True), (0, False)):
 
-        def waits(form: int = form) -> None:
-            plan, calls, windows, _ = random_dispatch(form, world=(1, 2), tokens=3)
+        def waits(form: int = form, is_hit: bool = is_hit) -> None:
+            sizes = {} if is_hit else {"k": 1, "experts": 1, "shared": 0}
+            plan, calls, windows, _ = random_dispatch(form, world=(1, 3), tokens=3, **sizes)
             word = 4 * int(calls[0]["micro_batch_id"]) * (2 + plan.tokens * plan.slots)
-            target = next(r for r in plan.ffn_ranks if r in {plan.rows[e][0][0] for e in range(len(plan.rows))})
+            hit = {plan.rows[e][0][0] for e in range(len(plan.rows))}
+            target = next(r for r in plan.ffn_ranks if (r in hit) == is_hit)
             windows[target][word : word + 4] = [1, 0, 0, 0]
             with pytest.raises(KernelError, match="Deadlock"):
                 dispatch_case.launch(plan, calls, windows, cores=2, kernel_=kernel)
