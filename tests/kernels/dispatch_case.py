@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from npu_fused_graph.ops.attention_to_ffn import SPEC
 from npu_fused_graph.sim.launch import Figures, Publication, RankLaunch
 from npu_fused_graph.sim.operators import OperatorKernel, Tiling, kernel_of
+from tests.kernels.built import entry
 from tests.ops.dispatch_model import Plan, Window, call_of, dispatch, fresh, plan_of
 
 CHIP = "Ascend910_9391"
@@ -89,6 +91,28 @@ def compare(plan: Plan, calls: Sequence[dict[str, Any]], windows: dict[int, Wind
     different = {r: int((got[r] != wanted[r]).sum()) for r in wanted if not numpy.array_equal(got[r], wanted[r])}
     assert not different
     return figures
+
+
+def counted(*, is_quantised: bool, has_scales: bool, tokens: int, hidden: int, ffn_ranks: int, cores: int) -> int:
+    """Bytes of local memory that the tiling takes the kernel to need."""
+    count = entry("tiling_bytes").library.bytes_of_attention_to_ffn
+    count.restype = ctypes.c_uint64
+    return int(
+        count(
+            ctypes.c_bool(is_quantised), ctypes.c_bool(has_scales), ctypes.c_uint64(tokens), ctypes.c_uint64(hidden),
+            ctypes.c_uint64(ffn_ranks), ctypes.c_uint64(cores),
+        )
+    )  # fmt: skip
+
+
+def check_local_memory(plan: Plan, call: dict[str, Any], cores: int, figures: Figures) -> None:
+    """A launch to all FFN ranks leaves out the words of who was hit."""
+    ranks = len(plan.ffn_ranks)
+    hits = 0 if call["sync_flag"] else -(-ranks // 8) * 32
+    assert figures.local_bytes + hits == counted(
+        is_quantised=call["quant_mode"] == 2, has_scales=call["scales"] is not None, tokens=plan.tokens,
+        hidden=plan.hidden, ffn_ranks=ranks, cores=cores,
+    )  # fmt: skip
 
 
 def random_dispatch(seed: int, **given: Any) -> tuple[Plan, list[dict[str, Any]], dict[int, Window], int]:

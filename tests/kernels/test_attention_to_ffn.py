@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy
@@ -11,8 +10,15 @@ import torch
 
 from npu_fused_graph.errors import KernelError
 from npu_fused_graph.sim.launch import USABLE_BYTES, Store
-from tests.kernels.built import entry
-from tests.kernels.dispatch_case import FORMS, compare, launch, random_dispatch, tiling
+from tests.kernels.dispatch_case import (
+    FORMS,
+    check_local_memory,
+    compare,
+    counted,
+    launch,
+    random_dispatch,
+    tiling,
+)
 from tests.ops.dispatch_model import call_of, dispatch, fresh, plan_of
 
 
@@ -215,30 +221,13 @@ def test_figures(is_quantised: bool, has_scales: bool) -> None:
     assert max(figures.busiest.values()) >= 0.8 * figures.simulated_cycles
 
 
-def counted(*, is_quantised: bool, has_scales: bool, tokens: int, hidden: int, ffn_ranks: int, cores: int) -> int:
-    count = entry("tiling_bytes").library.bytes_of_attention_to_ffn
-    count.restype = ctypes.c_uint64
-    return int(
-        count(
-            ctypes.c_bool(is_quantised), ctypes.c_bool(has_scales), ctypes.c_uint64(tokens), ctypes.c_uint64(hidden),
-            ctypes.c_uint64(ffn_ranks), ctypes.c_uint64(cores),
-        )
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("form", range(len(FORMS)))
 def test_local_memory_is_what_the_tiling_counts_on(form: int) -> None:
     """For every form; a launch to all FFN ranks leaves out the words of who was hit."""
-    is_quantised, has_scales, is_async, _ = FORMS[form]
     for seed in (form, form + 3 * len(FORMS)):
         plan, calls, windows, cores = random_dispatch(seed)
         _, figures = launch(plan, calls, windows, cores=cores)
-        ranks = len(plan.ffn_ranks)
-        hits = 0 if is_async else -(-ranks // 8) * 32
-        assert figures.local_bytes + hits == counted(
-            is_quantised=is_quantised, has_scales=has_scales, tokens=plan.tokens, hidden=plan.hidden, ffn_ranks=ranks,
-            cores=cores,
-        )  # fmt: skip
+        check_local_memory(plan, calls[0], cores, figures)
 
 
 @pytest.mark.parametrize("cores", [40, 48])

@@ -74,16 +74,11 @@ def dispatch_trials(kernel: Kernel, dtype: torch.dtype) -> Iterator[Trial]:
                 ) -> None:
                     seed = form + len(dispatch_case.FORMS) * (2 * number + (dtype != torch.float16))
                     plan, calls, windows, _ = random_dispatch(seed, **given)
-                    compare(
-                        plan,
-                        calls,
-                        windows,
-                        cores=cores,
-                        seed=seed,
-                        is_deferred=cores == 3,
-                        is_registered=form % 2 == 0,
-                        kernel_=kernel,
-                    )
+                    figures = compare(
+                        plan, calls, windows, cores=cores, seed=seed, is_deferred=cores == 3,
+                        is_registered=form % 2 == 0, kernel_=kernel,
+                    )  # fmt: skip
+                    dispatch_case.check_local_memory(plan, calls[0], cores, figures)
 
                 yield trial
     for form, is_hit in ((0, True), (2, True), (0, False)):

@@ -1,0 +1,281 @@
+"""What differs between two dumps of one graph: by what ops are and where they stand, not by their names.
+
+Names are numbered as ops are made, so that one more op renames those behind it. Ops are aligned in file order, as
+lines of two texts are, each line an op's type, attributes, outputs and the types of its inputs; then the inputs of
+every aligned pair are compared. Runs of ops that differ in the same way are told once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from npu_fused_graph.inspector.dump import Dump, DumpGraph
+from npu_fused_graph.inspector.selection import plain
+from npu_fused_graph.ir.graph import Node, TensorDesc
+
+WINDOW = 512
+"""Ops of each side among which a way on is searched where the two part."""
+
+STRETCH = 8
+"""Ops in common, one behind the other, that are no chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Ops of the first dump in whose place ops of the second stand. names: of the first of each kind of place."""
+
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+    count: int
+    removed_names: tuple[str, ...]
+    added_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An op in both dumps that is not the same. what: ``attr dst_type``, ``input 1``, ``output 0``, ``stream``, ..."""
+
+    name: str
+    other_name: str
+    type: str
+    what: str
+    before: Any
+    after: Any
+
+
+@dataclass(slots=True)
+class Difference:
+    """same: ops that are in both and alike. renamed: of these, how many have another name."""
+
+    same: int
+    renamed: int
+    exchanges: list[Exchange] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_same(self) -> bool:
+        return not self.exchanges and not self.changes
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"is_same": self.is_same, **asdict(self)}
+
+
+def compare(a: Dump, b: Dump) -> Difference:
+    """Of all graphs, those of one place in both files together; a graph that only one has is told as such."""
+    found = Difference(0, 0)
+    exchanges: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = Counter()
+    names: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    for one, other in zip(a.graphs, b.graphs, strict=False):
+        pairs, gaps = _aligned(one, other)
+        for mine, theirs in gaps:
+            pairs += _paired(one, other, mine, theirs)
+        partner = dict(pairs)
+        partners = {theirs: mine for mine, theirs in pairs}
+        for mine, theirs in gaps:
+            removed = [op for op in mine if op not in partner]
+            added = [op for op in theirs if op not in partners]
+            if removed or added:
+                key = tuple(one.types[op] for op in removed), tuple(other.types[op] for op in added)
+                exchanges[key] += 1
+                names.setdefault(key, (_names(one, removed), _names(other, added)))
+        for mine, theirs in sorted(pairs):
+            changes = _changes(one, mine, other, theirs, partner)
+            found.changes += changes
+            found.same += not changes
+            found.renamed += not changes and one.names[mine] != other.names[theirs]
+    found.exchanges = [Exchange(*key, count, *names[key]) for key, count in exchanges.most_common()]
+    for graph in (*a.graphs[len(b.graphs) :], *b.graphs[len(a.graphs) :]):
+        found.notes.append(f"graph {graph.name or '(unnamed)'} is in one of the two only")
+    return found
+
+
+def _names(graph: DumpGraph, ops: Sequence[int]) -> tuple[str, ...]:
+    return tuple(graph.names[op] for op in ops)
+
+
+# -- alignment -------------------------------------------------------------------------------------------------
+
+Gap = tuple[range, range]
+"""Ops of the one and of the other between two pairs."""
+
+
+def _aligned(one: DumpGraph, other: DumpGraph) -> tuple[list[tuple[int, int]], list[Gap]]:
+    """Pairs of ops that read the same, in order; and what lies between them."""
+    numbers: dict[Any, int] = {}
+    mine, theirs = ([numbers.setdefault(line, len(numbers)) for line in _lines(g)] for g in (one, other))
+    pairs = _common(mine, theirs)
+    gaps: list[Gap] = []
+    at, their_at = 0, 0
+    for i, j in [*pairs, (len(mine), len(theirs))]:
+        if i > at or j > their_at:
+            gaps.append((range(at, i), range(their_at, j)))
+        at, their_at = i + 1, j + 1
+    return pairs, gaps
+
+
+def _lines(graph: DumpGraph) -> list[Any]:
+    """What each op reads like, without names."""
+    types = graph.types
+    lines = []
+    for op, sources in enumerate(graph.sources):
+        node = graph.node(op)
+        attrs = tuple(sorted((key, repr(plain(value))) for key, value in _stable(node).items()))
+        inputs = tuple((types[source] if source >= 0 else "", port) for source, port in sources)
+        lines.append((types[op], inputs, tuple(map(_tensor, node.outputs)), attrs, len(node.controls)))
+    return lines
+
+
+def _stable(node: Node) -> dict[str, Any]:
+    """Attributes that say what an op does; those with an underscore are notes of the compiler."""
+    return {key: value for key, value in node.attrs.items() if not key.startswith("_")}
+
+
+def _tensor(desc: TensorDesc) -> tuple[str | None, tuple[int, ...] | None, str]:
+    return desc.dtype if desc.dtype_trusted else None, desc.shape, desc.layout or "ND"
+
+
+def _common(a: list[int], b: list[int]) -> list[tuple[int, int]]:
+    """Pairs of equal items in the order of both, as many as a search in windows finds.
+
+    Where the two part, the shortest way on is searched in a window, and believed up to its last long stretch in common.
+    """
+    pairs: list[tuple[int, int]] = []
+    i = j = 0
+    while i < len(a) and j < len(b):
+        if a[i] == b[j]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+            continue
+        found = _shortest(a[i : i + WINDOW], b[j : j + WINDOW])
+        if i + WINDOW < len(a) or j + WINDOW < len(b):
+            found = _believed(found)
+        pairs += [(i + x, j + y) for x, y in found]
+        x, y = found[-1] if found else (WINDOW - 1, WINDOW - 1)
+        i, j = i + x + 1, j + y + 1
+    return pairs
+
+
+def _believed(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Up to the end of the last stretch: behind it the window's edge decides."""
+    length = 0
+    for at in range(len(pairs) - 1, -1, -1):
+        follows = at + 1 < len(pairs) and pairs[at + 1] == (pairs[at][0] + 1, pairs[at][1] + 1)
+        length = length + 1 if follows else 1
+        if length == STRETCH:
+            return pairs[: at + STRETCH]
+    return []
+
+
+def _shortest(a: list[int], b: list[int]) -> list[tuple[int, int]]:
+    """The longest common subsequence, by Myers' greedy search."""
+    furthest = {1: 0}
+    steps: list[dict[int, int]] = []
+    for edits in range(len(a) + len(b) + 1):
+        steps.append(dict(furthest))
+        for k in range(-edits, edits + 1, 2):
+            if not -len(b) <= k <= len(a):
+                continue
+            i = _step(furthest, k, edits)
+            while i < len(a) and i - k < len(b) and a[i] == b[i - k]:
+                i += 1
+            furthest[k] = i
+            if i >= len(a) and i - k >= len(b):
+                return _way(steps, len(a), len(b))
+    return []
+
+
+def _goes_down(furthest: dict[int, int], k: int, edits: int) -> bool:
+    return k == -edits or (k != edits and furthest.get(k - 1, -1) < furthest.get(k + 1, -1))
+
+
+def _step(furthest: dict[int, int], k: int, edits: int) -> int:
+    return furthest.get(k + 1, 0) if _goes_down(furthest, k, edits) else furthest.get(k - 1, -1) + 1
+
+
+def _way(steps: list[dict[int, int]], i: int, j: int) -> list[tuple[int, int]]:
+    """Back from the end, step by step."""
+    pairs = []
+    for edits in range(len(steps) - 1, -1, -1):
+        furthest, k = steps[edits], i - j
+        before = k + 1 if _goes_down(furthest, k, edits) else k - 1
+        start = furthest.get(before, 0)
+        while i > start and j > start - before:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+        if edits:
+            i, j = start, start - before
+    return pairs[::-1]
+
+
+def _paired(one: DumpGraph, other: DumpGraph, mine: range, theirs: range) -> list[tuple[int, int]]:
+    """Of ops that do not read the same: those of one type, in order, while as many of it are on both sides."""
+    by_type: dict[str, tuple[list[int], list[int]]] = {}
+    for side, graph, ops in ((0, one, mine), (1, other, theirs)):
+        for op in ops:
+            by_type.setdefault(graph.types[op], ([], []))[side].append(op)
+    return [pair for a, b in by_type.values() if len(a) == len(b) for pair in zip(a, b, strict=True)]
+
+
+# -- pairs -----------------------------------------------------------------------------------------------------
+
+
+def _changes(one: DumpGraph, mine: int, other: DumpGraph, theirs: int, partner: dict[int, int]) -> list[Change]:
+    a, b = one.node(mine), other.node(theirs)
+    found: list[tuple[str, Any, Any]] = []
+    before, after = _stable(a), _stable(b)
+    for key in sorted({*before, *after}):
+        values = plain(before.get(key)), plain(after.get(key))
+        if repr(values[0]) != repr(values[1]):
+            found.append((f"attr {key}", *values))
+    for port in range(max(len(a.outputs), len(b.outputs))):
+        tensors = [_tensor(n.outputs[port]) if port < len(n.outputs) else None for n in (a, b)]
+        if tensors[0] != tensors[1]:
+            found.append((f"output {port}", *map(_text, tensors)))
+    inputs, others = one.sources[mine], other.sources[theirs]
+    for port in range(max(len(inputs), len(others))):
+        source = inputs[port] if port < len(inputs) else None
+        target = others[port] if port < len(others) else None
+        if not _is_alike(one, other, source, target, partner):
+            found.append((f"input {port}", _edge(one, mine, port), _edge(other, theirs, port)))
+    sides = ((one, mine), (other, theirs))
+    waits, others_wait = ([g.names[op] for op in g.controls.get(i, ()) if op >= 0] for g, i in sides)
+    expected = sorted(other.names[partner[op]] for op in one.controls.get(mine, ()) if op in partner)
+    if expected != sorted(others_wait) and (waits or others_wait):
+        found.append(("waits for", waits, others_wait))
+    if one.has_streams and other.has_streams and a.build and b.build and a.build.stream != b.build.stream:
+        found.append(("stream", a.build.stream, b.build.stream))
+    return [Change(a.name, b.name, a.type, *row) for row in found]
+
+
+def _is_alike(
+    one: DumpGraph, other: DumpGraph, source: tuple[int, int] | None, target: tuple[int, int] | None,
+    partner: dict[int, int],
+) -> bool:  # fmt: skip
+    """Whether two inputs come from one place; an op that only one dump has is told by itself, not by its readers."""
+    if source is None or target is None:
+        return source is target
+    if source[0] < 0 or target[0] < 0:
+        return source[0] == target[0]
+    if source[0] not in partner:
+        return target[0] not in partner.values() or one.types[source[0]] != other.types[target[0]]
+    return (partner[source[0]], source[1]) == target or target[0] not in partner.values()
+
+
+def _edge(graph: DumpGraph, op: int, port: int) -> str | None:
+    sources = graph.sources[op]
+    if port >= len(sources):
+        return None
+    source, index = sources[port]
+    return f"{graph.names[source]}:{index}" if source >= 0 else "an op of another graph"
+
+
+def _text(tensor: tuple[str | None, tuple[int, ...] | None, str] | None) -> str | None:
+    if tensor is None:
+        return None
+    dtype, shape, layout = tensor
+    sizes = "[?]" if shape is None else str(list(shape))
+    return f"{dtype or '?'}{sizes} {layout}".rstrip()
