@@ -247,6 +247,10 @@ COMMANDS = (
     ),
     Command("fused", "the fused ops of a graph dump, and what they were made of", _on_a_dump("fused"), [_DUMP]),
     Command(
+        "diff", "what differs between two graph dumps, names aside", _on_a_dump("diff"),
+        [_DUMP, _argument("other", type=Path, metavar="OTHER", help="the dump it is compared with")],
+    ),
+    Command(
         "memory", "how much memory the graph of a dump needs", _on_a_dump("memory"),
         [_DUMP, _argument("--top", type=_positive, default=10, help="tensors named at the peak (default 10)")],
     ),

@@ -84,6 +84,16 @@ def memory(arguments: argparse.Namespace, log: Log) -> int:
     return 0
 
 
+def diff(arguments: argparse.Namespace, log: Log) -> int:
+    from npu_fused_graph.inspector import compare
+    from npu_fused_graph.inspector.terminal import diff_text
+
+    dumps = _read(arguments.dump, log), _read(arguments.other, log)
+    found = compare(*dumps)
+    _print(arguments, log, found.as_dict(), diff_text(found), *dumps)
+    return 0 if found.is_same else 1
+
+
 def ranks(arguments: argparse.Namespace, log: Log) -> int:
     from npu_fused_graph.inspector import compare_ranks, dumps_by_rank
     from npu_fused_graph.inspector.terminal import ranks_text

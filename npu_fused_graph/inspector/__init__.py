@@ -7,6 +7,7 @@ inspector.assert_fused(path, "MatmulAllReduceAddRmsNorm", 80)
 
 from npu_fused_graph.inspector.arena import Memory, memory
 from npu_fused_graph.inspector.counting import Summary, summary
+from npu_fused_graph.inspector.difference import Difference, compare
 from npu_fused_graph.inspector.dump import Dump, DumpGraph
 from npu_fused_graph.inspector.expectations import Finding, assert_fused, check
 from npu_fused_graph.inspector.fusion_files import PassCount, read_fusion_config, read_fusion_result
@@ -16,6 +17,7 @@ from npu_fused_graph.inspector.readers import read_dump
 from npu_fused_graph.inspector.selection import Filter, neighbours, select
 
 __all__ = [
+    "Difference",
     "Dump",
     "DumpGraph",
     "Filter",
@@ -27,6 +29,7 @@ __all__ = [
     "Summary",
     "assert_fused",
     "check",
+    "compare",
     "compare_ranks",
     "dumps_by_rank",
     "fused",

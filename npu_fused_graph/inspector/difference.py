@@ -8,7 +8,7 @@ every aligned pair are compared. Runs of ops that differ in the same way are tol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -67,34 +67,87 @@ class Difference:
 def compare(a: Dump, b: Dump) -> Difference:
     """Of all graphs, those of one place in both files together; a graph that only one has is told as such."""
     found = Difference(0, 0)
-    exchanges: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = Counter()
-    names: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    exchanges: Counter[_Types] = Counter()
+    names: dict[_Types, _Types] = {}
     for one, other in zip(a.graphs, b.graphs, strict=False):
-        pairs, gaps = _aligned(one, other)
-        for mine, theirs in gaps:
-            pairs += _paired(one, other, mine, theirs)
-        partner = dict(pairs)
-        partners = {theirs: mine for mine, theirs in pairs}
-        for mine, theirs in gaps:
-            removed = [op for op in mine if op not in partner]
-            added = [op for op in theirs if op not in partners]
-            if removed or added:
-                key = tuple(one.types[op] for op in removed), tuple(other.types[op] for op in added)
-                exchanges[key] += 1
-                names.setdefault(key, (_names(one, removed), _names(other, added)))
-        for mine, theirs in sorted(pairs):
-            changes = _changes(one, mine, other, theirs, partner)
+        both = _Pair(one, other)
+        for mine, theirs in both.exchanged():
+            key = tuple(one.types[op] for op in mine), tuple(other.types[op] for op in theirs)
+            exchanges[key] += 1
+            names.setdefault(key, (tuple(one.names[op] for op in mine), tuple(other.names[op] for op in theirs)))
+        for op, partner in sorted(both.partner.items()):
+            changes = both.changes(op, partner)
             found.changes += changes
             found.same += not changes
-            found.renamed += not changes and one.names[mine] != other.names[theirs]
+            found.renamed += not changes and one.names[op] != other.names[partner]
     found.exchanges = [Exchange(*key, count, *names[key]) for key, count in exchanges.most_common()]
     for graph in (*a.graphs[len(b.graphs) :], *b.graphs[len(a.graphs) :]):
         found.notes.append(f"graph {graph.name or '(unnamed)'} is in one of the two only")
     return found
 
 
-def _names(graph: DumpGraph, ops: Sequence[int]) -> tuple[str, ...]:
-    return tuple(graph.names[op] for op in ops)
+_Types = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+class _Pair:
+    """Two graphs, aligned. partner: op of the one -> op of the other; partners: the other way round."""
+
+    def __init__(self, one: DumpGraph, other: DumpGraph) -> None:
+        self.one, self.other = one, other
+        pairs, self._gaps = _aligned(one, other)
+        for mine, theirs in self._gaps:
+            pairs += _paired(one, other, mine, theirs)
+        self.partner = dict(pairs)
+        self.partners = {theirs: mine for mine, theirs in pairs}
+
+    def exchanged(self) -> Iterator[tuple[list[int], list[int]]]:
+        """Runs of ops that only one of the two has, with what stands in their place."""
+        for mine, theirs in self._gaps:
+            removed = [op for op in mine if op not in self.partner]
+            added = [op for op in theirs if op not in self.partners]
+            if removed or added:
+                yield removed, added
+
+    def changes(self, mine: int, theirs: int) -> list[Change]:
+        """What is not the same of two ops that are partners."""
+        a, b = self.one.node(mine), self.other.node(theirs)
+        found: list[tuple[str, Any, Any]] = []
+        before, after = _stable(a), _stable(b)
+        for key in sorted({*before, *after}):
+            values = plain(before.get(key)), plain(after.get(key))
+            if repr(values[0]) != repr(values[1]):
+                found.append((f"attr {key}", *values))
+        for port in range(max(len(a.outputs), len(b.outputs))):
+            one, other = (_tensor(n.outputs[port]) if port < len(n.outputs) else None for n in (a, b))
+            if one != other:
+                found.append((f"output {port}", _text(one), _text(other)))
+        found += self._inputs(mine, theirs)
+        if self.one.has_streams and self.other.has_streams and a.build and b.build and a.build.stream != b.build.stream:
+            found.append(("stream", a.build.stream, b.build.stream))
+        return [Change(a.name, b.name, a.type, *row) for row in found]
+
+    def _inputs(self, mine: int, theirs: int) -> Iterator[tuple[str, Any, Any]]:
+        inputs, others = self.one.sources[mine], self.other.sources[theirs]
+        for port in range(max(len(inputs), len(others))):
+            source = inputs[port] if port < len(inputs) else None
+            target = others[port] if port < len(others) else None
+            if not self._is_alike(source, target):
+                yield f"input {port}", _edge(self.one, source), _edge(self.other, target)
+        waits = {op for op in self.one.controls.get(mine, ()) if op in self.partner}
+        others_wait = {op for op in self.other.controls.get(theirs, ()) if op in self.partners}
+        if {self.partner[op] for op in waits} != others_wait:
+            names = [self.one.names[op] for op in sorted(waits)]
+            yield "waits for", names, [self.other.names[op] for op in sorted(others_wait)]
+
+    def _is_alike(self, source: tuple[int, int] | None, target: tuple[int, int] | None) -> bool:
+        """Whether two inputs come from one place. An op that only one dump has is told by itself, not by readers."""
+        if source is None or target is None:
+            return source is target
+        if source[0] < 0 or target[0] < 0:
+            return source[0] == target[0]
+        if source[0] in self.partner and target[0] in self.partners:
+            return (self.partner[source[0]], source[1]) == target
+        return True
 
 
 # -- alignment -------------------------------------------------------------------------------------------------
@@ -220,57 +273,13 @@ def _paired(one: DumpGraph, other: DumpGraph, mine: range, theirs: range) -> lis
     return [pair for a, b in by_type.values() if len(a) == len(b) for pair in zip(a, b, strict=True)]
 
 
-# -- pairs -----------------------------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------------------------------
 
 
-def _changes(one: DumpGraph, mine: int, other: DumpGraph, theirs: int, partner: dict[int, int]) -> list[Change]:
-    a, b = one.node(mine), other.node(theirs)
-    found: list[tuple[str, Any, Any]] = []
-    before, after = _stable(a), _stable(b)
-    for key in sorted({*before, *after}):
-        values = plain(before.get(key)), plain(after.get(key))
-        if repr(values[0]) != repr(values[1]):
-            found.append((f"attr {key}", *values))
-    for port in range(max(len(a.outputs), len(b.outputs))):
-        tensors = [_tensor(n.outputs[port]) if port < len(n.outputs) else None for n in (a, b)]
-        if tensors[0] != tensors[1]:
-            found.append((f"output {port}", *map(_text, tensors)))
-    inputs, others = one.sources[mine], other.sources[theirs]
-    for port in range(max(len(inputs), len(others))):
-        source = inputs[port] if port < len(inputs) else None
-        target = others[port] if port < len(others) else None
-        if not _is_alike(one, other, source, target, partner):
-            found.append((f"input {port}", _edge(one, mine, port), _edge(other, theirs, port)))
-    sides = ((one, mine), (other, theirs))
-    waits, others_wait = ([g.names[op] for op in g.controls.get(i, ()) if op >= 0] for g, i in sides)
-    expected = sorted(other.names[partner[op]] for op in one.controls.get(mine, ()) if op in partner)
-    if expected != sorted(others_wait) and (waits or others_wait):
-        found.append(("waits for", waits, others_wait))
-    if one.has_streams and other.has_streams and a.build and b.build and a.build.stream != b.build.stream:
-        found.append(("stream", a.build.stream, b.build.stream))
-    return [Change(a.name, b.name, a.type, *row) for row in found]
-
-
-def _is_alike(
-    one: DumpGraph, other: DumpGraph, source: tuple[int, int] | None, target: tuple[int, int] | None,
-    partner: dict[int, int],
-) -> bool:  # fmt: skip
-    """Whether two inputs come from one place; an op that only one dump has is told by itself, not by its readers."""
-    if source is None or target is None:
-        return source is target
-    if source[0] < 0 or target[0] < 0:
-        return source[0] == target[0]
-    if source[0] not in partner:
-        return target[0] not in partner.values() or one.types[source[0]] != other.types[target[0]]
-    return (partner[source[0]], source[1]) == target or target[0] not in partner.values()
-
-
-def _edge(graph: DumpGraph, op: int, port: int) -> str | None:
-    sources = graph.sources[op]
-    if port >= len(sources):
+def _edge(graph: DumpGraph, source: tuple[int, int] | None) -> str | None:
+    if source is None:
         return None
-    source, index = sources[port]
-    return f"{graph.names[source]}:{index}" if source >= 0 else "an op of another graph"
+    return f"{graph.names[source[0]]}:{source[1]}" if source[0] >= 0 else "an op of another graph"
 
 
 def _text(tensor: tuple[str | None, tuple[int, ...] | None, str] | None) -> str | None:
@@ -278,4 +287,4 @@ def _text(tensor: tuple[str | None, tuple[int, ...] | None, str] | None) -> str 
         return None
     dtype, shape, layout = tensor
     sizes = "[?]" if shape is None else str(list(shape))
-    return f"{dtype or '?'}{sizes} {layout}".rstrip()
+    return f"{dtype or '?'}{sizes} {layout}"

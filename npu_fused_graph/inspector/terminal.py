@@ -8,6 +8,7 @@ from typing import Any
 
 from npu_fused_graph.inspector.arena import Memory
 from npu_fused_graph.inspector.counting import Summary
+from npu_fused_graph.inspector.difference import Difference
 from npu_fused_graph.inspector.expectations import Finding
 from npu_fused_graph.inspector.fusions import FusedOp
 from npu_fused_graph.inspector.ranks import RankReport
@@ -174,6 +175,29 @@ def _numbers(ranks: Sequence[int]) -> str:
             begin = rank
         before = rank
     return ", ".join(parts)
+
+
+def diff_text(found: Difference) -> str:
+    lines = [f"alike: {found.same:,} ops, {found.renamed:,} of them under another name"]
+    for exchange in found.exchanges:
+        lines.append(f"{exchange.count:,} times" if exchange.count > 1 else "once")
+        for sign, types, names in (
+            ("-", exchange.removed, exchange.removed_names), ("+", exchange.added, exchange.added_names),
+        ):  # fmt: skip
+            if types:
+                lines.append(cut(f"  {sign} {', '.join(types)}", width()))
+                lines.append(cut(f"      at {names[0]}", width()))
+    for change in found.changes[:_CHANGES]:
+        name = change.name if change.name == change.other_name else f"{change.name} / {change.other_name}"
+        lines.append(cut(f"~ {name} ({change.type}) {change.what}: {change.before} -> {change.after}", 2 * width()))
+    if len(found.changes) > _CHANGES:
+        lines.append(f"and {len(found.changes) - _CHANGES:,} more changes (--json has all)")
+    lines += [f"note: {safe(note)}" for note in found.notes]
+    return "\n".join([*lines, "the same" if found.is_same else "they differ"])
+
+
+_CHANGES = 50
+"""Changes that are shown."""
 
 
 def check_text(findings: Sequence[Finding]) -> str:
