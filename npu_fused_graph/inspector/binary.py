@@ -123,7 +123,7 @@ def _graph(data: memoryview, begin: int, end: int, warnings: Warnings, *, is_bui
     return DumpGraph(
         text(first(rest, "name", b"")), names, types, inputs,
         lambda op: node_of(_tolerant(data, "OpDef", *spans[op], warnings), is_built=is_built),
-        attrs=lambda: attrs_of(rest), has_streams=is_built,
+        attrs=lambda: attrs_of(rest), has_streams=lambda: is_built,
     )  # fmt: skip
 
 

@@ -57,20 +57,20 @@ class DumpGraph:
     """One graph: its ops in file order.
 
     names, types: of each op. inputs: of each op, as written: ``producer:output``, -1 for a control edge, "" for a
-    port that nothing feeds. has_streams: the dump says on which stream each op runs. is_stated: its ops say of their
-    outputs what they are (a readable dump does not).
+    port that nothing feeds. is_stated: its ops say of their outputs what they are (a readable dump does not).
     """
 
     def __init__(
         self, name: str, names: list[str], types: list[str], inputs: list[tuple[str, ...]],
-        decode: Callable[[int], Node], *, attrs: Callable[[], dict[str, AttrValue]] = dict, has_streams: bool = False,
-        is_stated: bool = True, search: Search | None = None,
+        decode: Callable[[int], Node], *, attrs: Callable[[], dict[str, AttrValue]] = dict,
+        has_streams: Callable[[], bool] = bool, is_stated: bool = True, search: Search | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.names, self.types, self.inputs = names, types, inputs
-        self.has_streams, self.is_stated = has_streams, is_stated
+        self.is_stated = is_stated
         self._decode = decode
         self._attrs = attrs
+        self._has_streams = has_streams
         self._search = search
         self._nodes: dict[int, Node] = {}
 
@@ -90,6 +90,11 @@ class DumpGraph:
     def nodes(self) -> Iterator[Node]:
         """Every op in full, in order."""
         return map(self.node, range(len(self)))
+
+    @cached_property
+    def has_streams(self) -> bool:
+        """Whether the dump says on which stream each op runs."""
+        return self._has_streams()
 
     @cached_property
     def attrs(self) -> dict[str, AttrValue]:

@@ -41,5 +41,5 @@ def graph_of(message: Message) -> DumpGraph:
         [tuple(text(v) for v in op.get("input", ())) for op in ops],
         lambda op: node_of(ops[op], is_built=True),
         attrs=lambda: attrs_of(message),
-        has_streams=True,
+        has_streams=lambda: True,
     )

@@ -136,9 +136,9 @@ def _sequence(dump: Dump) -> list[tuple[str, Collective]]:
 
 
 def _place(graph: DumpGraph, op: int) -> int:
-    """GE's number of the op in a built graph, else its line."""
+    """GE's number of the op where it gave one, else its line."""
     build = graph.node(op).build
-    return build.id if graph.has_streams and build is not None and build.id else op
+    return build.id if build is not None and build.id else op
 
 
 def _collective(graph: DumpGraph, op: int) -> Collective:

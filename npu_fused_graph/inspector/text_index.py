@@ -6,9 +6,11 @@ its name, type and inputs are its first lines. What does not look like that is r
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from sys import intern
 
 from npu_fused_graph.inspector.dump import DumpGraph, Warnings
@@ -16,7 +18,7 @@ from npu_fused_graph.inspector.textproto import Doubt, Message, line_of, parse, 
 from npu_fused_graph.ir.graph import AttrValue, Node
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """How a printer writes. opener: the line an op begins with. type_field: of the op's type.
 
@@ -32,6 +34,19 @@ class Layout:
     @property
     def op_field(self) -> str:
         return self.opener.strip(b"\n {").decode()
+
+    def graphs_in(self, text: bytes) -> int:
+        """How many graphs begin in a text between ops."""
+        return text.count(b"\ngraph {\n") + text.startswith(b"graph {\n")
+
+    @cached_property
+    def usual_head(self) -> re.Pattern[bytes]:
+        """Name, type and inputs in this order, without escapes, and with more behind them."""
+        value = rb'"([^"\\\n]+)"\n\s*'
+        kind = re.escape(self.type_field) + rb": " + value.replace(b'"(', b'"' + self.type_prefix + b"(", 1)
+        return re.compile(
+            rb"\s*name: " + value + kind + rb'((?:input: "[^"\\\n]*"\n\s*)*)(?!input:|name:|' + self.type_field + rb":)"
+        )
 
     @property
     def closing(self) -> bytes:
@@ -53,6 +68,12 @@ class _Ops:
     inputs: list[tuple[str, ...]] = field(default_factory=list)
     begins: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+
+    def part(self, first: int, last: int) -> _Ops:
+        if (first, last) == (0, len(self.names)):
+            return self
+        columns = (self.names, self.types, self.inputs, self.begins, self.ends)
+        return _Ops(*(column[first:last] for column in columns))  # type: ignore[arg-type]
 
 
 class Doubtful(Exception):
@@ -91,23 +112,19 @@ def _indexed(
     data: bytes, layout: Layout, decode: Callable[[Message], Node], attrs: Callable[[Message], dict[str, AttrValue]],
     warnings: Warnings,
 ) -> tuple[list[DumpGraph], Message]:  # fmt: skip
-    graphs, around, done, count = [], b"", 0, 0
     doubts: list[tuple[int, str]] = []
-    for begin, end in _graph_spans(data, layout, doubts):
-        around += data[done : max(begin - len(b"\ngraph {"), 0)]
-        done = end + 1
-        ops = _search(data, layout, begin, end, doubts)
-        count += len(ops.names)
-        head_end = ops.begins[0] - len(layout.opener) if ops.begins else end
-        head = data[begin : max(begin, head_end)]
-        tail = data[ops.ends[-1] + len(layout.closing) : end] if ops.begins else b""
-        fields = _tolerant(head + b"\n" + tail, warnings, "a graph's own fields")
-        graphs.append(_graph(data, layout, ops, fields, decode, attrs, warnings))
+    ops, around, firsts = _search(data, layout, doubts)
+    count = len(ops.names)
     if len(doubts) > max(2, count // 100) or 2 * len(doubts) > max(2, count):
         raise Doubtful(doubts[0][0])  # no damage: another printer
     for at, what in doubts:
         warnings.say(f"line {line_of(data, at)}: {what}")
-    return graphs, _tolerant(around + data[done:], warnings, "the model's fields") if layout.is_nested else {}
+    model = _tolerant(around, warnings, "what stands around the ops")
+    fields = [g for g in model.get("graph", ()) if isinstance(g, dict)] if layout.is_nested else [model]
+    graphs = []
+    for message, first, last in zip(fields, firsts, [*firsts[1:], count], strict=False):
+        graphs.append(_graph(data, layout, ops.part(first, last), message, decode, attrs, warnings))
+    return graphs, {key: values for key, values in model.items() if key != "graph"} if layout.is_nested else {}
 
 
 def _graph(
@@ -130,63 +147,56 @@ def _graph(
     return DumpGraph(
         _string(fields, "name"), ops.names, ops.types, ops.inputs,
         node, attrs=lambda: attrs(fields),
-        has_streams=is_ge and data.find(b"\n    stream_id: ", first, last) >= 0,
+        has_streams=lambda: is_ge and data.find(b"\n    stream_id: ", first, last) >= 0,
         search=_TextSearch(data, ops) if is_ge else None,
     )  # fmt: skip
 
 
-def _graph_spans(data: bytes, layout: Layout, doubts: list[tuple[int, str]]) -> list[tuple[int, int]]:
-    """Where the lines of each graph lie, from the newline before them to its bracket at the beginning of a line."""
-    if not layout.is_nested:
-        return [(0, len(data))]
-    spans = []
-    at = -1 if data.startswith(b"graph {\n") else data.find(b"\ngraph {\n")
-    if at < 0 and not data.startswith(b"graph {\n"):
+def _search(data: bytes, layout: Layout, doubts: list[tuple[int, str]]) -> tuple[_Ops, bytes, list[int]]:
+    """All ops; the text around them, in which there are the graphs' own fields; the first op of each graph.
+
+    doubts: gets ops that do not end where the next one begins, or have no name. Raises Doubtful where nothing is laid
+    out as this printer does.
+    """
+    ops, find, opener, closing, usual = _Ops(), data.find, layout.opener, layout.closing, layout.usual_head.match
+    at = -1 if data.startswith(opener[1:]) else find(opener)
+    if at < 0 and not data.startswith(opener[1:]):
         raise Doubtful(0)
-    while True:
-        after = data.find(b"\ngraph {\n", at + 1)
-        closing = data.find(b"\n}", at + 1, len(data) if after < 0 else after + 1)
-        if closing < 0:
-            closing = len(data) if after < 0 else after
-            doubts.append((closing, "a graph without an end"))
-        spans.append((at + len(b"\ngraph {"), closing + 1))
-        if after < 0:
-            return spans
-        at = after
-
-
-def _search(data: bytes, layout: Layout, begin: int, end: int, doubts: list[tuple[int, str]]) -> _Ops:
-    """The ops between two bytes. doubts: gets the ops that do not end where the next one begins, or have no name."""
-    ops, find, opener, closing = _Ops(), data.find, layout.opener, layout.closing
-    at = find(opener, begin, end)
-    if begin == 0 and data.startswith(opener[1:]):
-        at = -1
-    elif at < 0:
-        raise Doubtful(begin)
+    around = [data[: at + 1]]
+    firsts = [0] * layout.graphs_in(around[0]) if layout.is_nested else [0]
     while True:
         block = at + len(opener)
-        at = find(opener, block - 1, end)
-        stop = end if at < 0 else at
+        at = find(opener, block - 1)
+        stop = len(data) if at < 0 else at
         close = find(closing, block - 1, stop)
-        if close < 0:
-            close = stop
-            doubts.append((block, "an op without an end; what it holds may be incomplete"))
-        elif at >= 0 and close + len(closing) != stop:
-            doubts.append((close + len(closing) + 1, "lines that are of no op; an op may be missing"))
-        name, kind, sources = _head(data, block, close, layout)
-        if not name or not kind:
-            doubts.append((block, "an op without a name or a type"))
-        ops.names.append(name or f"(line {line_of(data, block)})")
-        ops.types.append(kind or "?")
-        ops.inputs.append(sources)
+        if head := usual(data, block, stop if close < 0 else close):
+            ops.names.append(head[1].decode("utf-8", "surrogateescape"))
+            ops.types.append(intern(head[2].decode("utf-8", "surrogateescape")))
+            ops.inputs.append(tuple(head[3].decode("utf-8", "surrogateescape").split('"')[1::2]))
+        else:
+            name, kind, sources = _head(data, block, stop if close < 0 else close, layout)
+            if not name or not kind:
+                doubts.append((block, "an op without a name or a type"))
+            ops.names.append(name or f"(line {line_of(data, block)})")
+            ops.types.append(kind or "?")
+            ops.inputs.append(sources)
         ops.begins.append(block)
-        ops.ends.append(close)
+        ops.ends.append(stop if close < 0 else close)
+        if close < 0:
+            doubts.append((block, "an op without an end; what it holds may be incomplete"))
+        elif close + len(closing) != stop:
+            between = data[close + len(closing) : stop + 1]
+            around.append(between)
+            opened = layout.graphs_in(between)
+            firsts += [len(ops.names)] * opened
+            if at >= 0 and not opened:
+                doubts.append((close + len(closing) + 1, "lines that are of no op; an op may be missing"))
         if at < 0:
-            return ops
+            return ops, b"".join(around), firsts
 
 
 def _head(data: bytes, line: int, end: int, layout: Layout) -> tuple[str, str, tuple[str, ...]]:
-    """Name, type and inputs: the first lines of an op, all with a text."""
+    """Name, type and inputs in any order: the first lines of an op, all with a text."""
     name, kind = b"", ""
     sources: list[str] = []
     while line < end:
@@ -278,7 +288,7 @@ def _of_message(
         [tuple(_decoded(v) for v in op.get("input", ())) for op in ops],
         lambda op: decode(ops[op]),
         attrs=lambda: attrs(rest),
-        has_streams=any("stream_id" in op for op in ops),
+        has_streams=lambda: any("stream_id" in op for op in ops),
     )
 
 
