@@ -9,7 +9,6 @@ from typing import Any
 from npu_fused_graph.inspector.catalogue import COLLECTIVES, FUSED, GROUPS
 from npu_fused_graph.inspector.dump import Dump, DumpGraph
 from npu_fused_graph.inspector.formats import FORMATS
-from npu_fused_graph.ir.graph import Node
 
 DECODED = 20_000
 """Ops up to which outputs are counted unasked: each has to be read in full."""
@@ -102,14 +101,14 @@ def _groups(dump: Dump) -> dict[str, dict[str, int]]:
     found: dict[str, Counter[str]] = {}
     for graph in dump.graphs:
         for op in graph.of_type(*COLLECTIVES):
-            for group in groups_of(graph.node(op)):
+            for group in groups_at(graph, op):
                 found.setdefault(group, Counter())[graph.types[op]] += 1
     return {group: dict(counted) for group, counted in found.items()}
 
 
-def groups_of(node: Node) -> list[str]:
+def groups_at(graph: DumpGraph, op: int) -> list[str]:
     """The groups an op talks to; ["?"] where the dump does not say."""
-    return [str(node.attrs[key]) for key in GROUPS if node.attrs.get(key)] or ["?"]
+    return [group for key in GROUPS if (group := graph.text(op, key))] or ["?"]
 
 
 def _count_outputs(dump: Dump, found: Summary) -> None:

@@ -52,6 +52,9 @@ class Search(Protocol):
     def having(self, attr: str) -> list[int]:
         """Ops with this attribute."""
 
+    def text(self, op: int, attr: str) -> str | None:
+        """Of an op: an attribute that is a text; None where there is none."""
+
 
 class DumpGraph:
     """One graph: its ops in file order.
@@ -159,6 +162,13 @@ class DumpGraph:
         if self._search is not None:
             return self._search.having(attr)
         return [op for op, node in enumerate(self.nodes()) if attr in node.attrs]
+
+    def text(self, op: int, attr: str) -> str | None:
+        """Of an op: an attribute that is a text; None where there is none."""
+        if self._search is not None:
+            return self._search.text(op, attr)
+        value = self.node(op).attrs.get(attr)
+        return value if isinstance(value, str) else None
 
     def of_type(self, *types: str) -> list[int]:
         wanted = frozenset(types)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from npu_fused_graph.inspector.catalogue import COLLECTIVES, FUSED
-from npu_fused_graph.inspector.counting import groups_of
+from npu_fused_graph.inspector.counting import groups_at
 from npu_fused_graph.inspector.dump import Dump
 from npu_fused_graph.inspector.selection import origins_of, passes_of
 
@@ -43,7 +43,7 @@ def fused(dump: Dump) -> list[FusedOp]:
             origins = origins_of(node)
             if op not in known and len(origins) < 2:
                 continue
-            groups = groups_of(node) if node.type in COLLECTIVES else []
+            groups = groups_at(graph, op) if node.type in COLLECTIVES else []
             names = [desc.fx_name for desc in node.outputs if desc.fx_name]
             stands_for = FUSED.get(node.type, "")
             facts = tuple(groups), tuple(origins), tuple(passes_of(node)), tuple(names)

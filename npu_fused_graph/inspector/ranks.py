@@ -10,7 +10,7 @@ from typing import Any
 
 from npu_fused_graph.errors import DumpError
 from npu_fused_graph.inspector.catalogue import COLLECTIVES
-from npu_fused_graph.inspector.counting import groups_of
+from npu_fused_graph.inspector.counting import groups_at
 from npu_fused_graph.inspector.dump import Dump, DumpGraph
 from npu_fused_graph.inspector.formats import facts_of
 
@@ -131,7 +131,7 @@ def _sequence(dump: Dump) -> list[tuple[str, Collective]]:
     for graph in dump.graphs:
         for op in graph.of_type(*COLLECTIVES):
             if graph.types[op] not in _ONE_SIDED:
-                rows += [(_place(graph, op), group, _collective(graph, op)) for group in groups_of(graph.node(op))]
+                rows += [(_place(graph, op), group, _collective(graph, op)) for group in groups_at(graph, op)]
     return [(group, collective) for _, group, collective in sorted(rows, key=lambda row: row[0])]
 
 

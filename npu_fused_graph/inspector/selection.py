@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from npu_fused_graph.errors import DumpError
-from npu_fused_graph.inspector.counting import groups_of
+from npu_fused_graph.inspector.counting import groups_at
 from npu_fused_graph.inspector.dump import Dump, DumpGraph
 from npu_fused_graph.ir.graph import DTypeValue, Graph, Node, TensorDesc, TensorValue
 
@@ -39,7 +39,7 @@ def select(dump: Dump, wanted: Filter) -> Iterator[tuple[DumpGraph, int]]:
                 continue
             if streams is not None and streams[op] != wanted.stream:
                 continue
-            if wanted.group and not any(fnmatchcase(g, wanted.group) for g in groups_of(graph.node(op)) if g != "?"):
+            if wanted.group and not any(fnmatchcase(g, wanted.group) for g in groups_at(graph, op) if g != "?"):
                 continue
             if wanted.dtype and all(desc.dtype != wanted.dtype for desc in graph.node(op).outputs):
                 continue

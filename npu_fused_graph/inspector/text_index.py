@@ -228,6 +228,14 @@ def _tolerant(text: bytes, warnings: Warnings, what: str) -> Message:
         return doubt.read
 
 
+_TEXT = re.compile(rb'\s*value \{\s*s: "((?:[^"\\\n]|\\.)*)"')
+
+
+def _key(attr: str) -> bytes:
+    """The line of an op's attribute."""
+    return b'\n      key: "' + attr.encode("utf-8", "surrogateescape") + b'"\n'
+
+
 class _TextSearch:
     """Of GE's own text, where an attribute is a line of its own."""
 
@@ -243,8 +251,16 @@ class _TextSearch:
             found.append(int(word) if word.isdigit() else 0)
         return found
 
+    def text(self, op: int, attr: str) -> str | None:
+        begin, end = self._ops.begins[op], self._ops.ends[op]
+        at = self._data.find(_key(attr), begin, end)
+        if at < 0:
+            return None
+        value = _TEXT.match(self._data, at + len(_key(attr)), end)
+        return unescaped(value[1]).decode("utf-8", "surrogateescape") if value else None
+
     def having(self, attr: str) -> list[int]:
-        field = b'\n      key: "' + attr.encode(errors="surrogateescape") + b'"\n'
+        field = _key(attr)
         begins, found = self._ops.begins, []
         last = self._ops.ends[-1] if begins else 0
         at = self._data.find(field, begins[0], last) if begins else -1

@@ -1,4 +1,4 @@
-"""``make bench``: engine against eager, passes against TorchAir alone, import time. One JSON line per measurement.
+"""``make bench``: engine against eager, passes against TorchAir alone, import, dumps. One JSON line per measurement.
 
 Every figure is a ratio to a baseline taken in the same run, alternating, after both results were compared.
 """
@@ -25,6 +25,7 @@ from npu_fused_graph.host import native
 from npu_fused_graph.testing import assert_close
 from tests.benchmarks import attention
 from tests.benchmarks.dispatch import dispatch
+from tests.benchmarks.dumps import reading, whole_inspect
 from tests.benchmarks.models import decode_step, prefill
 from tests.benchmarks.pass_time import seconds
 
@@ -45,6 +46,8 @@ GOALS = {
     "attention_backward_bfloat16_short": 1 / 1.5,
     "attention_backward_bfloat16": 1 / 2,
     "attention_backward_bfloat16_native": 100.0,
+    "dump_reading": 1 / 80,
+    "dump_inspect_seconds": 3.0,
 }
 
 
@@ -57,6 +60,7 @@ def main() -> int:
     _measure_dispatch()
     _measure_attention()
     _measure_import()
+    _measure_dumps()
     return 0
 
 
@@ -208,6 +212,20 @@ def _measure_import() -> None:
             "measure": "import_seconds",
             "median": median,
             "within": median <= GOALS["import_seconds"],
+        }
+    )
+
+
+def _measure_dumps() -> None:
+    ours, theirs = reading()
+    _report("ge_proto of 10,000 ops, CPU seconds", "dump_reading", ours, theirs, "protobuf's text_format")
+    seconds = whole_inspect()
+    _print(
+        {
+            "name": "inspect of a ge_proto of 100,000 ops, CPU seconds",
+            "measure": "dump_inspect_seconds",
+            "median": seconds,
+            "within": seconds <= GOALS["dump_inspect_seconds"],
         }
     )
 

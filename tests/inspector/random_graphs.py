@@ -35,13 +35,13 @@ NAMES = (
 )
 
 
-def random_graph(seed: int, ops: int = 12, *, is_built: bool = True) -> Graph:
-    """Edges lead from earlier ops; names are hostile here and there."""
+def random_graph(seed: int, ops: int = 12, *, is_built: bool = True, is_hostile: bool = True) -> Graph:
+    """Edges lead from earlier ops; is_hostile: here and there a name is one that a reader may stumble over."""
     generator = random.Random(seed)
     graph = Graph(f"graph_{seed}", attrs=_attrs(generator, 2))
     names: list[str] = []
     for i in range(ops):
-        name = f"op{i}" if generator.random() < 0.7 else f"{generator.choice(NAMES)}{i}"
+        name = f"{generator.choice(NAMES)}{i}" if is_hostile and generator.random() < 0.3 else f"op{i}"
         node = Node(name, generator.choice(TYPES), attrs=_attrs(generator, 4))
         for port in range(generator.randint(0, 3)):
             source = None

@@ -1,0 +1,74 @@
+"""Graph dumps as large as those of real models, and how long they take to be read."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from npu_fused_graph.inspector import read_dump, summary
+from npu_fused_graph.ir import schema
+from npu_fused_graph.ir.write import to_ge_proto
+from tests.inspector.random_graphs import random_graph
+
+_TEXTS = re.compile(r'^(    (?:name|input): ")(?=[^"])', re.M)
+
+
+def large_dump(path: Path, ops: int) -> int:
+    """A ge_proto of about so many ops, some 2.6 KB each as in real ones: one graph's ops again and again, renamed."""
+    graph = random_graph(1, 400, is_hostile=False)
+    for node in graph.nodes.values():
+        node.attrs |= {
+            f"_note{i}": "te_matmul_8fdf33c348122341211ac52790dedc52590d0d9b42f927e6_kernel0" for i in range(9)
+        }
+    text = to_ge_proto([graph])
+    first, last = text.index("  op {\n"), text.rindex("\n  }\n", 0, text.index("\n}")) + 5
+    body = text[first:last]
+    if "\n  attr {" in body:
+        body = body[: body.index("\n  attr {") + 1]
+    copies = max(1, ops // 400)
+    with path.open("w") as file:
+        file.write(text[:first])
+        for copy in range(copies):
+            file.write(_TEXTS.sub(rf"\g<1>layers.{copy}/", body))
+        file.write("}\n")
+    return copies * body.count("\n  op {\n") + copies
+
+
+def reading(ops: int = 10_000) -> tuple[list[float], list[float]]:
+    """CPU seconds of our reader and of protobuf's, of one dump, three times each; both name the same ops."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ge_proto_00000001_graph_1_Build.txt"
+        large_dump(path, ops)
+        model = schema.messages().ModelDef()
+        names: list[list[str]] = []
+
+        def ours() -> None:
+            names.append(read_dump(path).root.names)
+
+        def protobufs() -> None:
+            model.Clear()
+            text_format.Parse(path.read_text(), model, allow_unknown_field=True)
+
+        seconds = [_cpu(ours) for _ in range(3)], [_cpu(protobufs) for _ in range(2)]
+        if names[0] != [op.name for op in model.graph[0].op]:
+            raise AssertionError("the two readers name other ops")
+    return seconds
+
+
+def _cpu(work: Callable[[], None]) -> float:
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+def whole_inspect(ops: int = 100_000) -> float:
+    """CPU seconds of all that ``inspect`` counts of a large dump."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ge_proto_00000001_graph_1_Build.txt"
+        large_dump(path, ops)
+        return _cpu(lambda: summary(read_dump(path)).as_dict())
