@@ -75,8 +75,6 @@ def summary(dump: Dump, *, is_full: bool = False) -> Summary:
         _count_outputs(dump, found)
     else:
         found.notes.append(f"outputs are not counted beyond {DECODED:,} ops; --full counts them")
-    if dump.format == "torchair py":
-        found.notes.append("TorchAir's passes do not rewrite this file: it says nothing about what they did")
     return found
 
 

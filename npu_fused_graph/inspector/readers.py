@@ -14,6 +14,7 @@ from npu_fused_graph.inspector.formats import FORMATS, facts_of, format_of
 from npu_fused_graph.inspector.message import Message, attrs_of, first, node_of, text
 from npu_fused_graph.inspector.om_json import read_om_json
 from npu_fused_graph.inspector.onnx_text import read_onnx
+from npu_fused_graph.inspector.python_log import read_python_log
 from npu_fused_graph.inspector.readable import read_readable
 from npu_fused_graph.inspector.textproto import Doubt, parse
 from npu_fused_graph.ir.graph import AttrValue, Node
@@ -80,6 +81,7 @@ def _torchair_node(message: Message, warnings: Warnings) -> Node:
 READERS: dict[str, Callable[[bytes], Read]] = {
     "torchair pbtxt": _torchair_pbtxt,
     "torchair txt": _torchair_txt,
+    "torchair py": read_python_log,
     "ge proto": _ge_proto,
     "ge onnx": read_onnx,
     "ge readable": read_readable,

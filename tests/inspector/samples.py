@@ -21,6 +21,7 @@ SAMPLES = {
     "dynamo_original_graph_1_rank_0_pid_14115_ts_20261120235336625865.pbtxt": "torchair pbtxt",
     "dynamo_optimized_graph_1_rank_0_pid_14115_ts_20261120235336677144.pbtxt": "torchair pbtxt",
     "dynamo_optimized_graph_1_rank_0_pid_14125_ts_20261120235346441029.txt": "torchair txt",
+    "dynamo_optimized_graph_1_rank_0_pid_14277_ts_20261120235356212451.py": "torchair py",
 }
 """Name -> format."""
 

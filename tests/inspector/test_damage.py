@@ -23,6 +23,7 @@ FIXTURES: dict[str, bytes] = {
     "a.txt": texts.TXT.encode(),
     "ge.txt": texts.GE_PROTO.encode(),
     "ge.pbtxt": texts.GE_ONNX.encode(),
+    "a.py": texts.PYTHON.encode(),
     "readable.txt": texts.READABLE.encode(),
     "m.air": to_air(MODEL[:1]),
     "m.om": container([(0, to_air(MODEL))]),

@@ -113,6 +113,34 @@ def test_readable(tmp_path: Path) -> None:
     assert dump.warnings == ["a readable dump has no shapes, dtypes, streams and control edges"]
 
 
+def test_torchairs_python(tmp_path: Path) -> None:
+    dump = read(tmp_path, "dynamo_optimized_graph_1.py", texts.PYTHON)
+    assert dump.format == "torchair py"
+    assert dump.warnings == ["TorchAir's passes do not rewrite this file: it says nothing about what they did"]
+    graph = dump.root
+    assert graph.names == ["x", "Reshape", "MatMul", "a=b, (c)", "Concat", "NetOutput"]
+    assert graph.types == ["Data", "Reshape", "MatMul", "Split", "ConcatV2", "NetOutput"]
+    x, reshape, matmul, split, concat, _ = graph.nodes()
+    assert x.attrs["shape"] == [4, 64]
+    assert reshape.attrs == {
+        "arg1": [64, 4], "_source": "/models/m.py:55 in forward", "_fx": "mm = torch.ops.aten.mm.default",
+    }  # fmt: skip
+    assert [item.source for item in matmul.inputs] == [Source("Reshape", 0), Source("x", 0), None]
+    assert (split.attrs["arg1"], split.attrs["num_split"], len(split.outputs)) == (-1, 2, 2)
+    assert [item.source for item in concat.inputs] == [Source("a=b, (c)", 1), Source("a=b, (c)", 0)]
+    assert concat.controls == ["Reshape"]
+
+
+def test_a_call_that_cannot_be_read(tmp_path: Path) -> None:
+    """It is not executed, and the others stay."""
+    bad = texts.PYTHON.replace("ge.Reshape(x_0", "ge.Reshape(__import__('os').system('exit 1'), x_0]").replace(
+        "\nMatMul_0 = ge", "\nprint(1)\nMatMul_0 = ge"
+    )
+    dump = read(tmp_path, "dynamo_optimized_graph_1.py", bad)
+    assert dump.root.names == ["x", "MatMul", "a=b, (c)", "Concat", "NetOutput"]
+    assert dump.warnings[1:] == ["line 10: no call that can be read", "line 11: no line of TorchAir's Python dump"]
+
+
 MODEL = [
     Graph("g", {
         "x": Node("x", "Data", outputs=[TensorDesc("y", "float16", (4,), True, shape_source="stated", size=8)],

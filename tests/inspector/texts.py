@@ -415,6 +415,22 @@ graph {
 }
 """
 
+PYTHON = r"""# -*- coding: utf-8 -*-
+from torch import tensor
+from torchair._ge_concrete_graph import ge_apis as ge
+from torchair.ge._ge_graph import get_default_ge_graph
+
+x_0 = ge.Data(index=0, dtype=1, shape=[4, 64], placement="CPU", node_name="x")
+
+# File "/models/m.py", line 55, in forward    y=a@b   ^^^
+## FX Code: mm: torch.float16[4, 64]cpu = torch.ops.aten.mm.default(x: torch.float16[4, 64]cpu, x: torch.float16[4, 64]cpu)
+Reshape_0 = ge.Reshape(x_0, ge.Const([64, 4], dtype=9), node_name="Reshape")
+MatMul_0 = ge.MatMul(Reshape_0, x_0, None, node_name="MatMul")
+Split_0, Split_1 = ge.Split(MatMul_0, -1, num_split=2, node_name="a=b, (c)")
+Concat_0 = ge.ConcatV2([Split_1, Split_0], concat_dim=1, N=2, dependencies=[Reshape_0], node_name="Concat")
+_ = ge.NetOutput([Concat_0], dependencies=[])
+"""
+
 READABLE = r"""graph("g"):
   %x : [#users=1] = Node[type=Data] (attrs = {index: 0})
   %a=b,(c) : [#users=2] = Node[type=Split] (inputs = (x=%x), attrs = {sizes: {1, 2}, text: "a, (b", flag: true, f: 0.5})
