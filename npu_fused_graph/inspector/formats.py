@@ -11,7 +11,11 @@ FORMATS = {
     "torchair pbtxt": 'TorchAir\'s graph, before or after its passes (graph_dump.type = "pbtxt")',
     "torchair txt": "TorchAir's graph as GE's own text (graph_dump.type = \"txt\")",
     "torchair py": 'TorchAir\'s calls of converters (graph_dump.type = "py"); its passes do not rewrite it',
+    "torchair code": "the program of a compiled graph (TORCH_COMPILE_DEBUG, output_code.py)",
+    "torchair tasks": "the tasks of a captured graph (TORCH_COMPILE_DEBUG, deadlock_check)",
     "fx": "an FX graph as Python text",
+    "fx log": "FX graphs in a log (logger.setLevel(logging.DEBUG))",
+    "fx summary": 'FX ops counted, and whether TorchAir converts them (fx_summary.type = "csv")',
     "ge proto": "a step of GE (DUMP_GE_GRAPH, ge_proto_*.txt)",
     "ge onnx": "a step of GE in ONNX's text (DUMP_GE_GRAPH, ge_onnx_*.pbtxt)",
     "ge readable": "a step of GE for people (DUMP_GRAPH_FORMAT with readable)",
@@ -25,8 +29,12 @@ FORMATS = {
 
 _TORCHAIR = re.compile(r"dynamo_(original|optimized)_graph_(\d+)(?:_rank_(\d+))?(?:_pid_(\d+))?(?:_ts_(\d{14,20}))?")
 _GE = re.compile(r"ge_(?:onnx|proto|readable)_(\d{5,})(?:_aclop)?_(?:(?:aclop_)?graph_(-?\d+)_)?(.+?)\.(?:pbtxt|txt)$")
+_TASKS = re.compile(
+    r"^(?:debug_output_)?graph_(\d+)_(?:id_\d+_rank_(\d+)_pid_(\d+)_ts_|timestamp)(\d{14,20})(?:_pid_(\d+))?"
+)
 _DEBUG = re.compile(r"^(\d{3})_aot_\w+?_((?:original|optimized)_ge_graph|graph\w*)\.")
 _PROCESS = re.compile(r"pid_(\d+)_deviceid_(\d+)")
+_LOG = re.compile(rb"^[ \t]*%\w+ : .*?\[(?:num_)?users=\d+\] = \w+\[target=", re.M)
 _RANK = re.compile(r"rank_(\d+)")
 
 
@@ -39,6 +47,9 @@ def facts_of(path: Path) -> FileFacts:
         facts.graph_id, facts.rank, facts.pid = int(found[2]), _number(found[3]), _number(found[4])
     elif found := _GE.search(name):
         facts.sequence, facts.graph_id, facts.stage = int(found[1]), _number(found[2]), found[3]
+    elif found := _TASKS.search(name):
+        facts.stage, facts.time, facts.graph_id = "captured", found[4], int(found[1])
+        facts.rank, facts.pid = _number(found[2]), _number(found[3] or found[5])
     elif found := _DEBUG.search(name):
         facts.sequence, facts.stage = int(found[1]), found[2]
     for part in (name, *reversed(path.parts[:-1])):
@@ -61,14 +72,18 @@ def format_of(data: bytes, name: str) -> str:
     if not head:
         return _by_name(name)
     if head[:1] in b"{[":
-        return _json_format(data)
+        return _json_format(data) or ("fx log" if _LOG.search(data) else "")
     lines = head.replace(b"\r\n", b"\n")
     if lines.startswith(b'graph("'):
         return "ge readable"
     if b"import" in lines and b"ge_apis as ge" in lines:
         return "torchair py"
+    if b"AclGraphCacheInfo" in lines or b"torchair.core._backend import initialize_graph_engine" in lines:
+        return "torchair code"
     if re.search(rb"^class [<\w]\w*>?(\(.*\))?:", lines, re.M):
         return "fx"
+    if lines.startswith("目标函数,".encode()):
+        return "fx summary"
     if re.match(rb"node\s*[{<]", lines):
         return "torchair pbtxt"
     if re.match(rb"(ir_version:|producer_name:)", lines) or b'\n    op_type: "' in lines:
@@ -77,6 +92,8 @@ def format_of(data: bytes, name: str) -> str:
         return "ge proto"
     if re.search(rb"^\s*op\s*[{<]", lines, re.M):
         return "torchair txt"
+    if b"\0" not in head and _LOG.search(data):
+        return "fx log"
     if b"\0" in head or data[:1] in (b"\x0a", b"\x12", b"\x18", b"\x3a"):
         return "air"
     return _by_name(name)
@@ -96,4 +113,6 @@ def _json_format(data: bytes) -> str:
         return "fusion result"
     if b'"Switch"' in data[:65536]:
         return "fusion config"
+    if b'"Task Type"' in data or (b'"ph"' in data and b'"Stream Id"' in data):
+        return "torchair tasks"
     return "om json" if b'"graph"' in data else ""

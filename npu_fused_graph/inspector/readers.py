@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import importlib
+import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from npu_fused_graph.errors import DumpError
 from npu_fused_graph.inspector import text_index
+from npu_fused_graph.inspector.acl_graph import read_output_code, read_tasks
 from npu_fused_graph.inspector.binary import read_air, read_om
 from npu_fused_graph.inspector.dump import Dump, DumpGraph, Warnings
 from npu_fused_graph.inspector.formats import FORMATS, facts_of, format_of
+from npu_fused_graph.inspector.fx_text import read_fx, read_fx_log
 from npu_fused_graph.inspector.message import Message, attrs_of, first, node_of, text
 from npu_fused_graph.inspector.om_json import read_om_json
 from npu_fused_graph.inspector.onnx_text import read_onnx
@@ -82,6 +88,10 @@ READERS: dict[str, Callable[[bytes], Read]] = {
     "torchair pbtxt": _torchair_pbtxt,
     "torchair txt": _torchair_txt,
     "torchair py": read_python_log,
+    "torchair code": read_output_code,
+    "torchair tasks": read_tasks,
+    "fx": read_fx,
+    "fx log": read_fx_log,
     "ge proto": _ge_proto,
     "ge onnx": read_onnx,
     "ge readable": read_readable,
@@ -93,13 +103,17 @@ READERS: dict[str, Callable[[bytes], Read]] = {
 
 
 def read_dump(path: Path | str) -> Dump:
-    """Read one dump of any format, ``.gz`` too.
+    """Read one dump of any format, ``.gz`` and ``.zst`` too.
 
     Raises DumpError for a file that is not there, holds no dump, or one without a graph; what is damaged in part is
     read as far as it goes, and ``warnings`` say where that ends.
     """
     path = Path(path)
-    data = contents(path)
+    return dump_of(contents(path), path)
+
+
+def dump_of(data: bytes, path: Path) -> Dump:
+    """The dump that a file of this name holds, as read_dump gives it."""
     kind = format_of(data, path.name)
     if kind not in READERS:
         what = f"{kind}: {FORMATS[kind]}" if kind else f"a file that begins with {data[:24]!r}"
@@ -115,10 +129,45 @@ def read_dump(path: Path | str) -> Dump:
     return Dump(path, kind, facts_of(path), graphs, len(data), attrs, warnings)
 
 
+UNPACKED = 4 * 2**30
+"""Bytes that one packed file may hold."""
+
+
 def contents(path: Path) -> bytes:
     """What a file holds, unpacked. Raises DumpError where it cannot be read."""
     try:
         data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError) as error:
+    except OSError as error:
         raise DumpError(f"[inspect] {path}: expected a file that can be read, got: {error}.") from None
+    return unpacked(data, path)
+
+
+def unpacked(data: bytes, path: Path) -> bytes:
+    """What a ``.gz`` or ``.zst`` holds; other bytes as they are. Raises DumpError for a damaged or a huge one."""
+    broken: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+    if data[:2] == b"\x1f\x8b":
+        stream: Any = gzip.GzipFile(fileobj=io.BytesIO(data))
+    elif data[:4] == b"\x28\xb5\x2f\xfd":
+        library = _zstandard(path)
+        broken = (*broken, library.ZstdError)
+        stream = library.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True)
+    else:
+        return data
+    found = bytearray()
+    try:
+        while part := stream.read(2**20):
+            found += part
+            if len(found) > UNPACKED:
+                raise DumpError(f"[inspect] {path}: expected at most {UNPACKED:,} bytes unpacked, got more. Unpack it.")
+    except broken as error:
+        raise DumpError(f"[inspect] {path}: expected a file that can be read, got: {error}.") from None
+    return bytes(found)
+
+
+def _zstandard(path: Path) -> Any:
+    try:
+        return importlib.import_module("zstandard")
+    except ImportError:
+        raise DumpError(
+            f"[inspect] {path}: expected the package zstandard, which reads .zst, got none. pip install zstandard."
+        ) from None

@@ -13,7 +13,7 @@ from npu_fused_graph.inspector import Dump, fused, memory, read_dump, summary
 from npu_fused_graph.inspector.selection import facts_of
 from npu_fused_graph.inspector.terminal import fused_text, memory_text, node_text, summary_text
 from npu_fused_graph.ir.write import to_air
-from tests.inspector import texts
+from tests.inspector import fx_texts, texts
 from tests.inspector.damage import mutated, truncated
 from tests.inspector.samples import SAMPLES, sample
 from tests.inspector.test_readers import MODEL, container
@@ -25,6 +25,10 @@ FIXTURES: dict[str, bytes] = {
     "ge.pbtxt": texts.GE_ONNX.encode(),
     "a.py": texts.PYTHON.encode(),
     "readable.txt": texts.READABLE.encode(),
+    "fx.txt": fx_texts.READABLE.encode(),
+    "fx.log": fx_texts.LOG.encode(),
+    "output_code.py": fx_texts.CODE.encode(),
+    "tasks.json": fx_texts.TASKS.encode(),
     "m.air": to_air(MODEL[:1]),
     "m.om": container([(0, to_air(MODEL))]),
 }
