@@ -11,8 +11,10 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from npu_fused_graph.inspector import read_dump, summary
+from npu_fused_graph.inspector.folding import fold
 from npu_fused_graph.ir import schema
 from npu_fused_graph.ir.write import to_ge_proto
+from tests.inspector.decoders import decoder
 from tests.inspector.random_graphs import random_graph
 
 _TEXTS = re.compile(r'^(    (?:name|input): ")(?=[^"])', re.M)
@@ -72,3 +74,13 @@ def whole_inspect(ops: int = 100_000) -> float:
         path = Path(folder) / "ge_proto_00000001_graph_1_Build.txt"
         large_dump(path, ops)
         return _cpu(lambda: summary(read_dump(path)).as_dict())
+
+
+def folding(ops: int = 100_000) -> tuple[float, float]:
+    """CPU seconds in which decoders of half as many ops and of all of them are folded, the best of three."""
+    seconds = []
+    for count in (ops // 2, ops):
+        made = decoder(count // 34, {17, count // 70, count // 50})
+        graphs = [made.breadth_first() for _ in range(3)]
+        seconds.append(min(_cpu(lambda graph=graph: len(fold(graph).items)) for graph in graphs))  # type: ignore[misc]
+    return seconds[0], seconds[1]
