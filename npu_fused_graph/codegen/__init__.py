@@ -11,6 +11,7 @@ from npu_fused_graph.codegen.proto import proto_header
 from npu_fused_graph.codegen.rules_page import (
     Fusions,
     Reason,
+    Sizes,
     attention_constraints_page,
     partner_constraints_page,
     refusals_page,
@@ -23,8 +24,11 @@ WITH_KERNEL = ("attention_to_ffn",)
 """Stems of operators that have a kernel of ours, and so a definition for CANN's build."""
 
 
-def generated_files(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reason]) -> dict[Path, str]:
-    """Text by path, relative to the project's root. fusions: rules by stem. reasons: classes of refusals."""
+def generated_files(
+    specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reason], least: Sizes
+) -> dict[Path, str]:
+    """Text by path, relative to the project's root. fusions: rules by stem. reasons: classes of refusals. least: by
+    stem, from which size on a fusion gains anything."""
     specs, reasons = tuple(specs), tuple(reasons)
     files = {Path("ge_op_protos") / f"{spec.stem}_proto.h": proto_header(spec) for spec in specs}
     for spec in specs:
@@ -37,7 +41,7 @@ def generated_files(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable
     files[Path("docs") / "flash_attention_constraints.md"] = attention_constraints_page(specs)
     files[Path("docs") / "fusion_rules.md"] = rules_page(fusions)
     files[Path("docs") / "fusion_refusals.md"] = refusals_page(fusions, reasons)
-    files[Path("npu_fused_graph") / "rules.json"] = rules_data(specs, fusions, reasons)
+    files[Path("npu_fused_graph") / "rules.json"] = rules_data(specs, fusions, reasons, least)
     return files
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from npu_fused_graph.codegen import Fusions, generated_files
 from npu_fused_graph.ops import specs
 from npu_fused_graph.passes.attention_to_ffn import rules as dispatch
+from npu_fused_graph.passes.flash_attention_score import costs as attention_costs
 from npu_fused_graph.passes.flash_attention_score import rules as attention
 from npu_fused_graph.passes.grouped_mat_mul_all_reduce import rules as grouped
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import costs as norm_costs
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import rules as norm
 from npu_fused_graph.passes.refusals import CATALOGUE
 
@@ -20,6 +22,11 @@ FUSIONS: Fusions = {
     "flash_attention_score": (*attention.SHAPE_RULES, *attention.RULES),
     "grouped_mat_mul_all_reduce": (*grouped.PART_RULES, *grouped.SITE_RULES),
 }
+LEAST = {
+    "matmul_all_reduce_add_rms_norm": {"tile_rows": norm_costs.MOST_CUTS_ROWS, "tile_bytes": norm_costs.TILE_BYTES},
+    "flash_attention_score": {"rows": attention_costs.least_rows()},
+}
+"""By stem: from which size on a fusion gains anything; two tiles, or so many queries over all heads."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[codegen] --root: expected the project's root, got {arguments.root}. Run it there.", file=sys.stderr)
         return 2
     stale = 0
-    for path, text in generated_files(specs(), FUSIONS, CATALOGUE.values()).items():
+    for path, text in generated_files(specs(), FUSIONS, CATALOGUE.values(), LEAST).items():
         target = arguments.root / path
         if target.exists() and target.read_text(encoding="utf-8") == text:
             continue

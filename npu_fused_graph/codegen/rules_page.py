@@ -55,6 +55,8 @@ class Rule(Protocol):
 
 Fusions = Mapping[str, Sequence[Rule]]
 """Rules by the operator's stem, in the order they are asked."""
+Sizes = Mapping[str, Mapping[str, int]]
+"""By the operator's stem."""
 
 
 def rules_page(fusions: Fusions) -> str:
@@ -79,12 +81,12 @@ def refusals_page(fusions: Fusions, reasons: Iterable[Reason]) -> str:
     return REFUSALS_INTRODUCTION + "\n".join(rows) + "\n"
 
 
-def rules_data(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reason]) -> str:
+def rules_data(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reason], least: Sizes) -> str:
     """npu_fused_graph/rules.json: what may be fused into what, for tools that have no torch.
 
     fusions: rules by stem, as they are asked. operators: by stem what each takes; group_sizes: a list, or least and
-    most where any between them will do. reasons: meaning and usual cure of
-    each; is_legal: only a setting keeps the site from being fused.
+    most where any between them will do. least: from which size on a fusion gains anything. reasons: meaning and usual
+    cure of each; is_legal: only a setting keeps the site from being fused.
     """
     data = {
         "fusions": {
@@ -108,6 +110,7 @@ def rules_data(specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reas
             }
             for spec in specs
         },
+        "least": least,
         "reasons": {r.reason: {"meaning": _meaning(r), "cure": r.usual_cure, "is_legal": r.is_legal} for r in reasons},
     }
     return json.dumps(data, indent=1) + "\n"

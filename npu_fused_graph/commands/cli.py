@@ -242,10 +242,27 @@ COMMANDS = (
             _argument("--limit", type=_positive, default=50, help="ops listed at most (default 50; --json lists all)"),
             _argument("--node", default="", metavar="NAME", help="this op in full"),
             _argument("--hops", type=int, default=0, help="and what lies up to so many edges around it"),
-            _argument("--full", action="store_true", help="count outputs of large dumps, too"),
+            _argument("--fold", action="store_true", help="layers that repeat once, and beside them those that differ"),
+            _argument("--full", action="store_true", help="count, with --fold compare, outputs of large dumps, too"),
         ],
     ),
     Command("fused", "the fused ops of a graph dump, and what they were made of", _on_a_dump("fused"), [_DUMP]),
+    Command(
+        "why", "which sites of a graph dump are not fused, and the rule that each breaks", _on_a_dump("why"),
+        [
+            _DUMP,
+            _argument("--min-rows", type=int, metavar="N", help="as in get_npu_backend; 0: whatever is legal"),
+            _argument(
+                "--numerics", default="same_rounding", choices=("same_rounding", "one_ulp", "any"),
+                help="as in get_npu_backend (default same_rounding)",
+            ),
+            _argument(
+                "--explain", type=Path, metavar="FILE",
+                help="what the package said while compiling (default: fusion_sites_*.json of the same process)",
+            ),
+            _argument("--switches", type=Path, metavar="FILE", help="GE's fusion_config.json or fusion_switch.cfg"),
+        ],
+    ),
     Command(
         "diff", "what differs between two graph dumps, names aside", _on_a_dump("diff"),
         [_DUMP, _argument("other", type=Path, metavar="OTHER", help="the dump it is compared with")],

@@ -20,16 +20,32 @@ LARGE = 50 * 2**20
 
 
 def inspect(arguments: argparse.Namespace, log: Log) -> int:
-    """What is in a dump; or its ops that fit; or one op and its neighbourhood."""
+    """What is in a dump, or which dumps are in a folder; or its ops that fit; or one op and its neighbourhood."""
     from npu_fused_graph.inspector import Filter, select, summary
+    from npu_fused_graph.inspector.folders import inspect_folder, is_collection, listing_text
     from npu_fused_graph.inspector.selection import facts_of, neighbours, place_of, tensor
     from npu_fused_graph.inspector.terminal import node_text, summary_text, table, tensor_text
 
+    wanted = Filter(arguments.type, arguments.name, arguments.stream, arguments.group, arguments.dtype)
+    if is_collection(arguments.dump):
+        if arguments.node or arguments.fold or wanted != Filter():
+            raise argument_error("inspect", "DUMP", "a dump", "a folder", "Name one of its dumps.")
+        listing = inspect_folder(arguments.dump)
+        _print(arguments, log, listing.as_dict(), listing_text(listing))
+        return 0 if listing.dumps else 3
     if passes := _passes(arguments.dump):
         facts, text = passes
         _print(arguments, log, facts, text)
         return 0
     dump = _read(arguments.dump, log)
+    if arguments.fold:
+        from npu_fused_graph.inspector.folding import fold
+        from npu_fused_graph.inspector.folding_text import fold_text
+
+        folds = [fold(graph, is_full=arguments.full) for graph in dump.graphs]
+        facts = {"graphs": [found.as_dict() for found in folds]}
+        _print(arguments, log, facts, "\n\n".join(map(fold_text, folds)), dump)
+        return 0
     if arguments.node:
         graph, op = place_of(dump, arguments.node)
         facts = facts_of(graph, op)
@@ -43,7 +59,6 @@ def inspect(arguments: argparse.Namespace, log: Log) -> int:
             text += "\n\n" + "\n".join(table(("hops", "type", "name"), rows))
         _print(arguments, log, facts, text, dump)
         return 0
-    wanted = Filter(arguments.type, arguments.name, arguments.stream, arguments.group, arguments.dtype)
     if wanted == Filter():
         found = summary(dump, is_full=arguments.full)
         _print(arguments, log, found.as_dict(), summary_text(found))
@@ -71,6 +86,19 @@ def fused(arguments: argparse.Namespace, log: Log) -> int:
     counts = by_type(ops)
     facts = {"count": len(ops), "types": counts, "ops": [op.as_dict() for op in ops]}
     _print(arguments, log, facts, fused_text(ops, counts), dump)
+    return 0
+
+
+def why(arguments: argparse.Namespace, log: Log) -> int:
+    from npu_fused_graph.inspector.missed import why as ask
+    from npu_fused_graph.inspector.missed.text import why_text
+
+    dump = _read(arguments.dump, log)
+    found = ask(
+        dump, min_rows=arguments.min_rows, numerics=arguments.numerics, explain=arguments.explain,
+        switches=arguments.switches,
+    )  # fmt: skip
+    _print(arguments, log, found.as_dict(), why_text(found), dump)
     return 0
 
 
@@ -119,9 +147,10 @@ def check(arguments: argparse.Namespace, log: Log) -> int:
 
 
 def _passes(path: Path) -> tuple[dict[str, Any], str] | None:
-    """What a file about GE's fusion passes says; None for another file."""
+    """What a table of passes or ops says; None for another file."""
     from npu_fused_graph.inspector.formats import format_of
     from npu_fused_graph.inspector.fusion_files import read_fusion_config, read_fusion_result
+    from npu_fused_graph.inspector.fx_summary import read_fx_summary
     from npu_fused_graph.inspector.terminal import safe, table
 
     if not path.is_file() or path.stat().st_size > LARGE:
@@ -139,6 +168,11 @@ def _passes(path: Path) -> tuple[dict[str, Any], str] | None:
         on = sum(switches.values())
         facts = [{"kind": k, "pass": name, "is_on": is_on} for (k, name), is_on in switches.items()]
         return {"switches": facts}, "\n".join([*lines, f"{on:,} others are switched on"])
+    if kind == "fx summary":
+        uses, warnings = read_fx_summary(path)
+        lines = table(("calls", "converter", "op"), [(f"{u.calls:,}", u.status, u.target) for u in uses])
+        lines += [f"warning: {safe(warning)}" for warning in warnings]
+        return {"ops": [u.as_dict() for u in uses], "warnings": warnings}, "\n".join(lines)
     return None
 
 

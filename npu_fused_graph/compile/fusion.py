@@ -16,6 +16,7 @@ from npu_fused_graph.aot.guards import (
     refuse_unknown_numbers,
     separate_assigned_values,
 )
+from npu_fused_graph.compile.stored import store_sites
 from npu_fused_graph.errors import argument_error, warn_once
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.config import check_host_mode
@@ -111,15 +112,16 @@ class FusionHook:
         if is_for_autograd() and not all(site.is_fused for site in sites):
             # not in TorchAir's name: what it warns about is hidden while it compiles
             warn_once(_WITH_AUTOGRAD, stacklevel=2)
-        self._tell(sites)
+        self._tell(sites, config)
 
     def before_autograd(self, gm: GraphModule, config: Any) -> None:
         """Fuse what has to be fused in the graph as Dynamo hands it over."""
         sites = fuse_before_autograd(gm, replace(self.options, unavailable=unavailable(config.mode.value)), self.passes)
         if sites:
-            self._tell(sites)
+            self._tell(sites, config)
 
-    def _tell(self, sites: list[FusionSite]) -> None:
+    def _tell(self, sites: list[FusionSite], config: Any) -> None:
+        store_sites(sites, config)
         for site in sites:
             log.info("%s", site)
         for listener in site_listeners:

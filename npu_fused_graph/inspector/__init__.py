@@ -10,8 +10,10 @@ from npu_fused_graph.inspector.counting import Summary, summary
 from npu_fused_graph.inspector.difference import Difference, compare
 from npu_fused_graph.inspector.dump import Dump, DumpGraph
 from npu_fused_graph.inspector.expectations import Finding, assert_fused, check
+from npu_fused_graph.inspector.folding import fold
 from npu_fused_graph.inspector.fusion_files import PassCount, read_fusion_config, read_fusion_result
 from npu_fused_graph.inspector.fusions import FusedOp, fused
+from npu_fused_graph.inspector.missed import MissedSite, Why, why
 from npu_fused_graph.inspector.ranks import RankReport, compare_ranks, dumps_by_rank
 from npu_fused_graph.inspector.readers import read_dump
 from npu_fused_graph.inspector.selection import Filter, neighbours, select
@@ -24,14 +26,17 @@ __all__ = [
     "Finding",
     "FusedOp",
     "Memory",
+    "MissedSite",
     "PassCount",
     "RankReport",
     "Summary",
+    "Why",
     "assert_fused",
     "check",
     "compare",
     "compare_ranks",
     "dumps_by_rank",
+    "fold",
     "fused",
     "memory",
     "neighbours",
@@ -40,4 +45,5 @@ __all__ = [
     "read_fusion_result",
     "select",
     "summary",
+    "why",
 ]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 CORES = 20
 MOST_CUTS_ROWS = 384
 """Rows the tiling keeps together at least: a shorter tile wastes the cube."""
+TILE_BYTES = 64 << 10
+"""Bytes a tile has at least: less is no use to send."""
 _CUBE_PER_US = 4096 * 1843.2
 _VECTOR_BYTES_PER_US = 1e6
 _CONTENTION = 1.15
@@ -18,7 +20,7 @@ _MIB = 1 << 20
 
 def least_rows(n: int) -> int:
     """Rows from which the kernel can overlap computing and sending, whatever k is: two tiles. n: columns."""
-    return 2 * max(MOST_CUTS_ROWS, -(-(64 << 10) // (2 * max(n, 1))))
+    return 2 * max(MOST_CUTS_ROWS, -(-TILE_BYTES // (2 * max(n, 1))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ def cost(m: int, n: int, k: int) -> Cost:
         return Cost(1.0, 1.0)
     product, reduce, norm = _product(m, n, k), _reduce(m, n), _norm(m, n)
     tile = max(
-        MOST_CUTS_ROWS, -(-(4 << 30) // (n * k)), round((6 << 20) / (n * k / 1024 + n)), -(-(64 << 10) // (2 * n))
+        MOST_CUTS_ROWS, -(-(4 << 30) // (n * k)), round((6 << 20) / (n * k / 1024 + n)), -(-TILE_BYTES // (2 * n))
     )
     serial = product + reduce + norm
     if m < 2 * tile:
