@@ -14,6 +14,7 @@ constexpr uint32_t NORM_COLUMNS = 2;    // rows longer than local memory: in col
 constexpr uint32_t NORM_MAX_SLOTS = 3;        // rows in flight: being loaded, computed and stored
 constexpr uint32_t NORM_SHORT_ROW = 2032;     // a repeat stride of 8 bits reaches over 255 blocks of 8 floats
 constexpr uint32_t NORM_MAX_ROWS = 255;       // repeats of an instruction
+constexpr uint32_t NORM_LONG_ROW = 64 * 255;  // floats that an instruction reaches
 constexpr uint32_t NORM_GROUP = 16;           // rows that share a column tile of gamma
 constexpr uint32_t NORM_TILE_COLUMNS = 8128;  // of NORM_COLUMNS, at most
 
@@ -86,7 +87,7 @@ inline AddRmsNormTiling PlanAddRmsNorm(uint64_t rows, uint64_t n, float epsilon,
             return plan;
         }
     }
-    if (fit(NORM_ONE_ROW, 1, padded)) {
+    if (padded <= NORM_LONG_ROW && fit(NORM_ONE_ROW, 1, padded)) {
         return plan;
     }
     const uint64_t tiles = (n + NORM_TILE_COLUMNS - 1) / NORM_TILE_COLUMNS;

@@ -102,6 +102,7 @@ RULES = [
     "  rank 0, core 0: wrong.cpp:# GetValue\n"
     "  0 of 1 cores have ended",
     "interrupted [Interrupted]\n  rank 0, core 0: wrong.cpp:# DataCopy\n  0 of 1 cores have ended",
+    "end of the kernel: event id 0 of V_MTE2 was not given back: ReleaseEventID is missing [Leak]",
 ]
 """What is said of each case, by number, behind where it is said. #: a line of the source."""
 

@@ -44,8 +44,7 @@ public:
         const uint32_t spare = static_cast<uint32_t>(A2fSpareBytes(tiling->tokens, tiling->ffn_ranks, cores_));
         const uint32_t floats = tiling->hidden * static_cast<uint32_t>(sizeof(float));
         pipe->InitBuffer(numbers_buffer_, A2F_ITEMS_AT_ONCE * 32);
-        pipe->InitBuffer(flag_buffer_, 32);
-        pipe->InitBuffer(publish_buffer_, 32);
+        pipe->InitBuffer(blocks_buffer_, is_quantised ? 160 : 64);
         if constexpr (to_hit_ranks) {
             pipe->InitBuffer(hits_buffer_, static_cast<uint32_t>(A2fHitPitch(tiling->ffn_ranks) * sizeof(int32_t)));
         }
@@ -54,9 +53,6 @@ public:
             pipe->InitBuffer(rows_out_, 2, tiling->scale_at + 32);
             pipe->InitBuffer(value_buffer_, floats);
             pipe->InitBuffer(spare_buffer_, spare > floats ? spare : floats);
-            pipe->InitBuffer(largest_buffer_, 32);
-            pipe->InitBuffer(factor_buffer_, 32);
-            pipe->InitBuffer(constant_buffer_, 32);
             pipe->InitBuffer(spread_buffer_, 256);
             if (tiling->has_scales) {
                 pipe->InitBuffer(scales_in_, 2, floats);
@@ -75,9 +71,10 @@ public:
         micro_batch_ = static_cast<uint32_t>(word.GetValue(0));
         word.SetGlobalBuffer((__gm__ int32_t*)layer_id);
         layer_ = word.GetValue(0);
-        const uint64_t slot = uint64_t{session_} * tiling->micro_batches + micro_batch_;
+        // counts of elements fit 32 bits, bytes need not
+        const uint32_t slot = session_ * tiling->micro_batches + micro_batch_;
         info_at_ = slot * (2 + tiling->tokens * tiling->slots) * sizeof(int32_t);
-        record_bytes_ = uint64_t{tiling->record} * (is_quantised ? sizeof(int8_t) : sizeof(T));
+        record_bytes_ = tiling->record * (is_quantised ? sizeof(int8_t) : sizeof(T));
         data_at_ = tiling->data_at + slot * tiling->tokens * tiling->slots * record_bytes_;
         active_ = tiling->tokens;
     }
@@ -92,8 +89,8 @@ public:
             Order<HardEvent::V_S>();
         }
         if constexpr (is_quantised) {
-            constant_ = constant_buffer_.template Get<float>();
-            AscendC::Duplicate(factor_buffer_.template Get<float>(), 0.0f, 8);
+            constant_ = Block<float>(128);
+            AscendC::Duplicate(Block<float>(96), 0.0f, 8);
         }
         Send();
         if constexpr (to_hit_ranks) {
@@ -109,6 +106,13 @@ public:
     }
 
 private:
+    // One block: at 0 the flag that was read, at 32 the one to write; then the largest number of a row, what it is
+    // multiplied by, and a constant.
+    template <typename U>
+    __aicore__ inline LocalTensor<U> Block(uint32_t at) {
+        return blocks_buffer_.template GetWithOffset<U>(8, at);
+    }
+
     template <HardEvent event>
     __aicore__ inline void Order() {
         const auto id = GetTPipePtr()->template FetchEventID<event>();
@@ -157,7 +161,7 @@ private:
     // Slots [first, end) of all items, of one token.
     __aicore__ inline void SendToken(uint32_t token, uint32_t first, uint32_t end) {
         const AscendC::DataCopyExtParams row(1, tiling_->hidden * static_cast<uint32_t>(sizeof(T)), 0, 0, 0);
-        const GlobalTensor<T> from = x_[uint64_t{token} * tiling_->hidden];
+        const GlobalTensor<T> from = x_[token * tiling_->hidden];
         if constexpr (is_quantised) {
             LocalTensor<T> loaded = rows_in_.template AllocTensor<T>();
             AscendC::DataCopyPad(loaded, from, row, AscendC::DataCopyPadExtParams<T>());
@@ -171,7 +175,7 @@ private:
                 for (uint32_t item = first; item < end; ++item) {
                     Route(token, item);
                     LocalTensor<float> factors = scales_in_.template AllocTensor<float>();
-                    AscendC::DataCopyPad(factors, scales_[uint64_t{expert_} * tiling_->hidden], {1, tiling_->hidden * static_cast<uint32_t>(sizeof(float)), 0, 0, 0},
+                    AscendC::DataCopyPad(factors, scales_[expert_ * tiling_->hidden], {1, tiling_->hidden * static_cast<uint32_t>(sizeof(float)), 0, 0, 0},
                                          AscendC::DataCopyPadExtParams<float>());
                     scales_in_.EnQue(factors);
                     factors = scales_in_.template DeQue<float>();
@@ -209,8 +213,8 @@ private:
     // Where an item goes: expert_, rank_. Its number is stored later, with others.
     __aicore__ inline void Route(uint32_t token, uint32_t item) {
         const uint32_t slot = item - token * tiling_->slots, routed = tiling_->routed;
-        expert_ = slot < routed ? static_cast<uint32_t>(expert_ids_.GetValue(uint64_t{token} * routed + slot)) : tiling_->experts + slot - routed;
-        const uint64_t row = uint64_t{expert_} * tiling_->table_width;
+        expert_ = slot < routed ? static_cast<uint32_t>(expert_ids_.GetValue(token * routed + slot)) : tiling_->experts + slot - routed;
+        const uint32_t row = expert_ * tiling_->table_width;
         const uint32_t replica = session_ % static_cast<uint32_t>(table_.GetValue(row));
         rank_ = static_cast<uint32_t>(table_.GetValue(row + 1 + 2 * replica));
         AwaitTaken(rank_);
@@ -248,7 +252,7 @@ private:
         }
         GlobalTensor<int32_t> from;
         from.SetGlobalBuffer((__gm__ int32_t*)(windows_.Of(rank) + info_at_));
-        LocalTensor<int32_t> flag = flag_buffer_.template Get<int32_t>();
+        LocalTensor<int32_t> flag = Block<int32_t>(0);
         int32_t value;
         do {
             AscendC::DataCopyPad(flag, from, {1, sizeof(int32_t), 0, 0, 0}, AscendC::DataCopyPadExtParams<int32_t>());
@@ -263,7 +267,7 @@ private:
     // int8 of ``value`` and behind it, at byte scale_at, what it was divided by. work: as large as value; both are lost.
     __aicore__ inline LocalTensor<int8_t> Quantise(const LocalTensor<float>& value, const LocalTensor<float>& work) {
         const uint32_t hidden = tiling_->hidden;
-        LocalTensor<float> largest = largest_buffer_.template Get<float>(), factor = factor_buffer_.template Get<float>();
+        LocalTensor<float> largest = Block<float>(64), factor = Block<float>(96);
         LocalTensor<float> spread = spread_buffer_.template Get<float>();
         AscendC::Abs(work, value, static_cast<int32_t>(hidden));
         AscendC::PipeBarrier<PIPE_V>();
@@ -324,7 +328,7 @@ private:
         if constexpr (to_hit_ranks) {
             sums = SumHits(first, count);
         }
-        LocalTensor<int32_t> words = publish_buffer_.template Get<int32_t>();
+        LocalTensor<int32_t> words = Block<int32_t>(32);
         words.SetValue(0, 1);
         words.SetValue(1, layer_);
         Order<HardEvent::S_MTE3>();
@@ -364,15 +368,12 @@ private:
     __aicore__ inline void RaiseOwnFlags() {
         const uint32_t slots = tiling_->slots, count = (tiling_->tokens - active_) * slots;
         const uint32_t first = A2fFirst(count, cores_, core_), last = A2fFirst(count, cores_, core_ + 1);
-        if (first == last) {
-            return;
-        }
         LocalTensor<int32_t> ones = spare_buffer_.template GetWithOffset<int32_t>(A2F_ONES, 0);
         Order<HardEvent::S_V>();
         AscendC::Duplicate(ones, 1, static_cast<int32_t>(A2F_ONES));
         Order<HardEvent::V_MTE3>();
         GlobalTensor<int32_t> flags;
-        const uint64_t begin = (uint64_t{micro_batch_} * tiling_->tokens + active_) * slots;
+        const uint32_t begin = (micro_batch_ * tiling_->tokens + active_) * slots;
         flags.SetGlobalBuffer((__gm__ int32_t*)(windows_.Of(windows_.Rank()) + begin * sizeof(int32_t)));
         for (uint32_t at = first; at < last; at += A2F_ONES) {
             const uint32_t some = last - at < A2F_ONES ? last - at : A2F_ONES;
@@ -389,8 +390,7 @@ private:
     AscendC::TQueBind<TPosition::VECIN, TPosition::VECOUT, 1> rows_;
     AscendC::TQue<TPosition::VECIN, 1> rows_in_, scales_in_;
     AscendC::TQue<TPosition::VECOUT, 1> rows_out_;
-    AscendC::TBuf<> numbers_buffer_, flag_buffer_, publish_buffer_, hits_buffer_, value_buffer_, spare_buffer_, largest_buffer_, factor_buffer_,
-        constant_buffer_, spread_buffer_;
+    AscendC::TBuf<> numbers_buffer_, blocks_buffer_, hits_buffer_, value_buffer_, spare_buffer_, spread_buffer_;
     LocalTensor<int32_t> numbers_, hits_;
     LocalTensor<float> constant_;
     uint32_t core_, cores_, session_, micro_batch_, active_, expert_ = 0, rank_ = 0;

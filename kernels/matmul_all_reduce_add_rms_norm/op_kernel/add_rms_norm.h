@@ -34,16 +34,16 @@ struct IsHalf<half> {
     static constexpr bool value = true;
 };
 
-// Rows that lie one behind the other in global memory.
+// Rows that lie one behind the other in global memory; in local memory, too, each of a multiple of 16 columns.
 template <typename T>
 struct GlobalRows {
     GlobalTensor<T> rows;
     uint64_t n;
 
-    __aicore__ inline void Load(const LocalTensor<T>& to, uint64_t row, uint32_t count, uint64_t column, uint32_t columns, uint32_t pitch) {
+    __aicore__ inline void Load(const LocalTensor<T>& to, uint64_t row, uint32_t count, uint64_t column, uint32_t columns) {
         const uint32_t bytes = columns * static_cast<uint32_t>(sizeof(T));
         const uint32_t padded = (columns + 15) / 16 * 16;
-        AscendC::DataCopyExtParams copy(static_cast<uint16_t>(count), bytes, static_cast<uint32_t>((n - columns) * sizeof(T)), (pitch - padded) / 16, 0);
+        AscendC::DataCopyExtParams copy(static_cast<uint16_t>(count), bytes, static_cast<uint32_t>((n - columns) * sizeof(T)), 0, 0);
         AscendC::DataCopyPadExtParams<T> pad;
         pad.isPad = padded != columns;
         pad.rightPadding = static_cast<uint8_t>(padded - columns);
@@ -105,7 +105,6 @@ public:
         gamma_used_ = pipe->AllocEventID<HardEvent::V_MTE2>();
         AscendC::Duplicate(sum_, 0.0f, statistics_);
         AscendC::Duplicate(one_buffer_.Get<float>(), 1.0f, statistics_);
-        AscendC::PipeBarrier<PIPE_V>();
     }
 
     __aicore__ inline void Process() {
@@ -166,8 +165,7 @@ private:
     }
 
     __aicore__ inline void Store(const GlobalTensor<T>& to, const LocalTensor<T>& from, uint64_t row, uint32_t rows, uint64_t column, uint32_t columns) {
-        AscendC::DataCopyExtParams copy(static_cast<uint16_t>(rows), columns * static_cast<uint32_t>(sizeof(T)), (pitch_ - (columns + 15) / 16 * 16) / 16,
-                                        static_cast<uint32_t>((n_ - columns) * sizeof(T)), 0);
+        AscendC::DataCopyExtParams copy(static_cast<uint16_t>(rows), columns * static_cast<uint32_t>(sizeof(T)), 0, static_cast<uint32_t>((n_ - columns) * sizeof(T)), 0);
         AscendC::DataCopyPad(to[row * n_ + column], from, copy);
     }
 
@@ -206,10 +204,7 @@ private:
                 AscendC::PipeBarrier<PIPE_V>();
             }
             LocalTensor<float> sums = part_[used];
-            for (uint32_t done = 0; done < whole; done += NORM_MAX_ROWS) {
-                const uint32_t repeats = whole - done < NORM_MAX_ROWS ? whole - done : NORM_MAX_ROWS;
-                AscendC::BlockReduceSum(sums[done * 8], from[done * LANES], static_cast<int32_t>(repeats), static_cast<int32_t>(LANES), 1, 1, 8);
-            }
+            AscendC::BlockReduceSum(sums, from, static_cast<int32_t>(whole), static_cast<int32_t>(LANES), 1, 1, 8);
             AscendC::PipeBarrier<PIPE_V>();
             count = whole * 8;
             used += static_cast<uint32_t>(RoundUp(count, LANES));
@@ -264,8 +259,8 @@ private:
     __aicore__ inline void Rows(uint64_t row, uint32_t rows) {
         Slot& slot = NextSlot();
         const uint32_t n = static_cast<uint32_t>(n_);
-        source_.Load(slot.first, row, rows, 0, n, pitch_);
-        residual_.Load(slot.second, row, rows, 0, n, pitch_);
+        source_.Load(slot.first, row, rows, 0, n);
+        residual_.Load(slot.second, row, rows, 0, n);
         AscendC::SetFlag<HardEvent::MTE2_V>(slot.loaded);
 
         AscendC::WaitFlag<HardEvent::MTE2_V>(slot.loaded);
@@ -337,8 +332,8 @@ private:
             for (uint64_t column = 0; column < n_; column += pitch_) {
                 const uint32_t columns = static_cast<uint32_t>(n_ - column < pitch_ ? n_ - column : pitch_);
                 Slot& slot = NextSlot();
-                source_.Load(slot.first, row + r, 1, column, columns, pitch_);
-                residual_.Load(slot.second, row + r, 1, column, columns, pitch_);
+                source_.Load(slot.first, row + r, 1, column, columns);
+                residual_.Load(slot.second, row + r, 1, column, columns);
                 AscendC::SetFlag<HardEvent::MTE2_V>(slot.loaded);
 
                 AscendC::WaitFlag<HardEvent::MTE2_V>(slot.loaded);
@@ -370,7 +365,7 @@ private:
             AscendC::WaitFlag<HardEvent::MTE2_V>(gamma_loaded_);
             for (uint32_t r = 0; r < rows; ++r) {
                 Slot& slot = NextSlot();
-                again_.Load(slot.first, row + r, 1, column, columns, pitch_);
+                again_.Load(slot.first, row + r, 1, column, columns);
                 AscendC::SetFlag<HardEvent::MTE2_V>(slot.loaded);
 
                 AscendC::WaitFlag<HardEvent::MTE2_V>(slot.loaded);

@@ -340,6 +340,13 @@ void Core::CheckEnd() {
             }
         }
     }
+    for (int e = 0; e < static_cast<int>(E::MAX); ++e) {
+        for (int id = 0; id < kEventIds; ++id) {
+            if (allocated_events[e] >> id & 1) {
+                Fail("Leak", end, "event id %d of %s was not given back: ReleaseEventID is missing", id, EventName(static_cast<E>(e)).c_str());
+            }
+        }
+    }
     for (int id = 0; id < kCrossCoreIds; ++id) {
         const auto& sets = machine().ranks[rank].cross_core[id].sets;
         if (!sets.empty() && sets[block] > cross_core_waits[id]) {

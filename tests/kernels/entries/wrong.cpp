@@ -348,6 +348,9 @@ void Run(Lab& lab, int number) {
             for (int i = 0; i < (is_wrong ? 9 : 8); ++i) {
                 pipe.AllocEventID<HardEvent::V_MTE2>();  // case 43
             }
+            for (int i = 0; i < 8; ++i) {
+                pipe.ReleaseEventID<HardEvent::V_MTE2>(static_cast<TEventID>(i));
+            }
             return lab.Rest();
         case 44:  // a pointer behind the end
             if (reinterpret_cast<volatile float*>(x.GetPhyAddr(0))[is_wrong ? COUNT : 0] > 1e9f) return;
@@ -581,6 +584,11 @@ void Run(Lab& lab, int number) {
         case 70:  // Ctrl-C
             if (is_wrong) raise(SIGINT);
             return lab.Rest();
+        case 71: {  // an id that is kept
+            const auto id = pipe.AllocEventID<HardEvent::V_MTE2>();
+            if (!is_wrong) pipe.ReleaseEventID<HardEvent::V_MTE2>(id);
+            return lab.Rest();
+        }
         default:
             lab.Rest();
     }

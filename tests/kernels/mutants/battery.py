@@ -22,7 +22,7 @@ def norm_trials(library: Path, dtype: torch.dtype) -> Iterator[Trial]:
     shapes = [
         (7, 63, 3), (300, 64, 4), (40, 1000, 3), (600, 130, 2), (1, 1, 1), (33, 2032, 4), (9, 2033, 2), (12, 5000, 4),
         (3, 8192, 2), (2, 9984, 1), (3, 12289, 2), (35, 16400, 2), (2, 65552, 1), (5, 17, 2), (260, 16, 1),
-        (24, 8192, 2), (32, 20000, 2),
+        (24, 8192, 2), (32, 20000, 2), (40, 65, 2), (20, 129, 2), (30, 256, 2),
     ]  # fmt: skip
     for function in ("add_rms_norm", "add_rms_norm_far"):
         for number, (rows, n, cores) in enumerate(shapes):
@@ -81,6 +81,15 @@ def dispatch_trials(kernel: Kernel, dtype: torch.dtype) -> Iterator[Trial]:
                     dispatch_case.check_local_memory(plan, calls[0], cores, figures)
 
                 yield trial
+    for number in range(4):
+
+        def last_core(number: int = number) -> None:
+            """A token per core, each to ranks of its own: what the last core has hit nobody else has."""
+            seed = 2 + len(dispatch_case.FORMS) * (2 * number + (dtype != torch.float16))
+            plan, calls, windows, _ = random_dispatch(seed, world=(1, 12), tokens=6, k=1, experts=12, shared=0)
+            compare(plan, calls, windows, cores=6, seed=number, kernel_=kernel)
+
+        yield last_core
     for form, is_hit in ((0, True), (2, True), (0, False)):
 
         def waits(form: int = form, is_hit: bool = is_hit) -> None:
