@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "passes": {"comm", "errors", "ops", "spec"},
     "aot": {"errors", "passes"},
     "engine": {"errors", "ir", "spec", "comm", "ops", "flash", "sim"},
-    "inspector": {"errors", "ir"},
+    "inspector": {"errors", "ir", "version"},
     "sim": {"cache", "errors", "ir", "spec"},
     "codegen": {"spec", "ops", "passes"},
     "converters": {"comm", "errors", "spec", "ops"},

@@ -286,6 +286,20 @@ COMMANDS = (
             _argument("--memory-below", type=_positive, metavar="BYTES", help="what the graph may need"),
         ],
     ),
+    Command(
+        "report", "one HTML page of all that can be said of a graph dump; it needs no network", _on_a_dump("report"),
+        [
+            _DUMP,
+            _argument("-o", "--output", type=Path, default=Path("report.html"), help="(default report.html)"),
+            _argument("--against", type=Path, metavar="DUMP", help="another dump it is compared with"),
+            _argument("--ranks", type=Path, nargs="+", default=[], metavar="DIR", help="all ranks' dumps"),
+            _argument("--explain", type=Path, metavar="FILE", help="as for why"),
+            _argument("--title", default="", help="(default: the file's name)"),
+            _argument("--reproducible", action="store_true", help="no date: the same dumps give the same bytes"),
+            _argument("--anonymous", action="store_true", help="no names, groups, paths and lines of the model"),
+            _argument("--max-mb", type=float, default=25.0, metavar="MB", help="size of the page (default 25)"),
+        ],
+    ),
     Command("doctor", "versions, mode, what is missing and how to get it", _doctor),
     Command(
         "ops", "the operator table", _ops,

@@ -99,6 +99,7 @@ def _measure(rank: int, ranks: int, layers: int, folder: Path) -> dict[str, Any]
         "legal": 2 * layers,
         "ge_nodes": {"before": node_counts(before), "after": node_counts(after)},
         "dump": dumps[-1] if dumps else "",
+        "page": _page(dumps[-1], folder) if dumps else "",
         "error": {
             "fused_vs_eager": _largest(fused_result, eager),
             "fused_vs_float64": _largest(fused_result, exact),
@@ -135,6 +136,15 @@ def ge_node_of(graph: Graph, site: FusionSite) -> str:
     return ""
 
 
+def _page(dump: str, folder: Path) -> str:
+    from npu_fused_graph.inspector import read_dump
+    from npu_fused_graph.inspector.page import report
+
+    output = folder / "report.html"
+    report(read_dump(dump), output, command=["npu-fused-graph", "report", dump, "-o", str(output)])
+    return str(output)
+
+
 def _largest(results: Any, wanted: Any) -> float:
     return max(float((r.double() - w.double()).abs().max()) for r, w in zip(results, wanted, strict=True))
 
@@ -163,6 +173,7 @@ def format_facts(facts: dict[str, Any]) -> str:
         f"largest error: fused vs eager {error['fused_vs_eager']:.2e}, "
         f"fused vs float64 {error['fused_vs_float64']:.2e} (eager vs float64 {error['eager_vs_float64']:.2e})",
         f"GE graph dump: {facts['dump']}",
+        f"report: {facts['page']}",
         f"{facts['seconds']} s",
     ]
     return "\n".join(lines)

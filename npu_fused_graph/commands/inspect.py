@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,27 @@ def ranks(arguments: argparse.Namespace, log: Log) -> int:
     found = compare_ranks(dumps)
     _print(arguments, log, found.as_dict(), ranks_text(found), *dumps.values())
     return 0 if found.is_same else 1
+
+
+def report(arguments: argparse.Namespace, log: Log) -> int:
+    from npu_fused_graph.inspector import dumps_by_rank
+    from npu_fused_graph.inspector.page import report as write
+
+    dump = _read(arguments.dump, log)
+    against = None if arguments.against is None else _read(arguments.against, log)
+    files = dumps_by_rank(arguments.ranks) if arguments.ranks else {}
+    ranks = {rank: _read(file, log) for rank, file in files.items()}
+    notes = write(
+        dump, arguments.output, against=against, ranks=ranks, explain=arguments.explain, title=arguments.title,
+        is_reproducible=arguments.reproducible, is_anonymous=arguments.anonymous, most_megabytes=arguments.max_mb,
+        command=["npu-fused-graph", *sys.argv[1:]],
+    )  # fmt: skip
+    for note in notes:
+        log(f"note: {note}")
+    size = arguments.output.stat().st_size
+    facts = {"output": str(arguments.output), "bytes": size, "notes": notes}
+    _print(arguments, log, facts, f"{arguments.output}: {size / 2**20:.2f} MiB", dump)
+    return 0
 
 
 def check(arguments: argparse.Namespace, log: Log) -> int:

@@ -146,6 +146,20 @@ class DumpGraph:
                     found[source].append(op)
         return found
 
+    def read_by(self, op: int) -> list[int]:
+        """The ops that read one of its outputs, each once; without looking at every edge, as ``readers`` does."""
+        if "readers" in self.__dict__:
+            return sorted(set(self.readers[op]))
+        name = self.names[op]
+        if self.places.get(name) != op:
+            return []
+        begin, size = f"{name}:", len(name) + 1
+        return [
+            reader
+            for reader, written in enumerate(self.inputs)
+            if any(text == name or (text.startswith(begin) and text[size:].isdecimal()) for text in written)
+        ]
+
     @cached_property
     def histogram(self) -> Counter[str]:
         return Counter(self.types)

@@ -84,7 +84,7 @@ def neighbours(graph: DumpGraph, op: int, hops: int) -> dict[int, int]:
 def facts_of(graph: DumpGraph, op: int) -> dict[str, Any]:
     """An op in full, as JSON has it."""
     node = graph.node(op)
-    readers = sorted(set(graph.readers[op]))
+    readers = graph.read_by(op)
     facts: dict[str, Any] = {
         "name": node.name,
         "type": node.type,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,9 +14,12 @@ from google.protobuf import text_format
 
 from npu_fused_graph.inspector import read_dump, summary
 from npu_fused_graph.inspector.folding import fold
+from npu_fused_graph.inspector.page import report
+from npu_fused_graph.inspector.selection import facts_of, place_of
 from npu_fused_graph.ir import schema
 from npu_fused_graph.ir.write import to_ge_proto
 from tests.inspector.decoders import decoder
+from tests.inspector.pages import decoder_dump
 from tests.inspector.random_graphs import random_graph
 
 _TEXTS = re.compile(r'^(    (?:name|input): ")(?=[^"])', re.M)
@@ -74,6 +79,56 @@ def whole_inspect(ops: int = 100_000) -> float:
         path = Path(folder) / "ge_proto_00000001_graph_1_Build.txt"
         large_dump(path, ops)
         return _cpu(lambda: summary(read_dump(path)).as_dict())
+
+
+def lookup(ops: int = 100_000) -> float:
+    """CPU seconds of one op in full, its readers too, of a large dump that was read; the most of five."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ge_proto_00000001_graph_1_Build.txt"
+        large_dump(path, ops)
+        seconds = []
+        for share in range(5):
+            dump = read_dump(path)
+            name = dump.root.names[share * len(dump.root) // 5]
+            seconds.append(_cpu(lambda dump=dump, name=name: facts_of(*place_of(dump, name))))  # type: ignore[misc]
+        return max(seconds)
+
+
+def large_page(layers: int = 3200) -> dict[str, float]:
+    """Of the page of a decoder with some 99,000 ops, one layer of which differs: MB, and CPU seconds to write it.
+
+    In a browser, medians of five: milliseconds until it is ready, of a search, until a layer that is entered is drawn.
+    """
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as found:
+        output = Path(folder) / "report.html"
+        odd = layers // 2
+        dump = decoder_dump(Path(folder), layers, [i for i in range(layers) if i != odd])
+        seconds = _cpu(lambda: report(read_dump(dump), output))
+        started = found.chromium.launch(executable_path=shutil.which("chromium-headless-shell"), args=["--no-sandbox"])
+        opened = started.new_context(offline=True).new_page()
+        ready, searched, entered = [], [], []
+        for number in range(5):
+            opened.goto(f"{output.as_uri()}?{number}")
+            opened.wait_for_selector("html[data-ready]", state="attached")
+            ready.append(float(opened.evaluate("document.documentElement.dataset.ready")))
+            opened.fill("#search", f"layers.{7 * number}/matmul")
+            searched.append(float(opened.evaluate("document.documentElement.dataset.searched")))
+            opened.fill("#search", "")
+            opened.evaluate("() => { location.hash = 'graph'; }")
+            opened.locator(".box.run").first.focus()
+            begin = time.monotonic()
+            opened.keyboard.press("Enter")
+            opened.wait_for_selector(".box.run", state="detached")
+            opened.wait_for_selector(".box.op")
+            entered.append(1000 * (time.monotonic() - begin))
+        started.close()
+        return {
+            "page_megabytes": output.stat().st_size / 2**20, "page_write_seconds": seconds,
+            "page_ready_ms": statistics.median(ready), "page_search_ms": statistics.median(searched),
+            "page_enter_ms": statistics.median(entered),
+        }  # fmt: skip
 
 
 def folding(ops: int = 100_000) -> tuple[float, float]:

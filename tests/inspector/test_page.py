@@ -1,0 +1,409 @@
+"""The report's page in a browser, from a file, without network."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npu_fused_graph.commands.cli import main
+from npu_fused_graph.errors import DumpError
+from npu_fused_graph.inspector import page, read_dump
+from npu_fused_graph.inspector.page.payload import packed
+from npu_fused_graph.ir.graph import Node
+from tests.inspector.build import ge_dump, node, torchair_dump
+from tests.inspector.pages import decoder_dump, decoder_nodes
+
+BROWSER = shutil.which("chromium-headless-shell")
+HOSTILE = [
+    "</script><script>window.struck = 1</script>", '"><img src=x onerror="window.struck = 1">', "a" * 10_000,
+    "\u202egnp.\u200fx", "%3Cb%3E&amp;%DATA%", "${window.struck = 1}", "__proto__", "constructor",
+]  # fmt: skip
+LAYERS = 24
+ODD = 17
+
+if BROWSER is None and os.environ.get("CI"):
+    pytest.fail("a browser is part of CI: apt-get install chromium-headless-shell", pytrace=False)
+
+
+def payload(path: Path) -> dict[str, Any]:
+    """The data of a page, as the page decodes it."""
+    found = re.search(r'id="data">([^<]*)<', path.read_text())
+    assert found is not None
+    data: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(found[1])))
+    return data
+
+
+def make(folder: Path, dump: Path, *arguments: str) -> Path:
+    output = folder / "report.html"
+    assert main(["report", str(dump), "-o", str(output), *arguments]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("no browser: apt-get install chromium-headless-shell")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as found:
+        started = found.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """(path, hash="", scheme="light") -> the page, ready. At the end: not one message, not one request for anything."""
+    messages: list[str] = []
+    requests: list[str] = []
+    contexts = []
+
+    def opened(path: Path, address: str = "", scheme: str = "light") -> Any:
+        context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": 1280, "height": 900})
+        contexts.append(context)
+        found = context.new_page()
+        found.on("console", lambda message: messages.append(message.text))
+        found.on("pageerror", lambda error: messages.append(str(error)))
+        found.on("request", lambda request: requests.append(request.url))
+        found.goto(path.as_uri() + address)
+        found.wait_for_selector("html[data-ready]", state="attached")
+        return found
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert messages == []
+    assert [url for url in requests if not url.startswith(("file:", "blob:"))] == []
+    assert sum(url.startswith("file:") for url in requests) == len(contexts)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 layers, all but one of which are fused."""
+    folder = tmp_path_factory.mktemp("decoder")
+    return make(folder, decoder_dump(folder, LAYERS, [i for i in range(LAYERS) if i != ODD]))
+
+
+def drawn(found: Any) -> None:
+    found.wait_for_selector("svg .box")
+
+
+def at(found: Any, address: str) -> None:
+    """Wait for an address, of which ``*`` is any part."""
+    found.wait_for_url(re.compile("#" + re.escape(address).replace(r"\*", ".*") + "$"))
+
+
+def told(found: Any, name: str) -> None:
+    """Wait for an op in the panel."""
+    from playwright.sync_api import expect
+
+    expect(found.locator(".panel h3").first).to_have_text(name)
+
+
+def go(found: Any, address: str) -> None:
+    found.evaluate("address => { location.hash = address; }", address)
+
+
+# -- the browser -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_section_by_key_without_a_fault_of_accessibility(open_page: Open, decoder: Path, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = open_page(decoder, scheme=scheme)
+    for number, name in enumerate(("Overview", "Fusion", "Graph", "Memory", "Collectives", "Diff", "About"), 1):
+        found.keyboard.press(str(number))
+        found.wait_for_selector(f"h2:text-is('{name}')")
+        if name == "Graph":
+            drawn(found)
+        problems = Axe().run(found).response["violations"]
+        assert [(p["id"], p["nodes"][0]["html"][:200]) for p in problems] == []
+
+
+def test_the_header_tells_the_answer(open_page: Open, decoder: Path) -> None:
+    found = open_page(decoder)
+    facts = payload(decoder)
+    text = found.text_content("#facts")
+    assert f"{facts['summary']['ops']} ops" in text
+    assert f"{LAYERS - 1} fused" in text
+    assert f"{len(facts['why']['sites'])} sites not fused" in text
+
+
+def test_filters_count_what_the_command_counts(open_page: Open, decoder: Path) -> None:
+    found = open_page(decoder)
+    types = payload(decoder)["summary"]["types"]
+    found.fill("input[aria-label^='Filter: Ops by type']", "matmul")
+    wanted = sorted(kind for kind in types if "matmul" in kind.lower())
+    shown = found.eval_on_selector_all(
+        "main table:last-of-type tbody tr td:first-child", "c => c.map(x => x.textContent)"
+    )
+    assert sorted(kind for kind in shown if "matmul" in kind.lower()) == wanted
+    assert found.text_content(".table .note") == f"{len(wanted)} of {len(types)}"
+
+
+def test_the_layer_that_differs_stands_beside_the_others(open_page: Open, decoder: Path) -> None:
+    found = open_page(decoder, "#graph")
+    drawn(found)
+    labels = found.eval_on_selector_all(".box", "b => b.map(x => x.getAttribute('aria-label'))")
+    assert any(label.startswith(f"layers 0-{ODD - 1} x{ODD}") for label in labels)
+    assert any(label.startswith(f"layers {ODD + 1}-{LAYERS - 1} x{LAYERS - ODD - 1}") for label in labels)
+    (variant,) = [label for label in labels if label.startswith(f"layer {ODD},")]
+    assert "+MatMul" in variant and "+HcomAllReduce" in variant
+    found.keyboard.press("]")
+    assert "MatmulAllReduceAddRmsNorm" in found.text_content(".panel")  # what it lacks
+    found.click(".panel button")
+    at(found, "graph=0.*")
+    found.wait_for_selector(".box.op:has-text('HcomAllReduce')")
+    assert found.locator(".box.refused").count() == 2
+    assert f"layer {ODD}" in found.text_content(".crumbs")
+
+
+def test_enter_and_leave_by_keys(open_page: Open, decoder: Path) -> None:
+    found = open_page(decoder, "#graph")
+    drawn(found)
+    found.locator(".box.run").first.focus()
+    found.keyboard.press("Enter")
+    at(found, "graph=0.*")
+    found.wait_for_selector(".box.run", state="detached")
+    drawn(found)
+    assert found.locator(".box.op").count() > 10 and found.locator(".box.run").count() == 0
+    found.keyboard.press("u")
+    found.wait_for_selector(".box.run")
+    found.locator(".box.op").first.focus()
+    found.keyboard.press("ArrowDown")
+    assert found.evaluate("document.activeElement.classList.contains('box')")
+    found.keyboard.press("+")
+    found.keyboard.press("0")
+
+
+def test_the_next_site_what_feeds_it_and_what_is_around(open_page: Open, decoder: Path) -> None:
+    found = open_page(decoder, "#graph")
+    drawn(found)
+    found.keyboard.press("f")
+    at(found, "node=*")
+    first = payload(decoder)["why"]["sites"][0]
+    told(found, first["op"])
+    assert first["found"] in found.text_content(".panel")
+    before = found.text_content(".panel dd a")
+    found.keyboard.press("i")
+    told(found, before)
+    found.keyboard.press("o")
+    told(found, first["op"])
+    found.keyboard.press("n")
+    at(found, "near=*.2")
+    drawn(found)
+    near = found.locator(".box").count()
+    found.keyboard.press("n")
+    at(found, "near=*.3")
+    found.wait_for_selector(f".box >> nth={near}")
+
+
+def test_the_address_is_the_state(open_page: Open, decoder: Path) -> None:
+    graph = payload(decoder)["graphs"][0]
+    op = graph["names"].index(f"layers.{ODD}/HcomAllReduce_17")
+    found = open_page(decoder, f"#node=0.{op}")
+    assert found.text_content(".panel h3") == f"layers.{ODD}/HcomAllReduce_17"
+    assert f"layer {ODD}" in found.text_content(".crumbs")
+    drawn(found)
+    assert "on" in found.locator(".box.on").get_attribute("class").split()
+
+
+def test_search(open_page: Open, decoder: Path) -> None:
+    found = open_page(decoder)
+    found.keyboard.press("/")
+    found.keyboard.type("layers.3/hcom")
+    assert found.text_content("#found .note") == "2 ops" if ODD == 3 else "1 ops"
+    found.keyboard.press("Enter")
+    found.wait_for_selector(".panel h3")
+    assert found.text_content(".panel h3").startswith("layers.3/HcomAllReduce")
+    found.fill("#search", "type:matmulallreduce")
+    assert found.text_content("#found .note") == f"{LAYERS - 1} ops"
+    found.keyboard.press("Escape")
+    assert found.is_hidden("#found")
+
+
+def test_a_picture_is_saved_as_xml(open_page: Open, decoder: Path, tmp_path: Path) -> None:
+    found = open_page(decoder, "#graph")
+    drawn(found)
+    with found.expect_download() as waiting:
+        found.click("#svg")
+    target = tmp_path / "graph.svg"
+    waiting.value.save_as(target)
+    root = ElementTree.parse(target).getroot()
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert f"layer {ODD}" in texts
+
+
+def test_names_do_nothing(open_page: Open, tmp_path: Path) -> None:
+    nodes = [node("x", "Data")]
+    for name in HOSTILE:
+        nodes.append(node(name, "Relu", nodes[-1].name))
+    nodes.append(node("HcomAllReduce_<b>", "HcomAllReduce", nodes[-1].name, group='"><script>', reduction="sum"))
+    path = make(tmp_path, ge_dump(tmp_path, *nodes, name="ge_proto_00000001_graph_1_<b>.txt"), "--title", "<i>%SCRIPT%")
+    found = open_page(path)
+    assert found.title() == found.text_content("h1") == "<i>%SCRIPT%"
+    for section in ("overview", "fusion", "graph", "memory", "comm", "diff", "about"):
+        go(found, section)
+        found.wait_for_selector(f"nav a[href='#{section}'][aria-current]")
+    go(found, "graph")
+    drawn(found)
+    for number in range(1, len(HOSTILE) + 1):
+        go(found, f"node=0.{number}")
+        told(found, re.sub(r"\s+", " ", HOSTILE[number - 1]))
+    found.fill("#search", "<script>")
+    assert found.evaluate("window.struck") is None
+    assert found.locator("main img, main b, main i, main script, #found script").count() == 0
+
+
+def test_too_much_for_a_picture_is_a_list(open_page: Open, tmp_path: Path) -> None:
+    kinds = [f"Kind{i}" for i in range(450)]
+    nodes = [node("x", "Data")]
+    for i, kind in enumerate(kinds):
+        nodes.append(node(f"n{i}", kind, nodes[-1].name))
+    found = open_page(make(tmp_path, ge_dump(tmp_path, *nodes)), "#graph")
+    found.wait_for_selector(".holder .warning")
+    assert found.text_content(".holder").startswith("450 boxes are too many for a picture (at most 400)")
+    assert found.locator("details[open] tbody tr").count() == 300
+    found.click("text=Show more")
+    assert found.locator("details[open] tbody tr").count() == 450
+    go(found, "near=0.200.3")
+    drawn(found)
+    assert found.locator(".box").count() == 7
+
+
+def test_print_and_theme(open_page: Open, decoder: Path) -> None:
+    found = open_page(decoder)
+    before = found.evaluate("getComputedStyle(document.body).backgroundColor")
+    found.keyboard.press("t")
+    assert found.evaluate("getComputedStyle(document.body).backgroundColor") != before
+    found.keyboard.press("?")
+    assert found.is_visible("dialog")
+    found.keyboard.press("Escape")
+    found.emulate_media(media="print")
+    assert found.is_hidden("#nav") and found.is_hidden("#search") and found.is_visible("h2")
+
+
+def test_ranks_and_differences(open_page: Open, tmp_path: Path) -> None:
+    """Two collectives in another order, a changed dtype, a removed edge, one layer's fusion dropped."""
+
+    def chain(*groups: str) -> list[Node]:
+        return [
+            node("x", "Data"),
+            *(node(f"ar{i}", "HcomAllReduce", "x", group=g, reduction="sum") for i, g in enumerate(groups)),
+        ]
+
+    a = torchair_dump(tmp_path / "r", *chain("tp", "tp"), node("g", "HcomAllGather", "x", group="tp"), rank=0)
+    torchair_dump(
+        tmp_path / "r",
+        *chain("tp"),
+        node("g", "HcomAllGather", "x", group="tp"),
+        node("z", "HcomAllReduce", "x", group="tp", reduction="sum"),
+        rank=1,
+    )
+    found = open_page(make(tmp_path, a, "--ranks", str(tmp_path / "r")), "#comm")
+    assert "group tp, collective 1: rank 0 has ar1" in found.text_content("main")
+    assert "rank 1 has g" in found.text_content("main")
+
+    nodes = decoder_nodes(6, range(6))
+    before = ge_dump(tmp_path / "a", *nodes)
+    changed = decoder_nodes(6, [0, 1, 2, 4, 5])
+    after = ge_dump(tmp_path / "b", *changed)
+    found = open_page(make(tmp_path, before, "--against", str(after)), "#diff")
+    text = found.text_content("main")
+    assert "MatmulAllReduceAddRmsNorm" in text and "MatMul, HcomAllReduce, Add" in text
+
+
+# -- the file ----------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dump = decoder_dump(tmp_path, 5, [0, 1, 3])
+    other = decoder_dump(tmp_path / "other", 5, [0, 1], name="ge_proto_00000002_graph_1_Build.txt")
+    data = payload(make(tmp_path, dump, "--against", str(other)))
+    asked = {
+        "summary": ["inspect", str(dump)], "fused": ["fused", str(dump)], "why": ["why", str(dump)],
+        "memory": ["memory", str(dump)], "diff": ["diff", str(dump), str(other)],
+    }  # fmt: skip
+    capsys.readouterr()
+    for key, command in asked.items():
+        main([*command, "--json"])
+        assert data[key] == json.loads(capsys.readouterr().out), key
+
+
+def test_the_same_dump_gives_the_same_bytes(tmp_path: Path) -> None:
+    dump = decoder_dump(tmp_path, 3)
+    pages = [make(tmp_path, dump, "--reproducible").read_bytes() for _ in range(2)]
+    assert pages[0] == pages[1]
+    assert b"UTC" not in gzip.decompress(base64.b64decode(re.search(rb'id="data">([^<]*)<', pages[0])[1]))  # type: ignore[index]
+
+
+def test_an_anonymous_page_holds_no_name(tmp_path: Path) -> None:
+    secret = [
+        node("secret_x", "Data"), node("secret_w", "Const"), node("secret_mm", "MatMul", "secret_x", "secret_w"),
+        node("secret_ar", "HcomAllReduce", "secret_mm", group="secret_tp", reduction="sum", _secret="secret", number=7),
+        node("secret_out", "NetOutput", "secret_ar", outputs=0, controls=["secret_mm"]),
+    ]  # fmt: skip
+    folder = tmp_path / "secret"
+    dump = ge_dump(folder, *secret, secret_model="secret")
+    path = make(tmp_path, dump, "--anonymous")
+    text = json.dumps(payload(path)) + path.read_text()
+    assert "secret" not in text and str(tmp_path) not in text
+    data = payload(path)
+    assert data["graphs"][0]["names"] == ["Data_0", "Const_1", "MatMul_2", "HcomAllReduce_3", "NetOutput_4"]
+    (site,) = data["why"]["sites"]
+    assert (site["op"], site["group"], site["reason"]) == ("HcomAllReduce_3", "group0", "no_residual_add")
+    plain = payload(make(tmp_path, dump))
+    assert [s["reason"] for s in plain["why"]["sites"]] == ["no_residual_add"]
+
+
+def test_a_page_that_would_be_too_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(0)
+    nodes = decoder_nodes(12)
+    for each in nodes:
+        each.attrs["note"] = f"{rng.getrandbits(256):x}"
+    dump = ge_dump(tmp_path, *nodes)
+    found = re.search(r'id="data">([^<]*)<', make(tmp_path, dump).read_text())
+    assert found is not None
+    data = payload(make(tmp_path, dump, "--max-mb", str((len(found[1]) - 1) / 2**20)))
+    assert data["graphs"][0]["attrs"] is None and "attributes were left out" in data["notes"][0]
+    least = (len(packed({**data, "graphs": [], "notes": []})) + 400) / 2**20
+    data = payload(make(tmp_path, dump, "--max-mb", str(least)))
+    assert data["graphs"] == [] and data["why"]["sites"]
+    assert "the picture was left out" in capsys.readouterr().err
+    with pytest.raises(DumpError, match=r"^\[report\] --max-mb: expected room for"):
+        page.report(read_dump(dump), tmp_path / "x.html", most_megabytes=0.0001)
+
+
+def test_what_is_vendored_is_what_was_published() -> None:
+    folder = page.PAGE / "vendor"
+    facts = json.loads((folder / "vendor.json").read_text())
+    assert set(facts["sha256"]) == {path.name for path in folder.iterdir()} - {"vendor.json"}
+    for name, digest in facts["sha256"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert "</script" not in (folder / "dagre.js").read_text().lower()
+
+
+def test_own_scripts_set_text_only_and_stay_small() -> None:
+    texts = [(page.PAGE / name).read_text() for name in page.SCRIPTS]
+    assert {path.name for path in page.PAGE.glob("*.js")} == set(page.SCRIPTS)
+    assert sum(map(len, texts)) < 60_000
+    for text in texts:
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|localStorage|</script", text
+        )
