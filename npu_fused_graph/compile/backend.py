@@ -49,9 +49,10 @@ def get_npu_backend(
     exchange their decisions and raise CommunicationError at the first difference, instead of hanging in the first run;
     all ranks must compile the same graphs in the same order. attention: "all": one operator for attention that is
     written out, too, which then rounds its scores no more; "calls": only for calls of scaled_dot_product_attention;
-    "none". passes: () = TorchAir with our converters and guards,
-    without fusion. on_sites: called with the verdict records of every graph. Raises InvalidArgumentError for a bad
-    option, UnsupportedModeError for TorchAir modes other than "max-autotune" in host mode.
+    "none". passes: () = TorchAir with our converters and guards, without fusion. on_sites: called with the verdict
+    records of every graph; where the configuration asks for graph dumps they are stored beside these, too
+    (docs/inspect.md). Raises InvalidArgumentError for a bad option, UnsupportedModeError for TorchAir modes other than
+    "max-autotune" in host mode.
     """
     torchair = load_torchair()
     if not isinstance(custom_decompositions, (Mapping, types.NoneType)):

@@ -54,9 +54,9 @@ def enable_fusion(
     The pass runs after your own ``post_grad_custom_pre_pass`` and before TorchAir's pattern passes. Our converters
     are registered, ``experimental_config.enable_view_optimize`` is switched off (it miscompiles), and guards run after
     your own ``post_grad_custom_post_pass`` (docs/torchair_defects.md: T1, T9, T10). Options are those of
-    get_npu_backend; attention is fused before autograd, so by its backend only, not by TorchAir's with this config.
-    Calling it twice on one config changes only the options. Raises InvalidArgumentError for a bad
-    option, UnsupportedModeError like get_npu_backend.
+    get_npu_backend, and verdicts are stored beside graph dumps as there; attention is fused before autograd, so by its
+    backend only, not by TorchAir's with this config. Calling it twice on one config changes only the options. Raises
+    InvalidArgumentError for a bad option, UnsupportedModeError like get_npu_backend.
     """
     options = FusionOptions(numerics, min_rows, in_place, grouped, compare_ranks, attention)
     check_passes(passes)

@@ -44,6 +44,15 @@ _SCHEMA: dict[str, dict[int, tuple[str, str]]] = {
     "FloatRow": {1: ("list_f", "float")},
 }  # fmt: skip
 
+Data = bytes | memoryview
+"""A model, or the part of a container that holds it."""
+
+_BYTES = 2
+"""Wire type of texts and messages."""
+_NAME, _TYPE, _INPUT = (number << 3 | _BYTES for number in (1, 2, 5))
+"""Tags in an op."""
+_OP = 6 << 3 | _BYTES
+"""Tag in a graph."""
 _PARTITION_MODEL = 0
 _HEADER = 256
 
@@ -57,7 +66,7 @@ class Broken(Exception):
 
 
 def read_air(data: bytes) -> tuple[list[DumpGraph], dict[str, AttrValue], Warnings]:
-    return _read_model(memoryview(data), is_built=False)
+    return _read_model(data, is_built=False)
 
 
 def read_om(data: bytes) -> tuple[list[DumpGraph], dict[str, AttrValue], Warnings]:
@@ -83,7 +92,7 @@ def read_om(data: bytes) -> tuple[list[DumpGraph], dict[str, AttrValue], Warning
     raise DumpError("[inspect] om: expected a table with a partition that holds the model, got none.")
 
 
-def _read_model(data: memoryview, *, is_built: bool) -> tuple[list[DumpGraph], dict[str, AttrValue], Warnings]:
+def _read_model(data: Data, *, is_built: bool) -> tuple[list[DumpGraph], dict[str, AttrValue], Warnings]:
     graphs: list[DumpGraph] = []
     model: Message = {}
     warnings = Warnings()
@@ -99,24 +108,30 @@ def _read_model(data: memoryview, *, is_built: bool) -> tuple[list[DumpGraph], d
     return graphs, attrs_of(model), warnings
 
 
-def _graph(data: memoryview, begin: int, end: int, warnings: Warnings, *, is_built: bool) -> DumpGraph:
+def _graph(data: Data, begin: int, end: int, warnings: Warnings, *, is_built: bool) -> DumpGraph:
     names: list[str] = []
     types: list[str] = []
     inputs: list[tuple[str, ...]] = []
     spans: list[tuple[int, int]] = []
     rest: Message = {}
+    last = begin
     try:
-        for number, wire, at, last in _fields(data, begin, end):
-            if number == 6 and wire == 2:
-                name, kind, sources = _head(data, at, last)
-                names.append(name)
-                types.append(kind)
-                inputs.append(sources)
-                spans.append((at, last))
-            else:
+        while last < end:
+            if data[last] != _OP:
+                number, wire, at, last = next(_fields(data, last, end))
                 field, kind = _SCHEMA["GraphDef"].get(number, ("", ""))
                 if field:
                     _put(rest, field, kind, data, wire, at, last, warnings)
+                continue
+            size, at = _varint(data, last + 1, end)
+            last = at + size
+            if last > end:
+                raise Broken(at)
+            name, kind, sources = _head(data, at, last)
+            names.append(name)
+            types.append(kind)
+            inputs.append(sources)
+            spans.append((at, last))
     except Broken as broken:
         warnings.say(f"byte {broken.at}: no field of a graph; what follows was not read")
 
@@ -127,24 +142,35 @@ def _graph(data: memoryview, begin: int, end: int, warnings: Warnings, *, is_bui
     )  # fmt: skip
 
 
-def _head(data: memoryview, begin: int, end: int) -> tuple[str, str, tuple[str, ...]]:
-    """Name, type and inputs come first in an op."""
+def _head(data: Data, at: int, end: int) -> tuple[str, str, tuple[str, ...]]:
+    """Name, type and inputs come first in an op, fields 1, 2 and 5; what is behind them is not looked at."""
     name = kind = ""
     sources: list[str] = []
-    for number, wire, at, last in _fields(data, begin, end):
-        if wire != 2 or number > 5:
+    while at < end:
+        tag = data[at]
+        if tag & 7 != _BYTES or tag > _INPUT:
             break
-        word = bytes(data[at:last]).decode(errors="surrogateescape")
-        if number == 1:
-            name = word
-        elif number == 2:
-            kind = word
-        elif number == 5:
+        at += 1
+        size = data[at] if at < end else 128
+        if size < 128:
+            at += 1
+        else:
+            size, at = _varint(data, at, end)
+        last = at + size
+        if last > end:
+            raise Broken(at)
+        word = str(data[at:last], "utf-8", "surrogateescape")
+        if tag == _INPUT:
             sources.append(word)
+        elif tag == _NAME:
+            name = word
+        elif tag == _TYPE:
+            kind = word
+        at = last
     return name, kind, tuple(sources)
 
 
-def _tolerant(data: memoryview, schema: str, begin: int, end: int, warnings: Warnings) -> Message:
+def _tolerant(data: Data, schema: str, begin: int, end: int, warnings: Warnings) -> Message:
     """A message as far as it goes."""
     found: Message = {}
     known = _SCHEMA[schema]
@@ -159,7 +185,7 @@ def _tolerant(data: memoryview, schema: str, begin: int, end: int, warnings: War
 
 
 def _put(
-    into: Message, field: str, kind: str, data: memoryview, wire: int, begin: int, end: int, warnings: Warnings
+    into: Message, field: str, kind: str, data: Data, wire: int, begin: int, end: int, warnings: Warnings
 ) -> None:
     values = into.setdefault(field, [])
     if kind in _SCHEMA:
@@ -183,7 +209,7 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def _fields(data: Data, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(field, wire type, first byte, byte behind it) of each field of a message. Raises Broken."""
     while at < end:
         key, begin = _varint(data, at, end)
@@ -203,7 +229,7 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
         at = stop
 
 
-def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+def _varint(data: Data, at: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]

@@ -7,6 +7,7 @@ every aligned pair are compared. Runs of ops that differ in the same way are tol
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,9 @@ WINDOW = 512
 
 STRETCH = 8
 """Ops in common, one behind the other, that are no chance."""
+
+
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,22 @@ class Difference:
     def is_same(self) -> bool:
         return not self.exchanges and not self.changes
 
+    @property
+    def kinds(self) -> list[tuple[int, Change]]:
+        """How many changes are alike, numbers in names aside, as in every layer; and the first of them."""
+        found: dict[tuple[str, ...], tuple[int, Change]] = {}
+        for change in self.changes:
+            before, after = str(change.before), str(change.after)
+            if change.what.startswith("input"):  # names of ops
+                before, after = _NUMBER.sub("#", before), _NUMBER.sub("#", after)
+            key = change.type, change.what, before, after
+            count, first = found.get(key, (0, change))
+            found[key] = count + 1, first
+        return list(found.values())
+
     def as_dict(self) -> dict[str, Any]:
-        return {"is_same": self.is_same, **asdict(self)}
+        kinds = [{"count": count, **asdict(first)} for count, first in self.kinds]
+        return {"is_same": self.is_same, **asdict(self), "kinds": kinds}
 
 
 def compare(a: Dump, b: Dump) -> Difference:

@@ -187,17 +187,20 @@ def diff_text(found: Difference) -> str:
             if types:
                 lines.append(cut(f"  {sign} {', '.join(types)}", width()))
                 lines.append(cut(f"      at {names[0]}", width()))
-    for change in found.changes[:_CHANGES]:
+    kinds = found.kinds
+    for count, change in kinds[:_CHANGES]:
         name = change.name if change.name == change.other_name else f"{change.name} / {change.other_name}"
-        lines.append(cut(f"~ {name} ({change.type}) {change.what}: {change.before} -> {change.after}", 2 * width()))
-    if len(found.changes) > _CHANGES:
-        lines.append(f"and {len(found.changes) - _CHANGES:,} more changes (--json has all)")
+        times = f"{count:,} times, first " if count > 1 else ""
+        text = f"~ {times}{name} ({change.type}) {change.what}: {change.before} -> {change.after}"
+        lines.append(cut(text, 2 * width()))
+    if len(kinds) > _CHANGES:
+        lines.append(f"and {len(kinds) - _CHANGES:,} more kinds of changes (--json has all)")
     lines += [f"note: {safe(note)}" for note in found.notes]
     return "\n".join([*lines, "the same" if found.is_same else "they differ"])
 
 
 _CHANGES = 50
-"""Changes that are shown."""
+"""Kinds of changes that are shown."""
 
 
 def check_text(findings: Sequence[Finding]) -> str:

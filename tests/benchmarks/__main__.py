@@ -25,7 +25,7 @@ from npu_fused_graph.host import native
 from npu_fused_graph.testing import assert_close
 from tests.benchmarks import attention
 from tests.benchmarks.dispatch import dispatch
-from tests.benchmarks.dumps import folding, large_page, lookup, reading, whole_inspect
+from tests.benchmarks.dumps import binary, folding, large_page, lookup, reading, whole_inspect
 from tests.benchmarks.models import decode_step, prefill
 from tests.benchmarks.pass_time import seconds
 
@@ -47,6 +47,7 @@ GOALS = {
     "attention_backward_bfloat16": 1 / 2,
     "attention_backward_bfloat16_native": 100.0,
     "dump_reading": 1 / 80,
+    "dump_reading_binary": 1 / 2,
     "dump_inspect_seconds": 3.0,
     "dump_lookup_seconds": 0.2,
     "fold_seconds": 1.0,
@@ -227,6 +228,8 @@ def _measure_import() -> None:
 def _measure_dumps() -> None:
     ours, theirs = reading()
     _report("ge_proto of 10,000 ops, CPU seconds", "dump_reading", ours, theirs, "protobuf's text_format")
+    ours, theirs = binary()
+    _report("air of 100,000 ops, CPU seconds", "dump_reading_binary", ours, theirs, "protobuf's upb, parsed and walked")
     half, whole = folding()
     figures = {
         "dump_inspect_seconds": whole_inspect(), "dump_lookup_seconds": lookup(), "fold_seconds": whole,

@@ -17,7 +17,7 @@ from npu_fused_graph.inspector.folding import fold
 from npu_fused_graph.inspector.page import report
 from npu_fused_graph.inspector.selection import facts_of, place_of
 from npu_fused_graph.ir import schema
-from npu_fused_graph.ir.write import to_ge_proto
+from npu_fused_graph.ir.write import to_air, to_ge_proto
 from tests.inspector.decoders import decoder
 from tests.inspector.pages import decoder_dump
 from tests.inspector.random_graphs import random_graph
@@ -79,6 +79,39 @@ def whole_inspect(ops: int = 100_000) -> float:
         path = Path(folder) / "ge_proto_00000001_graph_1_Build.txt"
         large_dump(path, ops)
         return _cpu(lambda: summary(read_dump(path)).as_dict())
+
+
+def binary(ops: int = 100_000) -> tuple[list[float], list[float]]:
+    """CPU seconds of our reader and of protobuf's, parsed and walked, of one binary model; both name the same ops."""
+    one, whole = schema.messages().ModelDef(), schema.messages().ModelDef()
+    one.ParseFromString(to_air([random_graph(1, 400, is_hostile=False)]))
+    graph = whole.graph.add(name="g")
+    for copy in range(ops // 400):
+        for op in one.graph[0].op:
+            made = graph.op.add()
+            made.CopyFrom(op)
+            made.name = f"layers.{copy}/{op.name}"
+            made.input[:] = [f"layers.{copy}/{source}" if source else "" for source in op.input]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.air"
+        path.write_bytes(whole.SerializeToString())
+        found: list[list[tuple[str, str, list[str]]]] = []
+
+        def ours() -> None:
+            root = read_dump(path).root
+            if not found:
+                found.append([(n, k, [*i]) for n, k, i in zip(root.names, root.types, root.inputs, strict=True)])
+
+        def protobufs() -> None:
+            model = schema.messages().ModelDef()
+            model.ParseFromString(path.read_bytes())
+            found[1:] = [[(op.name, op.type, list(op.input)) for op in model.graph[0].op]]
+
+        ours()
+        seconds = [_cpu(ours) for _ in range(5)], [_cpu(protobufs) for _ in range(5)]
+        if found[0] != found[1]:
+            raise AssertionError("the two readers name other ops")
+    return seconds
 
 
 def lookup(ops: int = 100_000) -> float:

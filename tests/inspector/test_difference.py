@@ -122,6 +122,20 @@ def test_another_stream(tmp_path: Path) -> None:
     assert [(c.name, c.what, c.before, c.after) for c in found.changes] == [("n2", "stream", 1, 2)]
 
 
+def test_the_same_change_in_every_layer_is_told_once(tmp_path: Path) -> None:
+    a, b = decoder(12), decoder(12)
+    for n in b:
+        if n.type == "Rotary":
+            n.outputs[0].dtype = "bfloat16"
+    found = differ(tmp_path, a, b)
+    assert len(found.changes) == 12
+    ((count, first),) = found.kinds
+    assert (count, first.name, first.what) == (12, "Rotary_0", "output 0")
+    a[2].attrs["axis"], b[2].attrs["axis"] = 1, 2
+    kinds = differ(tmp_path, a, b).kinds
+    assert [(count, change.what) for count, change in kinds] == [(1, "attr axis"), (12, "output 0")]
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_short_sequences_against_dynamic_programming(seed: int) -> None:
     generator = random.Random(seed)

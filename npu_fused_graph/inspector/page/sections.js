@@ -276,13 +276,14 @@ function diffSection(report) {
       { head: "+", cell: (e) => e.added.join(", ") },
       { head: "first at", cell: (e) => el("code", {}, e.removed_names[0] || e.added_names[0] || ""), text: (e) => e.removed_names[0] || e.added_names[0] || "" },
     ], diff.exchanges) : null,
-    diff.changes.length > 0 ? table("Ops that changed", [
+    diff.kinds.length > 0 ? table("Ops that changed, alike in several layers told once", [
+      { head: "times", cell: (c) => count(c.count), number: true },
       { head: "op", cell: (c) => el("code", {}, c.name), text: (c) => c.name },
       { head: "type", cell: (c) => c.type },
       { head: "what", cell: (c) => c.what },
       { head: "before", cell: (c) => JSON.stringify(c.before) },
       { head: "after", cell: (c) => JSON.stringify(c.after) },
-    ], diff.changes) : null,
+    ], diff.kinds) : null,
     diff.exchanges.length + diff.changes.length === 0 ? el("p", { class: "fused" }, "The dumps are the same.") : null,
   ];
 }
