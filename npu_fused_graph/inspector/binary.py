@@ -184,9 +184,7 @@ def _tolerant(data: Data, schema: str, begin: int, end: int, warnings: Warnings)
     return found
 
 
-def _put(
-    into: Message, field: str, kind: str, data: Data, wire: int, begin: int, end: int, warnings: Warnings
-) -> None:
+def _put(into: Message, field: str, kind: str, data: Data, wire: int, begin: int, end: int, warnings: Warnings) -> None:
     values = into.setdefault(field, [])
     if kind in _SCHEMA:
         if wire == 2:
