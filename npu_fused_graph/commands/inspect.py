@@ -151,7 +151,8 @@ def report(arguments: argparse.Namespace, log: Log) -> int:
         log(f"note: {note}")
     size = arguments.output.stat().st_size
     facts = {"output": str(arguments.output), "bytes": size, "notes": notes}
-    _print(arguments, log, facts, f"{arguments.output}: {size / 2**20:.2f} MiB", dump)
+    others = [] if against is None else [against]
+    _print(arguments, log, facts, f"{arguments.output}: {size / 2**20:.2f} MiB", dump, *others, *ranks.values())
     return 0
 
 
@@ -208,9 +209,10 @@ def _read(path: Path, log: Log) -> Dump:
 
 def _print(arguments: argparse.Namespace, log: Log, facts: Any, text: str, *dumps: Dump) -> None:
     """dumps: what was read; what of it could not be is told beside the answer."""
+    from npu_fused_graph.inspector.selection import jsonable
     from npu_fused_graph.inspector.terminal import safe
 
-    print(json.dumps(facts, indent=2) if arguments.json else text)
+    print(json.dumps(jsonable(facts), indent=2, allow_nan=False) if arguments.json else text)
     for dump in dumps:
         for warning in dump.warnings:
             log(f"warning: {safe(warning)}")

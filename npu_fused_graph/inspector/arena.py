@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -127,14 +128,15 @@ def _curve(tensors: list[Alive], *, is_rounded: bool) -> tuple[list[tuple[int, i
     for tensor in tensors:
         events.setdefault(tensor.born, []).append((1, tensor))
         events.setdefault(tensor.dies + 1, []).append((-1, tensor))
-    owners: dict[tuple[int, int], int] = {}
+    owners: dict[tuple[int, int], Counter[int]] = {}
     curve, alive, peak, peak_place = [], 0, 0, 0
     for place in sorted(events):
         for sign, tensor in events[place]:
             for key, size in _pieces(tensor, is_rounded):
-                owners[key] = owners.get(key, 0) + sign
-                if (sign > 0 and owners[key] == 1) or (sign < 0 and owners[key] == 0):
-                    alive += sign * size
+                sizes = owners.setdefault(key, Counter())
+                before = max(+sizes, default=0)
+                sizes[size] += sign
+                alive += max(+sizes, default=0) - before
         curve.append((place, alive))
         if alive > peak:
             peak, peak_place = alive, place

@@ -66,7 +66,7 @@ def summary(dump: Dump, *, is_full: bool = False) -> Summary:
         str(dump.path), dump.format, FORMATS[dump.format], asdict(dump.file), dump.size, dump.ops,
         [_graph(graph) for graph in dump.graphs], dict(types.most_common()),
         {kind: count for kind, count in types.most_common() if kind in FUSED}, _groups(dump),
-        attrs={key: value for key, value in dump.attrs.items() if isinstance(value, (int, str)) and key in _NUMBERS},
+        attrs={key: value for key, value in dump.attrs.items() if isinstance(value, (int, str)) and key in NUMBERS},
         warnings=list(dump.warnings),
     )  # fmt: skip
     if not all(graph.is_stated for graph in dump.graphs):
@@ -78,7 +78,7 @@ def summary(dump: Dump, *, is_full: bool = False) -> Summary:
     return found
 
 
-_NUMBERS = (
+NUMBERS = (
     "memory_size", "weight_size", "zero_copy_memory_size", "p2p_memory_size", "session_scope_memory_size", "stream_num",
     "event_num", "label_num", "soc_version", "atc_version", "target_type",
 )  # fmt: skip

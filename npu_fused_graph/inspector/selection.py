@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 from npu_fused_graph.errors import DumpError
@@ -131,6 +132,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
+
+
+def jsonable(value: Any, *, most: int | None = None) -> Any:
+    """With texts for numbers JSON does not have, infinite ones and none; and for whole ones beyond ``most``."""
+    if isinstance(value, dict):
+        return {key: jsonable(held, most=most) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(held, most=most) for held in value]
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    return str(value) if most is not None and isinstance(value, int) and abs(value) > most else value
 
 
 def origins_of(node: Node) -> list[str]:

@@ -19,7 +19,7 @@ from npu_fused_graph.inspector import (
     summary,
 )
 from npu_fused_graph.inspector.selection import facts_of, place_of
-from npu_fused_graph.ir.graph import Build
+from npu_fused_graph.ir.graph import Build, Node
 from tests.inspector import texts
 from tests.inspector.build import ge_dump, node, torchair_dump
 from tests.inspector.samples import sample
@@ -177,3 +177,19 @@ def test_assert_fused(tmp_path: Path) -> None:
     assert_fused(path, "HcomAllReduce", 2)
     with pytest.raises(AssertionError, match=r"expected 4 MatmulAllReduceAddRmsNorm, got 0\. It has 2 HcomAllReduce"):
         assert_fused(path, "MatmulAllReduceAddRmsNorm", 4)
+
+
+def test_owners_of_one_place_count_once(tmp_path: Path) -> None:
+    """An in-place op may own less than what it stands in, or more."""
+
+    def at(name: str, source: str, elements: int, offset: int, number: int) -> Node:
+        made = node(name, "Relu", source, shape=(elements,), build=Build(number))
+        assert made.build is not None
+        made.build.output_offsets = [offset]
+        return made
+
+    x = node("x", "Data", shape=(8,), build=Build(0))
+    nodes = [x, at("a", "x", 256, 0, 1), at("b", "a", 1024, 0, 2), at("c", "b", 128, 4096, 3)]
+    found = memory(read_dump(ge_dump(tmp_path, *nodes)))
+    assert found.curve == [(1, 512), (2, 2048), (3, 2048 + 256), (4, 0)]
+    assert (found.live_peak, found.peak_at) == (2304, "c")

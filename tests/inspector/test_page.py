@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from npu_fused_graph.commands.cli import main
-from npu_fused_graph.errors import DumpError
+from npu_fused_graph.errors import DumpError, InvalidArgumentError
 from npu_fused_graph.inspector import page, read_dump
 from npu_fused_graph.inspector.page.payload import packed
 from npu_fused_graph.ir.graph import Node
@@ -287,6 +287,100 @@ def test_too_much_for_a_picture_is_a_list(open_page: Open, tmp_path: Path) -> No
     assert found.locator(".box").count() == 7
 
 
+def test_what_json_and_xml_do_not_have(open_page: Open, tmp_path: Path) -> None:
+    nodes = [
+        node("x", "Data"), node("a\x01b", "Relu", "x", value=float("-inf"), end=2**63 - 1, begin=2**53 + 1),
+        node("c", "constructor", "a\x01b"), node("unused", "Data"), node("k", "Const"),
+        node("w", "Relu", "c", controls=["k"]), node("out", "NetOutput", "w", outputs=0),
+    ]  # fmt: skip
+    path = make(tmp_path, ge_dump(tmp_path, *nodes))
+    found = open_page(path, "#node=0.1")
+    told(found, "a\x01b")
+    panel = found.text_content(".panel")
+    assert '"-inf"' in panel and "9223372036854775807" in panel and "9007199254740993" in panel
+    drawn(found)
+    # x is part of what reads it; what nothing reads, and what only somebody waits for, is there
+    assert found.locator(".box").count() == 6 and found.locator(".edge.waits").count() == 1
+    with found.expect_download() as waiting:
+        found.click("#svg")
+    waiting.value.save_as(tmp_path / "graph.svg")
+    ElementTree.parse(tmp_path / "graph.svg")
+    for address in ("%", "%E0%A4%A", "graph=abc", "graph=0.99.1", "node=0.999", "near=0.3.99", "node=", "overview=1"):
+        go(found, address)
+    go(found, "overview")
+    found.wait_for_selector("h2:text-is('Overview')")
+    assert "native code" not in found.text_content("main")
+    again = open_page(path, "#%")
+    again.wait_for_selector("h2:text-is('Overview')")
+
+
+def test_ops_of_one_name_in_two_graphs(open_page: Open, tmp_path: Path) -> None:
+    """A verdict stays with the graph it is of."""
+    from npu_fused_graph.ir.graph import Graph
+    from npu_fused_graph.ir.write import to_ge_proto
+
+    def of(name: str, *more: Node) -> Graph:
+        nodes = [node("x", "Data"), node("ar", "HcomAllReduce", "x", group="tp", reduction="sum"), *more]
+        return Graph(name, {n.name: n for n in nodes})
+
+    branch = node("if", "If", "x")
+    branch.subgraphs = ["then"]
+    path = tmp_path / "ge_proto_00000001_graph_1_Build.txt"
+    path.write_text(to_ge_proto([of("root", branch), of("then")]))
+    for arguments in ((), ("--anonymous",)):
+        made = make(tmp_path, path, *arguments)
+        sites = {(s["graph"], s["reason"]) for s in payload(made)["why"]["sites"]}
+        names = ("graph0", "graph1") if arguments else ("root", "then")
+        assert sites == {(names[0], "no_matmul"), (names[1], "nested_graph")}
+        found = open_page(made, "#node=0.1")
+        found.wait_for_selector(".panel .refused")
+        assert "no_matmul" in found.text_content(".panel")
+        go(found, "node=1.1")
+        found.wait_for_selector(".panel .refused:has-text('nested_graph')")
+
+
+def test_a_layout_that_is_overtaken(open_page: Open, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    nodes = [node("x", "Data")]
+    for i in range(390):
+        sources = [rng.choice(nodes).name for _ in range(6)]
+        nodes.append(node(f"n{i}", f"Kind{i}", *sources))
+    found = open_page(make(tmp_path, ge_dump(tmp_path, *nodes)), "#graph")
+    for op in (100, 200, 300):
+        go(found, f"near=0.{op}.1")
+    found.wait_for_selector(".holder .box.on, .holder .warning")
+    told(found, "n299")
+
+
+def test_an_op_deep_in_layers_and_the_state(open_page: Open, tmp_path: Path) -> None:
+    """What is chosen is the address; layers in layers are entered on the way to an op."""
+    path = make(tmp_path, decoder_dump(tmp_path, LAYERS, range(LAYERS)))
+    found = open_page(path, "#graph=0")
+    drawn(found)
+    found.locator(".box.op").first.click()
+    at(found, "node=0.*")
+    found.keyboard.press("n")
+    at(found, "near=0.*")
+    names = payload(path)["graphs"][0]["names"]
+    for name in ("layers.0/Rotary_0", f"layers.{LAYERS - 1}/Attention_{LAYERS - 1}", "layers.5/Const_52"):
+        go(found, f"node=0.{names.index(name) if name in names else 9}")
+        told(found, name if name in names else names[9])
+    found.keyboard.press("/")
+    found.keyboard.type("rotary")
+    found.keyboard.press("ArrowDown")
+    found.keyboard.press("Escape")
+    assert found.evaluate("document.activeElement.id") == "search" and "node=" in found.url
+
+
+def test_narrow(open_page: Open, decoder: Path) -> None:
+    found = open_page(decoder)
+    found.set_viewport_size({"width": 600, "height": 900})
+    for section in ("overview", "fusion", "graph", "memory", "comm", "diff", "about"):
+        go(found, section)
+        found.wait_for_selector(f"nav a[href='#{section}'][aria-current]")
+        assert found.evaluate("document.documentElement.scrollWidth") <= 600, section
+
+
 def test_print_and_theme(open_page: Open, decoder: Path) -> None:
     found = open_page(decoder)
     before = found.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -360,16 +454,30 @@ def test_an_anonymous_page_holds_no_name(tmp_path: Path) -> None:
         node("secret_out", "NetOutput", "secret_ar", outputs=0, controls=["secret_mm"]),
     ]  # fmt: skip
     folder = tmp_path / "secret"
-    dump = ge_dump(folder, *secret, secret_model="secret")
+    secret[3].attrs |= {"SECRETKEY_secret": 7, "secret_list": [1, 2]}
+    secret[2].attrs["_datadump_original_op_names"] = ["secret_a", "secret_b"]
+    secret[3].outputs[0].layout = "secret_layout"
+    dump = ge_dump(folder, *secret, secret_model="secret", name="ge_proto_00000001_graph_1_secret.txt")
     path = make(tmp_path, dump, "--anonymous")
     text = json.dumps(payload(path)) + path.read_text()
-    assert "secret" not in text and str(tmp_path) not in text
+    assert "secret" not in text.lower() and str(tmp_path) not in text
+    assert hashlib.sha256(dump.read_bytes()).hexdigest() not in text
     data = payload(path)
     assert data["graphs"][0]["names"] == ["Data_0", "Const_1", "MatMul_2", "HcomAllReduce_3", "NetOutput_4"]
     (site,) = data["why"]["sites"]
     assert (site["op"], site["group"], site["reason"]) == ("HcomAllReduce_3", "group0", "no_residual_add")
     plain = payload(make(tmp_path, dump))
     assert [s["reason"] for s in plain["why"]["sites"]] == ["no_residual_add"]
+    assert plain["fused"]["count"] == data["fused"]["count"] == 1
+    wrong = ge_dump(folder, secret[0], node("ar", "HcomAllReduce", "secret_x", group="secret", reduction="secret"))
+    assert "secret" not in json.dumps(payload(make(tmp_path, wrong, "--anonymous")))
+    fx = folder / "fx.txt"
+    fx.write_text(
+        'class GraphModule(torch.nn.Module):\n    def forward(self, secret_x: "f16[4]"):\n'
+        '        secret_y: "f16[4]" = torch.ops.secretcorp.secret_kernel.default(secret_x);  secret_x = None\n'
+        "        return (secret_y,)\n"
+    )
+    assert "secret" not in json.dumps(payload(make(tmp_path, fx, "--anonymous")))
 
 
 def test_a_page_that_would_be_too_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -378,16 +486,41 @@ def test_a_page_that_would_be_too_large(tmp_path: Path, capsys: pytest.CaptureFi
     for each in nodes:
         each.attrs["note"] = f"{rng.getrandbits(256):x}"
     dump = ge_dump(tmp_path, *nodes)
-    found = re.search(r'id="data">([^<]*)<', make(tmp_path, dump).read_text())
-    assert found is not None
-    data = payload(make(tmp_path, dump, "--max-mb", str((len(found[1]) - 1) / 2**20)))
+    whole = make(tmp_path, dump).stat().st_size
+    path = make(tmp_path, dump, "--max-mb", str((whole - 1) / 2**20))
+    data = payload(path)
     assert data["graphs"][0]["attrs"] is None and "attributes were left out" in data["notes"][0]
-    least = (len(packed({**data, "graphs": [], "notes": []})) + 400) / 2**20
+    assert path.stat().st_size < whole
+    frame = whole - len(packed(payload(make(tmp_path, dump))))
+    least = (frame + len(packed({**data, "graphs": [], "notes": []})) + 400) / 2**20
     data = payload(make(tmp_path, dump, "--max-mb", str(least)))
     assert data["graphs"] == [] and data["why"]["sites"]
     assert "the picture was left out" in capsys.readouterr().err
     with pytest.raises(DumpError, match=r"^\[report\] --max-mb: expected room for"):
         page.report(read_dump(dump), tmp_path / "x.html", most_megabytes=0.0001)
+    for wrong in (0.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidArgumentError, match=r"^\[report\] --max-mb: expected more than 0, less than 4096"):
+            page.report(read_dump(dump), tmp_path / "x.html", most_megabytes=wrong)
+
+
+def test_a_dump_is_not_written_over(tmp_path: Path) -> None:
+    dump = decoder_dump(tmp_path, 2)
+    before = dump.read_bytes()
+    with pytest.raises(InvalidArgumentError, match=r"^\[report\] --output: expected another file than the dump"):
+        page.report(read_dump(dump), dump)
+    assert dump.read_bytes() == before
+    with pytest.raises(DumpError, match=r"^\[report\] --output: expected a file that can be written"):
+        page.report(read_dump(dump), tmp_path / "none" / "x.html")
+
+
+def test_warnings_of_all_dumps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dump = decoder_dump(tmp_path, 2)
+    broken = tmp_path / "b" / "ge_proto_00000002_graph_1_Build.txt"
+    broken.parent.mkdir()
+    broken.write_bytes(dump.read_bytes()[:-400])
+    data = payload(make(tmp_path, dump, "--against", str(broken)))
+    assert data["warnings"] and all(text.startswith("the other dump: ") for text in data["warnings"])
+    assert "warning: " in capsys.readouterr().err
 
 
 def test_what_is_vendored_is_what_was_published() -> None:

@@ -41,6 +41,17 @@ class Graph {
     return this.readersOf[op];
   }
 
+  // Ops that wait for one without reading it.
+  waiters(op) {
+    if (this.waitersOf === undefined) {
+      this.waitersOf = new Map();
+      for (const [reader, sources] of Object.entries(this.waits)) {
+        for (const source of sources) this.waitersOf.set(source, [...(this.waitersOf.get(source) || []), Number(reader)]);
+      }
+    }
+    return this.waitersOf.get(op) || [];
+  }
+
   find(name) {
     if (this.place === null) {
       this.place = new Map();

@@ -37,7 +37,10 @@ function bytes(number) {
   return number >= 2 ** 20 ? `${(number / 2 ** 20).toFixed(1)} MiB` : `${count(number)} bytes`;
 }
 
-function cut(text, room) { return text.length <= room ? text : `${text.slice(0, room - 1)}…`; }
+function cut(text, room) {
+  if (text.length <= room) return text;
+  return `${text.slice(0, room - 1).replace(/[\ud800-\udbff]$/, "")}…`;
+}
 
 function save(name, type, text) {
   const address = URL.createObjectURL(new Blob([text], { type }));

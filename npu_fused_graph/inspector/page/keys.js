@@ -22,6 +22,7 @@ function theme() {
 }
 
 function row(step) {
+  for (const details of document.querySelectorAll("main section > details")) details.open = true;
   const rows = [...document.querySelectorAll("main tbody tr")].filter((tr) => tr.querySelector("a, button"));
   if (rows.length === 0) return;
   const at = rows.findIndex((tr) => tr.contains(document.activeElement));
@@ -53,13 +54,18 @@ function listen(report, state) {
     t: theme,
     j: () => row(1),
     k: () => row(-1),
-    f: () => { const to = next(report.sites.filter((s) => s.graph === state.graph).map((s) => s.op), state.node, 1); if (to >= 0) node(to); },
+    f: () => {
+      if (report.sites.length === 0) return;
+      const later = report.sites.findIndex((s) => s.graph > state.graph || (s.graph === state.graph && s.op > state.node));
+      const site = report.sites[Math.max(0, later)];
+      go(`node=${site.graph}.${site.op}`);
+    },
     "[": () => variant(-1),
     "]": () => variant(1),
     i: () => { if (state.node >= 0) { const [first] = at().feeding(state.node).filter((op) => op >= 0); if (first !== undefined) node(first); } },
     o: () => { if (state.node >= 0) { const [first] = at().readers(state.node); if (first !== undefined) node(first); } },
     u: () => { if (current()) go(`graph=${[state.graph, ...current().path.slice(0, -1)].join(".")}`); },
-    e: () => { if (current()) current().control().focusFirst(); },
+    e: () => { if (current()) current().control().open(); },
     "+": () => current() && current().control().zoom(1 / 1.3),
     "-": () => current() && current().control().zoom(1.3),
     0: () => current() && current().control().fit(),
@@ -78,10 +84,19 @@ function listen(report, state) {
   document.getElementById("theme").addEventListener("click", theme);
 }
 
+function closeSearch() {
+  const found = document.getElementById("found");
+  found.hidden = true;
+  found.replaceChildren();
+}
+
 function searching(report) {
   const input = document.getElementById("search");
   const found = document.getElementById("found");
-  const close = () => { found.hidden = true; found.replaceChildren(); };
+  const close = closeSearch;
+  document.addEventListener("pointerdown", (event) => {
+    if (!found.contains(event.target) && event.target !== input) close();
+  });
   input.addEventListener("input", () => {
     const query = input.value.trim();
     if (query === "") { close(); return; }
@@ -101,6 +116,6 @@ function searching(report) {
   found.addEventListener("keydown", (event) => {
     const to = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
     if (to && event.target[to]) { event.preventDefault(); event.target[to].focus(); }
-    if (event.key === "Escape") { close(); input.focus(); }
+    if (event.key === "Escape") { event.stopPropagation(); close(); input.focus(); }
   });
 }

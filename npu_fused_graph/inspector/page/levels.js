@@ -23,17 +23,20 @@ function itemName(graph, item) {
 
 // boxes: {item, ops, status, isCollective, lines, given}. edges: {from, to, waits}. Ops that only give a value, and
 // have one box that reads it, are part of that box (``given``).
-function level(graph, items) {
+function level(graph, items, shown = -1) {
   const boxOf = new Map();
   const boxes = [];
   const givers = [];
+  const members = new Set(items.flatMap(opsOf));
+  const isGiven = (op) => op !== shown && graph.isSource(op) && graph.waiters(op).length === 0
+    && graph.readers(op).some((reader) => members.has(reader));
   for (const item of items) {
-    if (item.op !== undefined && graph.isSource(item.op)) { givers.push(item.op); continue; }
-    const box = { item, ops: opsOf(item), given: [], outside: 0 };
+    if (item.op !== undefined && isGiven(item.op)) { givers.push(item.op); continue; }
+    const box = { item, ops: opsOf(item), given: [] };
     for (const op of box.ops) boxOf.set(op, boxes.length);
     boxes.push(box);
   }
-  const isGiven = new Set(givers);
+  const given = new Set(givers);
   const edges = new Map();
   const join = (from, to, waits) => {
     const key = `${from} ${to}`;
@@ -42,12 +45,12 @@ function level(graph, items) {
     else edge.waits = edge.waits && waits;
   };
   boxes.forEach((box, to) => {
-    const given = new Set();
+    const own = new Set();
     for (const op of box.ops) {
       for (const source of graph.feeding(op)) {
         if (source < 0) continue;
         const from = boxOf.get(source);
-        if (from === undefined) { if (isGiven.has(source) || graph.isSource(source)) given.add(source); else box.outside++; }
+        if (from === undefined) { if (given.has(source) || graph.isSource(source)) own.add(source); }
         else if (from !== to) join(from, to, false);
       }
       for (const source of graph.waiting(op)) {
@@ -55,7 +58,7 @@ function level(graph, items) {
         if (from !== undefined && from !== to) join(from, to, true);
       }
     }
-    box.given = [...given];
+    box.given = [...own];
     describe(graph, box);
   });
   return { graph, boxes, edges: [...edges.values()] };

@@ -20,7 +20,7 @@ from npu_fused_graph.inspector.folding import fold
 from npu_fused_graph.inspector.fusions import by_type, fused
 from npu_fused_graph.inspector.missed import why
 from npu_fused_graph.inspector.ranks import compare_ranks
-from npu_fused_graph.inspector.selection import plain, tensor
+from npu_fused_graph.inspector.selection import jsonable, plain, tensor
 from npu_fused_graph.inspector.terminal import tensor_text
 
 ATTRIBUTED = 5_000
@@ -99,7 +99,7 @@ def _item(item: Item) -> dict[str, Any]:
 
 def packed(payload: Mapping[str, Any]) -> str:
     """As the page reads it: JSON, gzip, base64. The same payload gives the same text."""
-    text = json.dumps(payload, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(jsonable(payload, most=2**53), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 

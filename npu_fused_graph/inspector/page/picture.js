@@ -1,6 +1,7 @@
 // Boxes laid out in a worker and drawn as SVG; a list where that takes too long or shows too much.
 
 const PATIENCE = 3000;
+const NOT_XML = /[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 const LINE = 15;
 
 function size(box) {
@@ -25,20 +26,22 @@ self.onmessage = (event) => {
   });
 };`;
 
-let worker = null;
+let stopLast = () => {};
 
+// Places of boxes and points of edges, or a sentence why there are none. A new layout stops the one before.
 function lay(found) {
   const boxes = found.boxes.map(size);
   return new Promise((resolve) => {
-    if (worker !== null) worker.terminate();
+    stopLast();
     const code = document.getElementById("dagre").textContent + WORK;
     const address = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
-    worker = new Worker(address);
+    const worker = new Worker(address);
     URL.revokeObjectURL(address);
-    const stop = setTimeout(() => { worker.terminate(); worker = null; resolve(null); }, PATIENCE);
-    const end = (answer) => { clearTimeout(stop); resolve(answer); };
+    const end = (answer) => { clearTimeout(timer); worker.terminate(); stopLast = () => {}; resolve(answer); };
+    const timer = setTimeout(() => end("No picture within three seconds: see the list."), PATIENCE);
+    stopLast = () => end("Another picture was asked for.");
     worker.onmessage = (event) => end({ ...event.data, boxes });
-    worker.onerror = () => end(null);
+    worker.onerror = (event) => { event.preventDefault(); end("This cannot be laid out: see the list."); };
     worker.postMessage({ boxes, edges: found.edges });
   });
 }
@@ -73,7 +76,7 @@ async function picture(found, on) {
     return el("p", { class: "warning" }, `${count(found.boxes.length)} boxes are too many for a picture (at most ${MOST_BOXES}): see the list.`);
   }
   const laid = await lay(found);
-  if (laid === null) return el("p", { class: "warning" }, "No picture within three seconds: see the list.");
+  if (typeof laid === "string") return el("p", { class: "warning" }, laid);
   const marker = svg("defs", {}, svg("marker", {
     id: "arrow", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto",
   }, svg("path", { class: "arrow", d: "M0 0L8 4L0 8Z" })));
@@ -97,17 +100,20 @@ async function picture(found, on) {
   function fit() {
     Object.assign(view, whole);
     const { width, height } = holder.getBoundingClientRect();
-    if (width > 0 && height > 0 && whole.height > 2.2 * height) {  // deep graphs are read from the top
-      view.height = 1.6 * height;
+    if (width > 0 && height > 0 && (whole.height > 2.2 * height || whole.width > 2.2 * width)) {
+      view.height = 1.6 * height;  // what is large is read from its first box on
       view.width = 1.6 * width;
-      view.x = whole.x + (whole.width - view.width) / 2;
+      const first = laid.places.reduce((best, place) => (place.y < best.y ? place : best));
+      view.x = first.x - view.width / 2;
     }
     show();
   }
 
-  function choose(number, isOpening) {
+  // isQuiet: the panel shows it already
+  function choose(number, isOpening, isQuiet = false) {
     for (const box of boxes) box.classList.remove("on");
     boxes[number].classList.add("on");
+    if (isQuiet) return;
     if (isOpening && found.boxes[number].isOpen) on.open(found.boxes[number]); else on.choose(found.boxes[number]);
   }
 
@@ -131,7 +137,7 @@ async function picture(found, on) {
   }
 
   boxes.forEach((box, i) => {
-    box.addEventListener("click", () => choose(i, false));
+    box.addEventListener("click", () => { if (!isDragged) choose(i, false); });
     box.addEventListener("dblclick", () => choose(i, true));
     box.addEventListener("keydown", (event) => {
       const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
@@ -147,10 +153,12 @@ async function picture(found, on) {
       view.y + ((event.clientY - top) / height) * view.height);
   }, { passive: false });
   let held = null;
-  drawn.addEventListener("pointerdown", (event) => { held = [event.clientX, event.clientY]; });
-  window.addEventListener("pointerup", () => { held = null; });
+  let isDragged = false;
+  drawn.addEventListener("pointerdown", (event) => { held = [event.clientX, event.clientY]; isDragged = false; });
   drawn.addEventListener("pointermove", (event) => {
     if (held === null || event.buttons === 0) return;
+    if (!isDragged && Math.hypot(event.clientX - held[0], event.clientY - held[1]) < 4) return;
+    isDragged = true;
     const { width, height } = drawn.getBoundingClientRect();
     const scale = Math.max(view.width / width, view.height / height);
     view.x -= (event.clientX - held[0]) * scale;
@@ -159,8 +167,13 @@ async function picture(found, on) {
     show();
   });
   holder.control = {
-    zoom, fit, choose: (box) => { const i = found.boxes.indexOf(box); if (i >= 0) { choose(i, false); center(i); } },
-    focusFirst: () => boxes[0].focus(),
+    zoom, fit,
+    choose: (box, isQuiet = false) => {
+      const i = found.boxes.indexOf(box);
+      if (i >= 0) { choose(i, false, isQuiet); center(i); boxes[i].focus({ preventScroll: true }); }
+    },
+    open: () => { const i = boxes.findIndex((box) => box.classList.contains("on")); if (i >= 0) choose(i, true); else boxes[0].focus(); },
+    focusFirst: () => boxes[0].focus({ preventScroll: true }),
     text: () => {
       const style = getComputedStyle(document.documentElement);
       const colours = ["ink", "soft", "paper", "panel", "line", "fused", "refused", "mark", "collective", "link"]
@@ -168,10 +181,9 @@ async function picture(found, on) {
       const copy = drawn.cloneNode(true);
       copy.setAttribute("viewBox", `${whole.x} ${whole.y} ${whole.width} ${whole.height}`);
       copy.prepend(svg("style", {}, `svg{${colours}}${document.querySelector("style").textContent.replace(/@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}/g, "")}`));
-      return new XMLSerializer().serializeToString(copy);
+      return new XMLSerializer().serializeToString(copy).replace(NOT_XML, "\ufffd");
     },
   };
-  requestAnimationFrame(fit);
   show();
   return holder;
 }

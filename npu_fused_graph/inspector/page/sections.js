@@ -21,9 +21,9 @@ function overview(report) {
   const types = table("Ops by type", [
     { head: "type", cell: ([type]) => el("code", {}, type), text: ([type]) => type },
     { head: "ops", cell: ([, n]) => count(n), number: true },
-    { head: "stands for", cell: ([type]) => (report.standsFor[type] || "") },
+    { head: "stands for", cell: ([type]) => report.standsFor.get(type) || "" },
   ], Object.entries(summary.types));
-  return [notes([...summary.warnings, ...summary.notes, ...report.notes]), facts, types];
+  return [notes([...report.warnings, ...summary.notes, ...report.notes]), facts, types];
 }
 
 function notes(texts) {
@@ -34,11 +34,13 @@ function siteText(site) {
   return site.reason === "" ? "nothing in the dump forbids it" : site.reason;
 }
 
+const LISTED = 500;
+
 // Sites with one verdict are one row.
 function alike(sites) {
   const found = new Map();
   for (const site of sites) {
-    const key = JSON.stringify([site.operator, site.reason, site.cure, site.group, site.recorded && site.recorded.reason]);
+    const key = JSON.stringify([site.operator, site.reason, site.cure, site.group, site.untold, site.recorded && site.recorded.reason]);
     if (!found.has(key)) found.set(key, []);
     found.get(key).push(site);
   }
@@ -47,18 +49,19 @@ function alike(sites) {
 
 function fusion(report) {
   const { why, fused } = report;
-  const op = (name) => {
-    const found = report.locate(name);
+  const op = (name, graph) => {
+    const found = report.locate(name, graph);
     return found === null ? el("code", {}, name) : link(name, `#node=${found.graph.number}.${found.op}`);
   };
-  const names = (row) => row.map((site) => site.op).join(" ");
-  const others = (row) => (row.length === 1 ? null : el("details", {}, el("summary", {}, `the same at ${count(row.length - 1)} more`),
-    row.slice(1, 500).map((site) => el("div", {}, op(site.op), site.fx ? ` ${site.fx}` : ""))));
+  const names = (row) => row.map((site) => `${site.op} ${site.found}`).join(" ");
+  const others = (row) => (row.length === 1 ? null : el("details", {}, el("summary", {}, `the same rule at ${count(row.length - 1)} more`),
+    row.slice(1, LISTED).map((site) => el("div", {}, op(site.op, site.graph), site.fx ? ` ${site.fx}` : "", site.found === row[0].found ? "" : `: ${site.found}`)),
+    row.length > LISTED ? el("div", { class: "note" }, `and ${count(row.length - LISTED)} more: why DUMP --json lists them`) : null));
   const sites = table("Sites that are not fused, those with one verdict together", [
     { head: "sites", cell: (row) => count(row.length), number: true },
     { head: "reason", cell: ([s]) => el("span", { class: s.reason ? "refused" : "" }, siteText(s)), text: ([s]) => siteText(s) },
     { head: "rule", cell: ([s]) => s.clause, isOptional: true },
-    { head: "op", cell: (row) => el("div", {}, op(row[0].op), others(row)), text: names },
+    { head: "op", cell: (row) => el("div", {}, op(row[0].op, row[0].graph), others(row)), text: names },
     { head: "FX node", cell: ([s]) => el("code", {}, s.fx), text: (row) => row.map((s) => s.fx).filter(Boolean).join(" "), isOptional: true },
     { head: "group", cell: ([s]) => el("code", {}, s.group), text: ([s]) => s.group, isOptional: true },
     { head: "found", cell: ([s]) => [s.found, s.untold.length > 0 && s.reason === "" ? `A dump cannot tell of: ${s.untold.join(", ")}.` : ""].filter(Boolean).join(" ") },
@@ -68,7 +71,7 @@ function fusion(report) {
   ], alike(why.sites));
   const ops = table("Fused ops", [
     { head: "type", cell: (f) => el("span", { class: "fused" }, f.type), text: (f) => f.type },
-    { head: "op", cell: (f) => op(f.name), text: (f) => f.name },
+    { head: "op", cell: (f) => op(f.name, f.graph), text: (f) => f.name },
     { head: "stands for", cell: (f) => f.stands_for },
     { head: "groups", cell: (f) => f.groups.join(", "), isOptional: true },
     { head: "made of", cell: (f) => f.origins.join(", "), isOptional: true },
@@ -100,25 +103,31 @@ function graphSection(report, state) {
     items = graph.near(state.node, state.hops, MOST_BOXES).sort((a, b) => a - b).map(single);
     crumbs.append(el("span", {}, `› ${state.hops} hops around`), nodeLink(graph, state.node));
   }
-  const found = level(graph, items);
+  const found = level(graph, items, state.node);
   const panel = el("aside", { class: "panel", "aria-label": "Op" });
   const canvas = el("div", { class: "holder" }, el("p", { class: "note" }, "laying out ..."));
   const open = (box) => { location.hash = `graph=${[graph.number, ...path, items.indexOf(box.item)].join(".")}`; };
-  const choose = (box) => panel.replaceChildren(...(box.kind === "op" ? nodeFacts(report, graph, box.item.op) : itemFacts(graph, box, open)));
+  const choose = (box) => {
+    panel.replaceChildren(...(box.kind === "op" ? nodeFacts(report, graph, box.item.op) : itemFacts(graph, box, open)));
+    if (box.kind !== "op" || state.isNear) return;
+    state.node = box.item.op;  // the address follows, what is drawn stays
+    history.replaceState(null, "", `#node=${graph.number}.${state.node}`);
+  };
   const tools = el("div", { class: "bar" },
     button("Fit (0)", () => current.control.fit(), { "data-key": "0" }),
     button("+", () => current.control.zoom(1 / 1.3), { "aria-label": "Larger", "data-key": "+" }),
     button("-", () => current.control.zoom(1.3), { "aria-label": "Smaller", "data-key": "-" }),
     button("Save as SVG", () => save("graph.svg", "image/svg+xml", current.control.text()), { id: "svg" }),
     el("span", { class: "note" }, `${count(found.boxes.length)} boxes, ${count(found.edges.length)} edges`));
-  const current = { control: { fit() {}, zoom() {}, choose() {}, focusFirst() {}, text: () => "" } };
+  const current = { control: { fit() {}, zoom() {}, choose() {}, open() {}, focusFirst() {}, text: () => "" } };
   state.current = { found, choose, open, graph, control: () => current.control, path };
   picture(found, { open, choose }).then((drawn) => {
     canvas.replaceChildren(drawn);
-    if (drawn.control) current.control = drawn.control;
-    const box = found.boxes.find((b) => b.ops.includes(state.node));
-    if (box && drawn.control) drawn.control.choose(box);
-    document.documentElement.dataset.drawn = String(Number(document.documentElement.dataset.drawn || 0) + 1);
+    if (!drawn.control) return;
+    current.control = drawn.control;
+    drawn.control.fit();
+    const box = found.boxes.find((b) => b.item.op !== undefined && b.item.op === state.node);
+    if (box) drawn.control.choose(box, true); else drawn.control.focusFirst();
   });
   if (state.node >= 0) panel.replaceChildren(...nodeFacts(report, graph, state.node));
   else panel.append(el("p", { class: "note" }, "Choose a box: its op in full. Enter opens a layer. Double borders are fused, dashed ones are not, a bar at the left is a collective, a folded corner is a layer that differs."));
@@ -144,12 +153,13 @@ function itemFacts(graph, box, open) {
   return [el("h3", {}, box.name), el("p", {}, button("Open (Enter)", () => open(box))),
     el("dl", {}, rows.map(([head, text]) => [el("dt", {}, head), el("dd", {}, text)])),
     el("h3", {}, "First op of each"),
-    el("ol", {}, (item.repeats || [item.ops]).slice(0, 100).map((ops) => el("li", {}, nodeLink(graph, ops[0]))))];
+    el("ol", {}, (item.repeats || [item.ops]).slice(0, LISTED).map((ops) => el("li", {}, nodeLink(graph, ops[0]))))];
 }
 
 function nodeFacts(report, graph, op) {
   const links = (ops) => (ops.length === 0 ? el("span", { class: "note" }, "none")
-    : ops.slice(0, 200).map((other) => el("div", {}, nodeLink(graph, other), ` ${other < 0 ? "" : graph.typeOf(other)}`)));
+    : [ops.slice(0, LISTED).map((other) => el("div", {}, nodeLink(graph, other), ` ${other < 0 ? "" : graph.typeOf(other)}`)),
+      ops.length > LISTED ? el("div", { class: "note" }, `and ${count(ops.length - LISTED)} more`) : null]);
   const rows = [["type", el("code", {}, graph.typeOf(op))]];
   rows.push(["outputs", graph.outputs ? graph.outputs[op].map((text) => el("div", {}, el("code", {}, text))) : "not read for a dump of this size"]);
   if (graph.streams) rows.push(["stream", graph.streams[op]]);
@@ -187,7 +197,7 @@ function memorySection(report) {
   const rows = [
     ["arena", `${bytes(memory.high_water)} (${what})`],
     ["declared by GE", memory.declared === null ? "not in this dump" : bytes(memory.declared)],
-    ["most alive at once", `${bytes(memory.live_peak)} at ${memory.peak_at}, op ${count(memory.peak_place)} of the order`],
+    ["most alive at once", `${bytes(memory.live_peak)} at ${memory.peak_at}, place ${count(memory.peak_place)} of the order, from 0`],
     ["constants", bytes(memory.weights)],
     ["outputs without a size", count(memory.unknown)],
     ...Object.entries(memory.declared_others).map(([key, value]) => [key, bytes(value)]),
@@ -209,17 +219,20 @@ function curve(memory) {
   const last = memory.curve.length > 0 ? memory.curve[memory.curve.length - 1][0] : 1;
   const x = (place) => 60 + ((width - 70) * place) / Math.max(1, last);
   const y = (size) => height - 24 - ((height - 40) * size) / Math.max(1, memory.live_peak);
-  const columns = new Map();  // of a pixel column the most: a peak is never thinned out
+  // of a pixel column what it begins and ends with, its most and its least: nothing is thinned out, nothing stays
+  const columns = new Map();
   for (const [place, size] of memory.curve) {
     const column = Math.round(x(place));
     const seen = columns.get(column);
-    if (seen === undefined || size > seen[1]) columns.set(column, [place, size]);
+    if (seen === undefined) columns.set(column, { place, sizes: [size, size, size, size] });
+    else seen.sizes = [seen.sizes[0], Math.max(seen.sizes[1], size), Math.min(seen.sizes[2], size), size];
   }
   let line = "";
   let before = 0;
-  for (const [place, size] of columns.values()) {
-    line += `${line === "" ? "M" : "L"}${x(place).toFixed(1)} ${y(before).toFixed(1)}L${x(place).toFixed(1)} ${y(size).toFixed(1)}`;
-    before = size;
+  for (const { place, sizes } of columns.values()) {
+    const at = x(place).toFixed(1);
+    line += `${line === "" ? "M" : "L"}${at} ${y(before).toFixed(1)}${sizes.map((size) => `L${at} ${y(size).toFixed(1)}`).join("")}`;
+    before = sizes[3];
   }
   return svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img", "aria-label": `Bytes alive over the order of the ops; the most, ${bytes(memory.live_peak)}, at ${memory.peak_at}` },
     svg("line", { x1: 60, x2: width - 10, y1: height - 24, y2: height - 24 }),

@@ -12,15 +12,17 @@ function pathTo(graph, items, op) {
   for (let i = 0; i < items.length; i++) {
     if (items[i].op !== undefined) { if (items[i].op === op) return []; continue; }
     const within = inside(items[i]);
-    if (within.some((item) => opsOf(item).includes(op))) return [i, ...(pathTo(graph, within, op) || [])];
+    if (!within.some((item) => opsOf(item).includes(op))) continue;
+    const rest = pathTo(graph, within, op);
+    return rest === null ? null : [i, ...rest];
   }
   return null;
 }
 
 function parse(report) {
-  const [section, argument = ""] = decodeURIComponent(location.hash.slice(1)).split("=");
+  const [section, argument = ""] = location.hash.slice(1).split("=");
   const numbers = argument === "" ? [] : argument.split(".").map(Number);
-  Object.assign(state, { graph: 0, path: [], node: -1, isNear: false });
+  Object.assign(state, { graph: 0, path: [], node: -1, isNear: false, variant: -1 });
   const isKnown = SECTIONS.some(([name]) => name === section);
   state.section = section === "node" || section === "near" ? "graph" : isKnown ? section : "overview";
   if (state.section !== "graph" || !report.graphs[numbers[0]]) return;
@@ -41,15 +43,19 @@ function show(report) {
   const [, title, make] = SECTIONS.find(([name]) => name === state.section);
   const main = document.getElementById("main");
   const section = el("section", { "aria-labelledby": "heading" }, el("h2", { id: "heading" }, title));
-  fill(section, {}, [make(report, state)].flat(3));
+  fill(section, {}, [make(report, state)]);
   main.replaceChildren(section);
+  closeSearch();
+  if (state.section !== "graph") main.focus();
 }
 
 function prepare(report) {
   report.graphs = report.graphs.map((columns, i) => new Graph(columns, i));
-  report.standsFor = Object.fromEntries(report.fused.ops.map((op) => [op.type, op.stands_for]));
-  report.locate = (name) => {
-    for (const graph of report.graphs) { const op = graph.find(name); if (op >= 0) return { graph, op }; }
+  report.standsFor = new Map(report.fused.ops.map((op) => [op.type, op.stands_for]));
+  // A site or a fused op: names may repeat in other graphs.
+  report.locate = (name, home) => {
+    const graphs = [...report.graphs.filter((graph) => graph.name === home), ...report.graphs];
+    for (const graph of graphs) { const op = graph.find(name); if (op >= 0) return { graph, op }; }
     return null;
   };
   report.sites = [];
@@ -59,11 +65,11 @@ function prepare(report) {
     graph.isCollective = new Set(graph.collectives.map(({ op }) => op));
   }
   for (const fused of report.fused.ops) {
-    const found = report.locate(fused.name);
+    const found = report.locate(fused.name, fused.graph);
     if (found) { found.graph.fusedOf.set(found.op, fused); found.graph.status.set(found.op, "fused"); }
   }
   for (const site of report.why.sites) {
-    const found = report.locate(site.op);
+    const found = report.locate(site.op, site.graph);
     if (!found) continue;
     found.graph.siteOf.set(found.op, site);
     found.graph.status.set(found.op, site.reason === "" ? "open" : "refused");

@@ -41,7 +41,7 @@ function table(caption, all, rows, options = {}) {
   const copy = button("Save as TSV", () => save("table.tsv", "text/tab-separated-values", tsv()));
   draw();
   const bar = rows.length > 5 ? el("div", { class: "bar" }, filter, told, copy) : null;
-  return el("div", { class: "table" }, bar, el("table", {},
-    el("caption", {}, caption),
-    el("thead", {}, el("tr", {}, columns.map((c) => el("th", { scope: "col" }, c.head)))), body), more);
+  const whole = el("table", {}, el("caption", {}, caption),
+    el("thead", {}, el("tr", {}, columns.map((c) => el("th", { scope: "col" }, c.head)))), body);
+  return el("div", { class: "table" }, bar, el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": caption }, whole), more);
 }
