@@ -17,11 +17,11 @@ from npu_fused_graph.inspector import Dump, read_dump
 
 def lower(
     folder: Path, model: Callable[..., Any], *inputs: Tensor, dynamic: bool | None = False, passes: Any = (),
-    **options: Any,
+    kind: str = "pbtxt", **options: Any,
 ) -> Dump:  # fmt: skip
-    """The optimized graph. passes: none, or what get_npu_backend takes."""
+    """The optimized graph. passes: none, or what get_npu_backend takes. kind: of dump."""
     config = load_torchair().CompilerConfig()
-    config.debug.graph_dump.type = "pbtxt"
+    config.debug.graph_dump.type = kind
     config.debug.graph_dump.path = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
     backend = get_npu_backend(compiler_config=config, passes=passes, **options)
@@ -29,7 +29,7 @@ def lower(
     with torch.no_grad():
         torch.compile(model, backend=backend, dynamic=dynamic)(*inputs)
     torch._dynamo.reset()
-    (path,) = folder.glob("dynamo_optimized_*.pbtxt")
+    (path,) = folder.glob(f"dynamo_optimized_*.{kind}")
     return read_dump(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +16,18 @@ from npu_fused_graph.errors import DumpError, InvalidArgumentError
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.inspector import MissedSite, read_dump, why
 from npu_fused_graph.inspector.missed import table
-from npu_fused_graph.ir.graph import Build, Node, TensorValue
+from npu_fused_graph.ir.graph import Build, Node, Source, TensorValue
 from npu_fused_graph.passes import DEFAULT_PASSES
 from tests.inspector.build import ge_dump, node, torchair_dump
 from tests.inspector.lowered import lower
+from tests.passes.attention_spellings import Case
 from tests.passes.capture import fake_group
 from tests.passes.foreign_ops import foreign_ops
 from tests.passes.refused import CASES, Parts
 from tests.passes.test_attention import REFUSED
+from tests.passes.test_attention import ROWS as ATTENTION_ROWS
+from tests.passes.test_verdicts import case_of
+from tests.passes.test_verdicts import table as verdicts
 
 ROWS = "matmul_all_reduce_add_rms_norm"
 
@@ -312,3 +317,164 @@ def test_settings_that_are_none(tmp_path: Path) -> None:
         why(dump, numerics="exact")
     with pytest.raises(InvalidArgumentError, match=r"^\[why\] min_rows: expected a number of rows or None, got -1"):
         why(dump, min_rows=-1)
+
+
+# -- what a review found ------------------------------------------------------------------------------------------
+
+
+def changed(folder: Path, **changes: Node) -> str:
+    return the_site(folder, *block(**changes)).reason
+
+
+def test_what_is_read_beside_the_first_output(tmp_path: Path) -> None:
+    assert changed(tmp_path, out=node("out", "NetOutput", "norm", "norm:1", outputs=0)) == "norm_internals_used"
+
+
+def test_sizes_that_are_not_known_are_not_compared(tmp_path: Path) -> None:
+    for name, made in (
+        ("r", node("r", "Data", shape=(-1, 512))),
+        ("gamma", node("gamma", "Data", shape=(-1,))),
+        ("ar", node("ar", "HcomAllReduce", "mm", shape=(-1, 512), group="tp", reduction="sum")),
+    ):
+        site = the_site(tmp_path, *block(**{name: made}), min_rows=0)
+        assert site.reason == "" and {"residual_broadcast", "last_dim_split"} & set(site.untold), name
+
+
+def test_other_collectives(tmp_path: Path) -> None:
+    assert changed(tmp_path, ar=node("ar", "HcomAllReduce", "mm", "x", group="tp", reduction="sum")) == "coalesced"
+    half = node("ar", "MatmulAllReduce", "x", "w", "", "r", shape=(1024, 512), group="tp", reduce_op="sum")
+    assert changed(tmp_path, ar=half) == "quantisation"
+    plain = node("ar", "MatmulAllReduce", "x", "w", shape=(1024, 512), group="tp", reduce_op="sum")
+    assert changed(tmp_path, ar=plain) == ""
+    others = [node("other", "GroupedMatMulAllReduce", "x", "w", group="ep")]
+    assert the_site(tmp_path, *others, *block()).reason == "second_group"
+    same = [node("other", "GroupedMatMulAllReduce", "x", "w", group="tag=a;rank_list=0,1")]
+    named = block(ar=node("ar", "HcomAllReduce", "mm", shape=(1024, 512), group="rank_list=0,1", reduction="sum"))
+    assert "second_group" in the_site(tmp_path, *same, *named).untold
+
+
+def test_a_graph_that_another_one_runs(tmp_path: Path) -> None:
+    """What is behind its border is not told."""
+    site = the_site(tmp_path, *block(mm=node("mm", "PartitionedCall", "x", shape=(1024, 512))))
+    assert (site.reason, site.untold) == ("", ("no_matmul",))
+    site = the_site(tmp_path, *block(norm=node("norm", "PartitionedCall", "add", shape=(1024, 512))))
+    assert (site.reason, site.untold) == ("", ("no_rms_norm",))
+
+
+def test_a_batch_of_one_is_a_matrix(tmp_path: Path) -> None:
+    made = {"w": node("w", "Data", shape=(1, 128, 512)), "mm": node("mm", "BatchMatMulV2", "x", "w", shape=(1024, 512))}
+    assert changed(tmp_path, **made) == ""
+    made["w"] = node("w", "Data", shape=(4, 128, 512))
+    assert changed(tmp_path, **made) == "no_matmul"
+
+
+def attention_of(folder: Path, *between: Node, last: str = "mm", **attrs: float) -> list[MissedSite]:
+    q, k, v = (node(name, "Data", shape=(8, 512, 64)) for name in "qkv")
+    nodes = [
+        q, k, v, node("m", "Data", shape=(8, 512, 512), dtype="bool"),
+        node("mm", "BatchMatMulV2", "q", "k", shape=(8, 512, 512), adj_x2=True), *between,
+        node("s", "SoftmaxV2", last, shape=(8, 512, 512)),
+        node("o", "BatchMatMulV2", "s", "v", shape=(8, 512, 64)), node("out", "NetOutput", "o", outputs=0),
+    ]  # fmt: skip
+    return why(read_dump(ge_dump(folder, *nodes))).sites
+
+
+def number(name: str, value: float) -> Node:
+    return node(name, "Const", shape=(), dtype="float32", value=TensorValue("float32", (), struct.pack("<f", value)))
+
+
+def test_masks_and_scales(tmp_path: Path) -> None:
+    (plain,) = attention_of(tmp_path)
+    assert plain.reason == "" and "row_may_be_hidden" not in plain.untold
+    for value, reason in ((-65504.0, ""), (-1.0, "score_function"), (1.0, "score_function")):
+        fill = node("f", "MaskedFill", "mm", "m", "c", shape=(8, 512, 512))
+        (site,) = attention_of(tmp_path, number("c", value), fill, last="f")
+        assert site.reason == reason
+        assert ("row_may_be_hidden" in site.untold) == (reason == "")
+    scale = node("f", "Muls", "mm", shape=(8, 512, 512), value=float("inf"))
+    (site,) = attention_of(tmp_path, scale, last="f")
+    assert (site.reason, site.clause) == ("score_function", "L44")
+    kept = node("f", "Maximum", "mm", "c", shape=(8, 512, 512))
+    assert attention_of(tmp_path, number("c", -65504.0), kept, last="f")[0].reason == ""
+    assert attention_of(tmp_path, number("c", 0.0), kept, last="f")[0].reason == "score_function"
+    flat = node("f", "BatchMatMulV2", "q", "one", shape=(8, 512, 512))
+    assert all(s.reason for s in attention_of(tmp_path, node("one", "Data", shape=(64,)), flat, last="f"))
+
+
+def test_ladders_and_long_chains_without_shapes(tmp_path: Path) -> None:
+    """Each op reads the one before twice, or there are thousands: what is not stated stays unknown, at once."""
+    nodes = block()
+    nodes[3:3] = [node("n0", "Data", shape=(1024, 512))]
+    for i in range(3000):
+        made = node(f"n{i + 1}", "Add", f"n{i}", f"n{i}")
+        made.outputs[0].shape, made.outputs[0].dtype_trusted = None, False
+        nodes.insert(4 + i, made)
+    residual = nodes[[n.name for n in nodes].index("add")]
+    residual.inputs[0].source = Source("n3000", 0)
+    site = the_site(tmp_path, *nodes)
+    assert site.reason == "" and "residual_broadcast" in site.untold
+
+
+def test_a_record_that_may_be_another_graphs(tmp_path: Path) -> None:
+    """Graphs of one process have nodes of one name."""
+    case = CASES["reduced_used"]
+    inputs = torch.randn(case.x).half(), torch.randn(case.residual).half()
+    with fake_group(2):
+        dump = lower(tmp_path / "a", Parts(case.make), *inputs)
+    site = {"op": ROWS, "node": "all_reduce", "collective": "all_reduce", "reason": "no_matmul"}
+    records = tmp_path / "records.json"
+    records.write_text(json.dumps({"graphs": [{"sites": [site]}]}))
+    assert why(dump, explain=records).sites[0].recorded == site
+    records.write_text(json.dumps({"graphs": [{"sites": [site]}, {"sites": [site]}]}))
+    assert why(dump, explain=records).sites[0].recorded is None
+    for wrong in ('{"graphs": [{"sites": [3]}]}', '{"graphs": [{"sites": [{"op": [1]}]}]}', '{"graphs": [7]}', "[]"):
+        records.write_text(wrong)
+        with pytest.raises(DumpError, match=r"^\[why\] explain: expected a file"):
+            why(dump, explain=records)
+
+
+def test_torchairs_python_dump(tmp_path: Path) -> None:
+    """No dtypes stand there, and constants only in the calls: whether a written-out norm is one is open."""
+    case = CASES["plain"]
+    inputs = torch.randn(case.x).half(), torch.randn(case.residual).half()
+    with fake_group(2):
+        dump = lower(tmp_path, Parts(case.make), *inputs, kind="py")
+    (site,) = why(dump, min_rows=0).sites
+    assert (site.reason, site.untold) == ("", ("no_rms_norm",))
+
+
+SPELLED = [
+    ("linear_3d_functional", norm)
+    for norm in ("llama", "divided", "one_over_root", "negative_power", "sum_over_n", "float32_sum", "half_statistics",
+                 "megatron", "square_single_cast", "olmo2", "torch_rms_norm", "one_plus_weight", "float32_weight")
+] + [(front, "llama") for front in ("linear_2d_functional", "einsum", "bmm_batch_1")]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("front", "norm"), SPELLED)
+def test_spellings(tmp_path: Path, front: str, norm: str) -> None:
+    """A class of numerics in the table of verdicts is the least with which a site is fused."""
+    wanted = verdicts()[front][norm]
+    made = case_of(front, norm)
+    with fake_group(2):
+        made = case_of(front, norm)
+        dump = lower(tmp_path, made, *made.inputs)
+    answers = {n: why(dump, min_rows=0, numerics=n).sites for n in ("same_rounding", "one_ulp", "any")}
+    assert all(len(sites) == 1 for sites in answers.values())
+    least = next((n for n, (site,) in answers.items() if site.reason == ""), answers["any"][0].reason)
+    assert least == wanted
+
+
+MASKED = [row for i, row in enumerate(ATTENTION_ROWS) if i % 5 == 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spelling", "mask", "verdict"), MASKED)
+def test_attention_spellings(tmp_path: Path, spelling: str, mask: str, verdict: str) -> None:
+    made = Case(spelling, mask)
+    (site,) = why(lower(tmp_path, made, *made.inputs), min_rows=0).sites
+    if verdict in ("fused", "row_may_be_hidden"):
+        assert site.reason == ""
+        assert verdict == "fused" or {"row_may_be_hidden", "attention_shape"} & set(site.untold)
+    else:
+        assert site.reason == verdict

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from npu_fused_graph.errors import DumpError, argument_error
-from npu_fused_graph.inspector.catalogue import FUSED
+from npu_fused_graph.inspector.catalogue import COLLECTIVES, FUSED
 from npu_fused_graph.inspector.counting import groups_at
 from npu_fused_graph.inspector.dump import Dump, DumpGraph
 from npu_fused_graph.inspector.missed import attention, attention_rules, dispatch, row_parallel, row_rules, table
-from npu_fused_graph.inspector.missed.wiring import Miss, Missed, Value, Wiring
+from npu_fused_graph.inspector.missed.wiring import Miss, Missed, Unread, Value, Wiring
 
 GE_PASSES = {"matmul_all_reduce_add_rms_norm": "MatmulAllReduceAddRmsNormFusionPass"}
 """Stem -> the pass of GE that makes the same op; CANN's own configuration switches it off."""
+_KEYS = ("op", "node", "collective", "reason", "text", "source")
+"""Texts of a record."""
+_ONE_SIDED = frozenset(["AttentionToFFN", "FFNToAttention"])
+"""Types that have no part in what CANN says of several groups."""
 _BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhile", "For")
 
 
@@ -120,11 +124,11 @@ def _row_parallel(dump: Dump, wiring: Wiring, min_rows: int | None, numerics: st
     candidates = wiring.graph.of_type(*row_parallel.CANDIDATES)
     if not candidates:
         return
-    stem, ge_type = row_parallel.STEM, table.operator(row_parallel.STEM)["ge_type"]
-    matcher = row_parallel.Matcher(wiring)
-    ours = wiring.graph.of_type(ge_type, f"Inplace{ge_type}")
+    stem = row_parallel.STEM
+    matcher = row_parallel.Matcher(wiring, is_part=wiring.graph is not dump.root)
+    fused = wiring.graph.of_type(*(FUSED.keys() & COLLECTIVES - _ONE_SIDED))
     context = row_rules.Context(dump, wiring, matcher, min_rows, numerics)
-    context.domain = groups_at(wiring.graph, ours[0])[0] if ours else ""
+    context.domain = groups_at(wiring.graph, fused[0])[0] if fused else ""
     is_nested = _is_nested(dump, wiring.graph)
     for op in candidates:
         miss: Miss | None
@@ -139,6 +143,8 @@ def _row_parallel(dump: Dump, wiring: Wiring, min_rows: int | None, numerics: st
                     context.domain = site.reduce.group
             except Missed as missed:
                 miss = missed.miss
+            except Unread as unread:
+                miss, untold = None, list(unread.reasons)
         yield op, _record(wiring, stem, op, miss, untold)
 
 
@@ -168,9 +174,13 @@ def _attention(wiring: Wiring, min_rows: int | None) -> Iterator[tuple[int, Miss
                     break
                 if answer == row_rules.UNKNOWN:
                     untold.append(reason)
+            if site.has_mask or site.biases:
+                untold.append("row_may_be_hidden")  # what a mask hides is known when it is computed
         except Missed as missed:
             miss = missed.miss
-        yield anchor, _record(wiring, attention.STEM, anchor, miss, untold)
+        except Unread as unread:
+            untold = list(unread.reasons)
+        yield anchor, _record(wiring, attention.STEM, anchor, miss, untold if miss is None else [])
 
 
 def _record(wiring: Wiring, stem: str, op: int, miss: Miss | None, untold: list[str]) -> MissedSite:
@@ -208,11 +218,11 @@ def _records(dump: Dump, path: Path | None) -> list[dict[str, Any]]:
             return []
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        graphs = found["graphs"]
-        if not isinstance(graphs, list):
-            raise TypeError
-        return [site for graph in graphs for site in graph["sites"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        sites = [site for graph in found["graphs"] for site in list(graph["sites"])]
+        if not all(isinstance(s, dict) and all(isinstance(s.get(k, ""), str) for k in _KEYS) for s in sites):
+            raise TypeError("a site is an object")
+        return sites
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DumpError(
             f"[why] explain: expected a file that get_npu_backend or enable_fusion stored beside a dump, got {path}: "
             f"{error}. Leave it out."
@@ -221,7 +231,9 @@ def _records(dump: Dump, path: Path | None) -> list[dict[str, Any]]:
 
 def _with_records(sites: list[MissedSite], records: list[dict[str, Any]]) -> list[MissedSite]:
     """By the FX node of a collective; attention, which is read in an earlier graph, in order where numbers agree."""
-    by_node = {(r.get("op"), r.get("collective") or r.get("node")): r for r in records}
+    keys = [(r.get("op"), r.get("collective") or r.get("node")) for r in records]
+    counts = Counter(keys)  # the graphs of a process have nodes of one name: such a record may be another graph's
+    by_node = {key: record for key, record in zip(keys, records, strict=True) if counts[key] == 1}
     attention_sites = [site for site in sites if site.operator == attention.STEM]
     refused = [r for r in records if r.get("op") == attention.STEM and not r.get("fused")]
     in_order = iter(refused if len(refused) == len(attention_sites) else ())

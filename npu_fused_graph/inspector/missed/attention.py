@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import NoReturn
 
-from npu_fused_graph.inspector.missed.wiring import CASTS, Miss, Missed, Value, Wiring
+from npu_fused_graph.inspector.missed.wiring import CASTS, Miss, Missed, Unread, Value, Wiring
 
 STEM = "flash_attention_score"
 PRODUCTS = ("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
 SOFTMAXES = ("SoftmaxV2", "Softmax", "SoftmaxV3")
 _SCALES = ("Mul", "Muls", "RealDiv", "Div")
-_SUMS = ("Add", "AddV2", "Sub")
+_SUMS = ("Add", "AddV2", "Sub", "Axpy", "AxpyV2")
 _SELECTS = ("SelectV2", "Select", "Where")
 _FILLS = ("MaskedFill", "MaskedFillV2", "InplaceMaskedFill")
 _DROPOUTS = ("DropOutDoMask", "DropOutDoMaskV3", "DropOutV3")
+HIDES = -9900.0
+"""What is put in the place of a score that is hidden, at most."""
+_LEAST = -65504.0
+"""What scores are kept above without a change: the least of float16."""
 FAR = 32
 """Ops that are looked at on a path."""
 
@@ -38,6 +43,8 @@ class Site:
     is_key_turned: bool
     is_guarded: bool
     biases: list[Value] = field(default_factory=list)
+    has_mask: bool = False
+    has_finite_scale: bool = True
     inner: list[int] = field(default_factory=list)
     dropout: int | None = None
 
@@ -45,7 +52,7 @@ class Site:
 def anchors(wiring: Wiring) -> Iterator[int]:
     """Every softmax between two products, whatever else stands between, in file order."""
     for op in wiring.graph.of_type(*SOFTMAXES, "Exp"):
-        if wiring.type(op) == "Exp" and _largest(wiring, op) is None:
+        if wiring.type(op) == "Exp" and (_largest(wiring, op) is None or not _is_divided_later(wiring, op)):
             continue
         if _leads_from_a_product(wiring, op) and _leads_to_a_product(wiring, op):
             yield op
@@ -59,6 +66,7 @@ def read(wiring: Wiring, anchor: int) -> Site:
         scores = wiring.input(_into(wiring, anchor), 0)
     else:
         axes = wiring.node(anchor).attrs.get("axes", [-1])
+        axes = [axes] if isinstance(axes, int) else axes
         shape = wiring.shape((anchor, 0))
         last = (-1,) if shape is None else (-1, len(shape) - 1)
         if not isinstance(axes, list) or [axis for axis in axes if axis not in last]:
@@ -85,6 +93,21 @@ def _largest(wiring: Wiring, exp: int) -> int | None:
     if wiring.type(value[0]) == "Maximum" and (a := wiring.input(value[0], 0)) is not None:
         value = wiring.past_views(a)
     return value[0] if wiring.type(value[0]).startswith("ReduceMax") else None
+
+
+def _is_divided_later(wiring: Wiring, exp: int) -> bool:
+    """Torch's own function divides what the second product gives, a softmax that is written out its weights."""
+    pending = [(exp, 0)]
+    for value in pending:
+        for reader in wiring.readers(value):
+            kind = wiring.type(reader)
+            if kind in CASTS or wiring.shows(reader) == value:
+                pending.append((reader, 0))
+            elif kind not in PRODUCTS and not kind.startswith("ReduceSum"):
+                return False
+        if len(pending) > FAR:
+            return False
+    return True
 
 
 def _leads_from_a_product(wiring: Wiring, op: int) -> bool:
@@ -124,6 +147,7 @@ def _is_of_activations(wiring: Wiring, op: int) -> bool:
 def _scores(wiring: Wiring, anchor: int, value: Value) -> Site:
     biases: list[Value] = []
     inner: list[int] = []
+    has_mask, is_finite = False, True
     for _ in range(2 * FAR):
         op = value[0]
         kind = wiring.type(op)
@@ -132,19 +156,31 @@ def _scores(wiring: Wiring, anchor: int, value: Value) -> Site:
             query, key = (*wiring.inputs(op), None, None)[:2]
             if query is None or key is None:
                 _refuse(wiring, op)
+            if any(len(shape) < 3 for x in (query, key) if (shape := wiring.shape(x)) is not None):
+                _refuse(wiring, op)
+            if wiring.node(op).attrs.get("adj_x1"):
+                raise Unread("attention_shape")
             turned = not wiring.node(op).attrs.get("adj_x2", False)
-            return Site(anchor, op, anchor, query, key, key, turned, _is_guarded(wiring, anchor), biases, inner)
-        source = wiring.shows(op) or (wiring.input(op, 0) if kind in (*CASTS, "Maximum") else None)
-        if source is None and kind in _SCALES:
-            source = _unscaled(wiring, op)
+            guarded = _is_guarded(wiring, anchor)
+            return Site(anchor, op, anchor, query, key, key, turned, guarded, biases, has_mask, is_finite, inner)
+        source = wiring.shows(op) or (wiring.input(op, 0) if kind in CASTS else None)
+        if source is None and kind == "Maximum":
+            least = wiring.number(wiring.input(op, 1))
+            source = wiring.input(op, 0) if least is not None and least <= _LEAST else None
+        elif source is None and kind in _SCALES:
+            source, number = _unscaled(wiring, op)
+            is_finite = is_finite and (number is None or isfinite(number))
         elif source is None and kind in _SUMS:
             source, other = _unbiased(wiring, op)
             if other is not None:
                 biases.append(other)
         elif source is None and kind in (*_SELECTS, *_FILLS):
-            inputs = wiring.inputs(op)
+            inputs, has_mask = wiring.inputs(op), True
             places = inputs[:1] if kind in _FILLS else inputs[1:3]
             source = next((x for x in places if x is not None and _has_product(wiring, x)), None)
+            others = inputs[2:3] if kind in _FILLS else [x for x in places if x != source]
+            if any((number := wiring.number(x)) is not None and number > HIDES for x in others):
+                _refuse(wiring, op)
         elif source is None and kind == "Adds":
             source = wiring.input(op, 0)
         if source is None:
@@ -158,20 +194,21 @@ def _refuse(wiring: Wiring, op: int) -> NoReturn:
     raise Missed(Miss("score_function", op, text))
 
 
-def _unscaled(wiring: Wiring, op: int) -> Value | None:
-    """What is multiplied by a number."""
+def _unscaled(wiring: Wiring, op: int) -> tuple[Value | None, float | None]:
+    """What is multiplied by a number, and that; of a division what it is like."""
     if wiring.type(op) == "Muls":
-        return wiring.input(op, 0)
+        held = wiring.node(op).attrs.get("value")
+        return wiring.input(op, 0), float(held) if isinstance(held, (int, float)) else None
     a, b = (*wiring.inputs(op), None, None)[:2]
-    if wiring.number(b) is not None:
-        return a
-    if wiring.number(a) is not None and wiring.type(op) == "Mul":
-        return b
+    if (number := wiring.number(b)) is not None:
+        return a, number if wiring.type(op) == "Mul" else 1 / number if number else inf
+    if (number := wiring.number(a)) is not None and wiring.type(op) == "Mul":
+        return b, number
     for scores, other in ((a, b), (b, a)):
         shape = wiring.shape(other)
         if shape is not None and scores is not None and other is not None and all(x == 1 for x in shape):
             raise Missed(Miss("scale_is_a_tensor", op, f"the scale {wiring.name(other[0])} is a tensor"))
-    return None
+    return None, None
 
 
 def _unbiased(wiring: Wiring, op: int) -> tuple[Value | None, Value | None]:
@@ -179,7 +216,7 @@ def _unbiased(wiring: Wiring, op: int) -> tuple[Value | None, Value | None]:
     a, b = (*wiring.inputs(op), None, None)[:2]
     if a is not None and _has_product(wiring, a):
         return a, None if wiring.number(b) is not None else b
-    if b is not None and _has_product(wiring, b) and wiring.type(op) != "Sub":
+    if b is not None and _has_product(wiring, b) and wiring.type(op) in ("Add", "AddV2"):
         return b, None if wiring.number(a) is not None else a
     return None, None
 
@@ -226,8 +263,12 @@ def _weights(wiring: Wiring, site: Site) -> None:
         reader = readers[0]
         kind = wiring.type(reader)
         if kind in PRODUCTS and wiring.input(reader, 0) == value and (second := wiring.input(reader, 1)) is not None:
+            if wiring.node(reader).attrs.get("adj_x1") or wiring.node(reader).attrs.get("adj_x2"):
+                raise Unread("attention_shape")
             site.last, site.value = reader, second
             return
+        if kind in ("Transpose", "TransposeD"):
+            raise Unread("attention_weights_used", "attention_shape")
         if kind in _DROPOUTS:
             site.dropout = reader
         elif kind == "NetOutput":

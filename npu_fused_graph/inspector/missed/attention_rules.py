@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from npu_fused_graph.inspector.missed import table
 from npu_fused_graph.inspector.missed.attention import FAR, STEM, Site
 from npu_fused_graph.inspector.missed.row_rules import UNKNOWN, Answer
-from npu_fused_graph.inspector.missed.wiring import CASTS, HALF, Miss, Shape, Value, Wiring
+from npu_fused_graph.inspector.missed.wiring import CASTS, HALF, Miss, Shape, Value, Wiring, is_equal
+
+_MOVES = ("Transpose", "TransposeD", "BroadcastTo", "Tile", "Expand", "ExpandDims", "RepeatInterleave")
+"""Types that only move or repeat what they read."""
 
 
 @dataclass(slots=True)
@@ -38,10 +41,14 @@ class Context:
             op = value[0]
             source = wiring.input(op, 0)
             is_scale = wiring.type(op) in ("Mul", "Muls") and wiring.dtype(value) in ("float32", None)
-            if source is None or not (wiring.shows(op) or wiring.type(op) in (*CASTS, "Transpose") or is_scale):
-                break
+            if source is None or not (wiring.shows(op) or wiring.type(op) in (*CASTS, *_MOVES) or is_scale):
+                return wiring.dtype(value)
             value = source
-        return wiring.dtype(value)
+        return None
+
+    def is_widened(self, site: Site) -> bool:
+        """Whether query is converted before it is multiplied: by torch's function, or by the model."""
+        return site.is_guarded and self.wiring.dtype(site.query) not in (self.dtype(site, site.query), None)
 
 
 def _sizes_known(site: Site, context: Context) -> Answer:
@@ -57,6 +64,8 @@ def _lengths(site: Site, context: Context) -> Answer:
     query, key = context.query(site), context.key(site)
     if query is None or key is None:
         return UNKNOWN
+    if min(query[-2], key[-2]) < 0:
+        return UNKNOWN
     if query[-2] == key[-2]:
         return None
     return Miss("unequal_lengths", site.anchor, f"{query[-2]} queries look at {key[-2]} keys")
@@ -67,7 +76,7 @@ def _shapes(site: Site, context: Context) -> Answer:
     if query is None or key is None or value is None:
         return UNKNOWN
     for name, shape in (("key", key), ("value", value)):
-        if shape != query:
+        if is_equal(shape, query) is False:
             text = f"{name} has the shape {list(shape)} beside {list(query)} of query"
             return Miss("attention_shape", site.anchor, text)
     return None
@@ -77,7 +86,9 @@ def _half(site: Site, context: Context) -> Answer:
     dtype = context.dtype(site, site.query)
     if dtype is None:
         return UNKNOWN
-    return None if dtype in HALF else Miss("dtype", site.anchor, f"query has the dtype {dtype}")
+    if dtype in HALF:
+        return UNKNOWN if context.is_widened(site) else None
+    return Miss("dtype", site.anchor, f"query has the dtype {dtype}")
 
 
 def _dtypes(site: Site, context: Context) -> Answer:
@@ -141,6 +152,10 @@ def _bias_dtype(site: Site, context: Context) -> Answer:
     return None
 
 
+def _finite(site: Site, context: Context) -> Answer:
+    return None if site.has_finite_scale else Miss("score_function", site.anchor, "the scale is not finite")
+
+
 def _enough(site: Site, context: Context) -> Answer:
     shape = context.query(site)
     if shape is None or min(shape) < 0:
@@ -165,6 +180,7 @@ CHECKS: Mapping[str, Callable[[Site, Context], Answer]] = {
     "attention_dropout": _no_dropout,
     "attention_weights_used": _private,
     "bias_dtype": _bias_dtype,
+    "score_function": _finite,
     "few_scores": _enough,
 }
 """Reason of a rule -> its check. Of the other reasons no dump tells."""

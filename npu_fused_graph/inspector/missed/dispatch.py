@@ -18,7 +18,7 @@ _PICKS = (
 """What puts tokens into the order of their experts."""
 _MOVES = (
     "Concat", "ConcatV2", "ConcatD", "ConcatV2D", "Pad", "PadV3", "StridedSlice", "StridedSliceV2", "Slice", "Split",
-    "SplitV", "SplitD", "SplitVD", "Cast", "Transpose", "BroadcastTo",
+    "SplitV", "SplitD", "SplitVD",
 )  # fmt: skip
 """What may lie between picking and sending: nothing that computes."""
 _FAR = 8

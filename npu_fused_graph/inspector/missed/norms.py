@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from npu_fused_graph.inspector.missed.wiring import CASTS, HALF, Miss, Value, Wiring
 
-ROOTS = ("Rsqrt", "Sqrt")
+ROOTS = ("Rsqrt", "Sqrt", "Pow")
 _SUMS = ("ReduceSum", "ReduceSumD")
 _MEANS = ("ReduceMean", "ReduceMeanD", "ReduceMeanWithCast")
 
 OPS = {
-    "RmsNorm": "", "AddRmsNorm": "", "InplaceAddRmsNorm": "", "AddRmsNormCast": "",
+    "RmsNorm": "", "AddRmsNorm": "", "InplaceAddRmsNorm": "",
     "AddRmsNormQuant": "quantises", "AddRmsNormDynamicQuant": "quantises", "AddRmsNormDynamicMxQuant": "quantises",
     "RmsNormQuant": "quantises", "RmsNormDynamicMxQuant": "quantises", "LayerNorm": "centres", "LayerNormV3": "centres",
     "LayerNormV4": "centres", "AddLayerNorm": "centres",
@@ -105,8 +105,8 @@ def _one_op(wiring: Wiring, op: int) -> Norm | None:
 
 def _written(wiring: Wiring, root: int) -> Norm | tuple[Value, Miss] | None:
     """What starts at a root; None where it is the root of something else."""
-    biased = wiring.input(root, 0)
-    if biased is None:
+    biased, inverse = wiring.input(root, 0), _is_inverse(wiring, root)
+    if biased is None or inverse is None:
         return None
     biased = wiring.past_views(biased)
     mean, epsilon = _mean_and_epsilon(wiring, biased)
@@ -159,9 +159,10 @@ def _finished(
     is_multiplied = False
     for reader in wiring.all_readers((product, 0)):
         kind = wiring.type(reader)
-        if kind in CASTS and dtype != "float32" and wiring.dtype((reader, 0)) == dtype:
+        narrow = wiring.dtype((reader, 0))
+        if kind in CASTS and dtype != "float32" and (narrow == dtype or (dtype is None and narrow in HALF)):
             for times, gamma in _times_vector(wiring, (reader, 0)):
-                if gamma is not None and wiring.dtype((times, 0)) == dtype:
+                if gamma is not None and wiring.dtype((times, 0)) in (dtype, narrow):
                     own = inner | {reader}
                     return _norm(wiring, root, source, (times, 0), gamma, epsilon, "same_rounding", own, addends)
                 is_multiplied = True
@@ -170,8 +171,8 @@ def _finished(
         if gamma is None:
             continue
         outputs = [r for r in wiring.all_readers((times, 0)) if wiring.type(r) in CASTS]
-        narrow = next((r for r in outputs if wiring.dtype((r, 0)) == dtype), None)
-        output = times if dtype == "float32" else narrow
+        wanted = HALF if dtype is None else (dtype,)
+        output = times if dtype == "float32" else next((r for r in outputs if wiring.dtype((r, 0)) in wanted), None)
         if output is not None:
             weight = wiring.widened(gamma) or wiring.past_views(gamma)
             numerics = "one_ulp" if wiring.dtype(weight) == dtype else "any"
@@ -207,6 +208,28 @@ def _shown(wiring: Wiring, inner: set[int]) -> set[int]:
         found |= views
         pending += views
     return found
+
+
+def _is_inverse(wiring: Wiring, root: int) -> bool | None:
+    """Whether it is 1 / sqrt(x); None for another power."""
+    if wiring.type(root) != "Pow":
+        return wiring.type(root) == "Rsqrt"
+    return {-0.5: True, 0.5: False}.get(wiring.number(wiring.input(root, 1)) or 0.0)
+
+
+def _is_reciprocal(wiring: Wiring, op: int, value: Value) -> bool:
+    kind, inputs = wiring.type(op), (*wiring.inputs(op), None, None)
+    if kind == "Pow":
+        return inputs[0] == value and wiring.number(inputs[1]) == -1
+    if kind in ("RealDiv", "Div"):
+        return inputs[1] == value and wiring.number(inputs[0]) == 1
+    return kind in ("Reciprocal", "Inv")
+
+
+def _is_times_one(wiring: Wiring, op: int) -> bool:
+    if wiring.type(op) == "Muls":
+        return wiring.node(op).attrs.get("value") == 1
+    return wiring.type(op) == "Mul" and any(wiring.number(x) == 1 for x in wiring.inputs(op))
 
 
 def _mean_and_epsilon(wiring: Wiring, biased: Value) -> tuple[Value | None, Value | float | None]:
@@ -280,15 +303,19 @@ def _source(wiring: Wiring, value: Value | None) -> Value | None:
 
 def _scaled(wiring: Wiring, root: int, source: Value, full: tuple[int, ...] | None) -> tuple[int, set[int]] | None:
     """(x * rstd or x / root, ops from the root to it). full: shape of x there."""
-    pending: list[tuple[Value, set[int], bool]] = [((root, 0), set(), wiring.type(root) == "Rsqrt")]
+    pending: list[tuple[Value, set[int], bool]] = [((root, 0), set(), bool(_is_inverse(wiring, root)))]
     for value, path, inverse in pending:
         rows = wiring.shape(value)
         is_row = full is None or rows is None or (len(rows) == len(full) and rows == (*full[:-1], 1))
         for reader in wiring.readers(value):
             kind = wiring.type(reader)
-            if kind == "Reciprocal":
+            if _is_reciprocal(wiring, reader, value):
                 pending.append(((reader, 0), path | {reader}, not inverse))
-            elif wiring.shows(reader) == value or (kind in CASTS and wiring.dtype((reader, 0)) == "float32"):
+            elif (
+                _is_times_one(wiring, reader)
+                or wiring.shows(reader) == value
+                or (kind in CASTS and wiring.dtype((reader, 0)) == "float32")
+            ):
                 pending.append(((reader, 0), path | {reader}, inverse))
             elif kind in (("Mul",) if inverse else ("RealDiv", "Div")) and is_row:
                 a, b = (*wiring.inputs(reader), None, None)[:2]
@@ -339,9 +366,10 @@ def leaks(wiring: Wiring, norm: Norm) -> tuple[int, int] | None:
     for value in (norm.output, norm.total):
         if value is not None:
             own.add(value[0])
-    visible = {value[0] for value in (norm.output, norm.total) if value is not None}
-    for op in sorted(norm.inner - visible):
-        for reader in wiring.readers((op, 0)):
-            if reader not in own:
-                return op, reader
+    visible = {norm.output, norm.total}
+    for op in sorted(norm.inner):
+        for value in ((op, index) for index in range(max(1, len(wiring.node(op).outputs)))):
+            for reader in wiring.readers(value) if value not in visible else ():
+                if reader not in own:
+                    return op, reader
     return None

@@ -15,6 +15,7 @@ from npu_fused_graph.inspector.missed.wiring import (
     QUANTISED_MATMULS,
     Miss,
     Missed,
+    Unread,
     Value,
     Wiring,
 )
@@ -26,6 +27,8 @@ ADDS = ("Add", "AddV2", "Adds", "Axpy", "AxpyV2", *ADDING)
 _MULTIPLIERS = ("Mul", "Muls", "RealDiv", "Div", "DivNoNan")
 _DROPOUTS = ("DropOutDoMask", "DropOutDoMaskV3", "DropOutV3", "StatelessDropOut")
 _END = "NetOutput"
+CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+"""Types that run another graph of the dump."""
 _FAR = 32
 """Ops that are looked at on a path; a damaged dump may have a ring of them."""
 
@@ -78,10 +81,11 @@ class Site:
 
 
 class Matcher:
-    """Of one graph."""
+    """Of one graph. is_part: another one runs it."""
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Wiring, *, is_part: bool = False) -> None:
         self.wiring = wiring
+        self.is_part = is_part
         self.norms: Norms = norms_of(wiring)
 
     def match(self, op: int) -> Site:
@@ -103,12 +107,16 @@ class Matcher:
         wiring = self.wiring
         group = groups_at(wiring.graph, op)[0]
         if wiring.type(op) == "MatmulAllReduce":
-            x, weight, bias = (*wiring.inputs(op), None, None, None)[:3]
-            product = Product(op, op, x, weight, bias, len([i for i in wiring.inputs(op) if i is not None]) > 3)
+            x, weight, bias, third, *scales = (*wiring.inputs(op), None, None, None, None)
+            if third is not None:
+                _refuse("quantisation", op, f"{wiring.name(op)} has x3, which the fused op has not")
+            product = Product(op, op, x, weight, bias, any(item is not None for item in scales))
             return Reduce(op, (op, 0), (op, 0), group, frozenset({op}), product)
         source = wiring.input(op, 0)
         if source is None:
             _refuse("no_matmul", op, "what is reduced comes from outside the graph")
+        if len(wiring.inputs(op)) > 1:
+            _refuse("coalesced", op, "the collective reduces several tensors")
         if wiring.type(op) == "HcomAllReduce":
             return Reduce(op, source, (op, 0), group, frozenset({op}))
         return self._scattered(op, source, group)
@@ -166,7 +174,7 @@ class Matcher:
         if kind in MATMULS:
             x, weight, bias = inputs[:3]
             shape = wiring.shape(weight)
-            if kind.startswith("Batch") and shape is not None and len(shape) > 2:
+            if kind.startswith("Batch") and shape is not None and any(size != 1 for size in shape[:-2]):
                 return None
             self._refuse_scaled(op, x)
             return Product(op, op, x, weight, bias, False)
@@ -209,6 +217,8 @@ class Matcher:
     def _refuse_no_matmul(self, op: int) -> NoReturn:
         wiring = self.wiring
         kind, name = wiring.type(op), wiring.name(op)
+        if kind in CALLS or (kind == "Data" and "_parent_node_index" in wiring.node(op).attrs):
+            raise Unread("no_matmul")  # it comes from another graph
         if kind in _DROPOUTS:
             _refuse("training_dropout", op, f"a dropout stands between the matmul and the collective: {name}")
         if kind in SOURCES:
@@ -244,9 +254,15 @@ class Matcher:
                 bias, value = vector, (reader, 0)
             elif wiring.type(reader) in ADDS:
                 return value, reader, bias
+            elif wiring.type(reader) in CALLS or self._leaves(reader):
+                raise Unread("no_residual_add")
             else:
                 self._refuse_no_add(reader)
         _refuse("no_residual_add", value[0], "too much stands between the collective and an add")
+
+    def _leaves(self, op: int) -> bool:
+        """Whether it hands on to the graph that runs this one."""
+        return self.wiring.type(op) == _END and self.is_part
 
     def _widens(self, op: int) -> bool:
         return self.wiring.type(op) in CASTS and self.wiring.dtype((op, 0)) == "float32"
@@ -325,6 +341,9 @@ class Matcher:
             others = [x for x in wiring.inputs(reader) if x is not None and wiring.past_views(x) != (add, 0)]
             if any(map(self.is_reduced, others)):
                 _refuse("sum_of_reduces", reader, f"{wiring.name(reader)} adds another reduced result")
+        is_outside = any(wiring.type(r) in CALLS or self._leaves(r) for r in wiring.all_readers((add, 0)))
+        if is_outside or not wiring.graph.is_stated:
+            raise Unread("no_rms_norm")  # it is in another graph, or written with constants that are not said
         missed = self.norms.missed.get((add, 0))
         if missed is not None:
             raise Missed(missed)

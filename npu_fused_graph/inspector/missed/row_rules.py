@@ -12,7 +12,7 @@ from npu_fused_graph.inspector.dump import Dump
 from npu_fused_graph.inspector.missed import table
 from npu_fused_graph.inspector.missed.norms import is_vector_of, leaks
 from npu_fused_graph.inspector.missed.row_parallel import STEM, Matcher, Site
-from npu_fused_graph.inspector.missed.wiring import HALF, MATMULS, QUANTISED_MATMULS, Miss, Value, Wiring
+from npu_fused_graph.inspector.missed.wiring import HALF, MATMULS, QUANTISED_MATMULS, Miss, Value, Wiring, is_equal
 
 NUMERICS = ("same_rounding", "one_ulp", "any")
 
@@ -132,8 +132,11 @@ def _full_residual(site: Site, context: Context) -> Answer:
         return UNKNOWN
     total = wiring.shape((site.add, 0)) or reduced
     lead = total[: max(len(total) - len(reduced), 0)]
-    if residual == total and (*lead, *reduced) == total and all(x == 1 for x in lead):
+    answers = is_equal(residual, total), is_equal((*lead, *reduced), total), all(x == 1 for x in lead)
+    if all(answers) and None not in answers:
         return None
+    if False not in answers:
+        return UNKNOWN
     return Miss("residual_broadcast", site.add, f"the residual {list(residual)} is added to {list(reduced)}")
 
 
@@ -164,7 +167,7 @@ def _rows(site: Site, context: Context) -> Answer:
     wiring = context.wiring
     product, reduced = wiring.shape((site.product.op, 0)), wiring.shape(site.reduced)
     gamma = None if site.norm.gamma is None else wiring.shape(site.norm.gamma)
-    if not product or not reduced:
+    if not product or not reduced or min(reduced[-1], product[-1], (gamma or (0,))[-1]) < 0:
         return UNKNOWN
     if reduced[-1] == product[-1] and (gamma is None or is_vector_of(gamma, product[-1])):
         return UNKNOWN if gamma is None else None
@@ -176,7 +179,7 @@ def _bias_vector(site: Site, context: Context) -> Answer:
     shape, product = wiring.shape(bias), wiring.shape((site.product.op, 0))
     if bias is None:
         return None
-    if shape is None or not product:
+    if not shape or not product or min(shape[-1], product[-1]) < 0:
         return UNKNOWN
     if is_vector_of(shape, product[-1]):
         return None
@@ -213,8 +216,15 @@ def _second_group(site: Site, context: Context) -> Answer:
         return UNKNOWN
     if context.domain in ("", group):
         return None
+    ranks = [found[1] if (found := _RANKS.search(name)) else "" for name in (group, context.domain)]
+    if ranks[0] == ranks[1] != "" and not all(name.startswith("tag=") for name in (group, context.domain)):
+        return UNKNOWN  # one group may have several names, but not two of TorchAir's
     text = f"the site is on group {group!r}, fused operators before it are on {context.domain!r}"
     return Miss("second_group", site.reduce.op, text)
+
+
+_FAR = 500
+"""Ops that are looked at."""
 
 
 def _late_operands(site: Site, context: Context) -> Answer:
@@ -229,6 +239,8 @@ def _late_operands(site: Site, context: Context) -> Answer:
                 assert value is not None
                 text = f"{wiring.name(value[0])} cannot be computed before the sum is known"
                 return Miss("computed_late", value[0], text)
+            if len(seen) > _FAR:
+                return UNKNOWN
             if op > site.product.op and op not in seen:
                 seen.add(op)
                 pending += [x[0] for x in wiring.inputs(op) if x is not None]
@@ -256,6 +268,8 @@ def _overlapped(site: Site, context: Context) -> Answer:
     if context.dump.is_from_ge:
         return UNKNOWN
     first = min(wiring.readers((site.reduce.op, 0)), default=site.reduce.op)
+    if wiring.type(first) != "Identity":
+        return UNKNOWN  # where it is waited for
     between = wiring.graph.types[site.reduce.op + 1 : first]
     if any(kind in MATMULS or kind in QUANTISED_MATMULS for kind in between):
         return Miss("overlapped", site.reduce.op, "other matmuls run between the collective and its wait")

@@ -19,9 +19,9 @@ def why_text(found: Why) -> str:
     for name, is_on in found.ge_passes.items():
         lines += _wrapped("GE", f"its own {name} is switched {'on' if is_on else 'off'}", "")
     lines += [cut(f"note: {note}", 400) for note in found.notes]
-    alike: dict[tuple[str, str, str], list[MissedSite]] = {}
+    alike: dict[tuple[object, ...], list[MissedSite]] = {}
     for site in sites:
-        alike.setdefault((site.reason, site.operator, site.cure), []).append(site)
+        alike.setdefault((site.reason, site.operator, site.cure, site.untold), []).append(site)
     for group in alike.values():
         lines += ["", *_finding(group)]
     return "\n".join(lines)
@@ -53,7 +53,7 @@ def _finding(group: list[MissedSite]) -> list[str]:
     if len(group) > 1:
         names = ", ".join(site.op for site in group[1 : 1 + _MORE])
         left = f", and {len(group) - 1 - _MORE:,} more" if len(group) > 1 + _MORE else ""
-        lines += _wrapped(f"the same at {len(group) - 1:,} more", names + left)
+        lines += _wrapped(f"the same rule at {len(group) - 1:,} more", names + left)
     return lines
 
 

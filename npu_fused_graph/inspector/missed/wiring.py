@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from npu_fused_graph.errors import GraphError
 from npu_fused_graph.inspector.dump import DumpGraph
@@ -48,6 +49,15 @@ _NUMBERS = {
 }
 
 
+def is_equal(a: Shape, b: Shape) -> bool | None:
+    """None: a size that is not known, -1, may be the other one's, or not."""
+    if len(a) != len(b):
+        return None if -2 in a or -2 in b else False
+    if any(x != y and x >= 0 and y >= 0 for x, y in zip(a, b, strict=True)):
+        return False
+    return None if any(x != y for x, y in zip(a, b, strict=True)) else True
+
+
 @dataclass(frozen=True, slots=True)
 class Miss:
     """Why a site is not fused. op: where that shows. text: what was found there."""
@@ -66,12 +76,26 @@ class Missed(Exception):
         self.miss = miss
 
 
+class Unread(Exception):
+    """What would tell is not in this graph, or not in a form that is read. reasons: that stay open."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__(*reasons)
+        self.reasons = reasons
+
+
+_DEEP = 64
+"""Ops without a dtype or a shape that are looked through."""
+
+
 class Wiring:
     """Answers about one graph. Ops are decoded when somebody asks for what only that tells."""
 
     def __init__(self, graph: DumpGraph) -> None:
         self.graph = graph
         self._dtypes: dict[Value, str | None] = {}
+        self._shapes: dict[Value, Shape | None] = {}
+        self._inputs: dict[int, list[Value | None]] = {}
 
     def type(self, op: int) -> str:
         return self.graph.types[op]
@@ -86,12 +110,16 @@ class Wiring:
 
     def inputs(self, op: int) -> list[Value | None]:
         """By port; None for one that is not fed, or from outside the graph."""
+        known = self._inputs.get(op)
+        if known is not None:
+            return known
         found: list[Value | None] = []
         for text in self.graph.inputs[op]:
             name, index = split_input(text)
             if index is None or index >= 0:
                 place = self.graph.places.get(name, -1)
                 found.append(None if index is None or place < 0 else (place, index))
+        self._inputs[op] = found
         return found
 
     def input(self, op: int, port: int) -> Value | None:
@@ -100,22 +128,29 @@ class Wiring:
 
     def readers(self, value: Value) -> list[int]:
         """Ops that read it, each once, in file order."""
-        op, index = value
-        seen = dict.fromkeys(self.graph.readers[op])
-        return [reader for reader in seen if (op, index) in self.inputs(reader)]
+        return self._readers.get(value, [])
+
+    @cached_property
+    def _readers(self) -> dict[Value, list[int]]:
+        found: dict[Value, list[int]] = {}
+        for op in range(len(self.graph)):
+            for item in dict.fromkeys(self.inputs(op)):
+                if item is not None:
+                    found.setdefault(item, []).append(op)
+        return found
 
     # -- what a value is ------------------------------------------------------------------------------------------
 
-    def dtype(self, value: Value | None) -> str | None:
+    def dtype(self, value: Value | None, deep: int = 0) -> str | None:
         """As the dump says, or as it follows from what a pointwise op reads; None: unknown."""
-        if value is None:
+        if value is None or deep > _DEEP:
             return None
         if value not in self._dtypes:
             self._dtypes[value] = None  # a damaged dump may have a cycle
-            self._dtypes[value] = self._dtype(value)
+            self._dtypes[value] = self._dtype(value, deep + 1)
         return self._dtypes[value]
 
-    def _dtype(self, value: Value) -> str | None:
+    def _dtype(self, value: Value, deep: int) -> str | None:
         op, index = value
         outputs = self.node(op).outputs
         if index < len(outputs) and outputs[index].dtype_trusted:
@@ -133,16 +168,24 @@ class Wiring:
             except GraphError:
                 return None
         if kind in POINTWISE or kind in VIEWS:
-            known = [dtype for item in self.inputs(op) if (dtype := self.dtype(item))]
+            known = [dtype for item in self.inputs(op) if (dtype := self.dtype(item, deep))]
             return known[0] if known else None
         return None
 
-    def shape(self, value: Value | None) -> Shape | None:
-        """As the dump says; None: unknown."""
-        if value is None:
+    def shape(self, value: Value | None, deep: int = 0) -> Shape | None:
+        """As the dump says, or as it follows; None: unknown. A size of -1 is not known, either."""
+        if value is None or deep > _DEEP:
             return None
+        if value not in self._shapes:
+            self._shapes[value] = None
+            self._shapes[value] = self._shape(value, deep + 1)
+        return self._shapes[value]
+
+    def _shape(self, value: Value, deep: int) -> Shape | None:
         op, index = value
         outputs = self.node(op).outputs
+        if index < len(outputs) and outputs[index].layout.startswith(("FRACTAL", "NC1HWC0")):
+            return None  # as it is stored
         if index < len(outputs) and outputs[index].shape is not None:
             return outputs[index].shape
         kind = self.type(op)
@@ -150,12 +193,12 @@ class Wiring:
             held = self.node(op).attrs.get("value")
             return held.shape if isinstance(held, TensorValue) else None
         if kind in CASTS or kind in ("Muls", "Adds", "Identity", "Neg", "Square", "Sqrt", "Rsqrt"):
-            return self.shape(self.input(op, 0))
-        return self._broadcast(op) if kind in ("Add", "AddV2", "Sub", "Mul", "RealDiv", "Div") else None
+            return self.shape(self.input(op, 0), deep)
+        return self._broadcast(op, deep) if kind in ("Add", "AddV2", "Sub", "Mul", "RealDiv", "Div") else None
 
-    def _broadcast(self, op: int) -> Shape | None:
+    def _broadcast(self, op: int, deep: int) -> Shape | None:
         """Of what an op of two operands gives."""
-        shapes = [self.shape(item) for item in self.inputs(op)[:2]]
+        shapes = [self.shape(item, deep) for item in self.inputs(op)[:2]]
         if len(shapes) < 2 or any(shape is None for shape in shapes):
             return None
         a, b = sorted((shape or () for shape in shapes), key=len)
@@ -224,7 +267,7 @@ class Wiring:
             return None
         value = self.past_views(value)
         op, _ = value
-        if self.dtype(value) != "float32":
+        if self.dtype(value) != "float32" and (self.graph.is_stated or self.dtype(value) is not None):
             return None
         source = self.input(op, 0) if self.type(op) in CASTS else None
         return value if source is None else self.past_views(source)
