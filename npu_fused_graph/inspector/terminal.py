@@ -133,7 +133,8 @@ def memory_text(found: Memory) -> str:
         if found.is_estimate
         else "arena"
     )
-    lines = [f"{kind}: {megabytes(found.high_water)}, {found.high_water:,} bytes"]
+    exact = f" ({found.high_water:,} bytes)" if found.high_water >= 2**20 else ""
+    lines = [f"{kind}: {megabytes(found.high_water)}{exact}"]
     if not found.is_estimate and found.declared is not None:
         lines.append(f"GE's memory_size: {found.declared:,} bytes, {found.declared - found.high_water:+,} from here")
     lines.append(cut(f"most alive at once: {megabytes(found.live_peak)} at {found.peak_at}", width()))

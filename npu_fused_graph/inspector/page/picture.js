@@ -168,9 +168,12 @@ async function picture(found, on) {
   });
   holder.control = {
     zoom, fit,
-    choose: (box, isQuiet = false) => {
+    choose: (box, isQuiet = false, isFocused = true) => {
       const i = found.boxes.indexOf(box);
-      if (i >= 0) { choose(i, false, isQuiet); center(i); boxes[i].focus({ preventScroll: true }); }
+      if (i < 0) return;
+      choose(i, false, isQuiet);
+      center(i);
+      if (isFocused) boxes[i].focus({ preventScroll: true });
     },
     open: () => { const i = boxes.findIndex((box) => box.classList.contains("on")); if (i >= 0) choose(i, true); else boxes[0].focus(); },
     focusFirst: () => boxes[0].focus({ preventScroll: true }),

@@ -61,13 +61,13 @@ function fusion(report) {
     { head: "sites", cell: (row) => count(row.length), number: true },
     { head: "reason", cell: ([s]) => el("span", { class: s.reason ? "refused" : "" }, siteText(s)), text: ([s]) => siteText(s) },
     { head: "rule", cell: ([s]) => s.clause, isOptional: true },
-    { head: "op", cell: (row) => el("div", {}, op(row[0].op, row[0].graph), others(row)), text: names },
+    { head: "op", cell: (row) => el("div", {}, op(row[0].op, row[0].graph), others(row)), text: names, form: "path" },
     { head: "FX node", cell: ([s]) => el("code", {}, s.fx), text: (row) => row.map((s) => s.fx).filter(Boolean).join(" "), isOptional: true },
     { head: "group", cell: ([s]) => el("code", {}, s.group), text: ([s]) => s.group, isOptional: true },
-    { head: "found", cell: ([s]) => [s.found, s.untold.length > 0 && s.reason === "" ? `A dump cannot tell of: ${s.untold.join(", ")}.` : ""].filter(Boolean).join(" ") },
-    { head: "cure", cell: ([s]) => s.cure, isOptional: true },
-    { head: "would be", cell: ([s]) => s.operator },
-    { head: "when compiled", cell: ([s]) => (s.recorded === null ? "" : [s.recorded.reason || "fused", s.recorded.source].filter(Boolean).join(" at ")), isOptional: true },
+    { head: "found", cell: ([s]) => [s.found, s.untold.length > 0 && s.reason === "" ? `A dump cannot tell of: ${s.untold.join(", ")}.` : ""].filter(Boolean).join(" "), form: "prose" },
+    { head: "cure", cell: ([s]) => s.cure, isOptional: true, form: "prose" },
+    { head: "would be", cell: ([s]) => s.operator, form: "path" },
+    { head: "when compiled", cell: ([s]) => (s.recorded === null ? "" : [s.recorded.reason || "fused", s.recorded.source].filter(Boolean).join(" at ")), isOptional: true, form: "path" },
   ], alike(why.sites));
   const ops = table("Fused ops", [
     { head: "type", cell: (f) => el("span", { class: "fused" }, f.type), text: (f) => f.type },
@@ -127,7 +127,8 @@ function graphSection(report, state) {
     current.control = drawn.control;
     drawn.control.fit();
     const box = found.boxes.find((b) => b.item.op !== undefined && b.item.op === state.node);
-    if (box) drawn.control.choose(box, true); else drawn.control.focusFirst();
+    const isTyping = document.querySelector("header").contains(document.activeElement);
+    if (box) drawn.control.choose(box, true, !isTyping); else if (!isTyping) drawn.control.focusFirst();
   });
   if (state.node >= 0) panel.replaceChildren(...nodeFacts(report, graph, state.node));
   else panel.append(el("p", { class: "note" }, "Choose a box: its op in full. Enter opens a layer. Double borders are fused, dashed ones are not, a bar at the left is a collective, a folded corner is a layer that differs."));

@@ -46,7 +46,7 @@ function show(report) {
   fill(section, {}, [make(report, state)]);
   main.replaceChildren(section);
   closeSearch();
-  if (state.section !== "graph") main.focus();
+  if (state.section !== "graph") main.focus({ preventScroll: true });
 }
 
 function prepare(report) {

@@ -2,7 +2,8 @@
 
 const SHOWN = 300;
 
-// columns: {head, cell(row) -> text or element, text(row) for filtering and copying, number}
+// columns: {head, cell(row) -> text or element, text(row) for filtering and copying, number, isOptional: left out where
+// it is empty, form: "prose" or "path", how wide it wants to be}
 function table(caption, all, rows, options = {}) {
   const columns = all.filter((column) => !column.isOptional || rows.some((row) => String((column.text || column.cell)(row)) !== ""));
   const body = el("tbody");
@@ -17,7 +18,7 @@ function table(caption, all, rows, options = {}) {
         el("tr", {}, columns.map((column, i) => {
           const cell = column.cell(row);
           return el(i === 0 && options.isHeaded ? "th" : "td", {
-            class: column.number ? "number" : null, scope: i === 0 && options.isHeaded ? "row" : null,
+            class: column.number ? "number" : column.form || null, scope: i === 0 && options.isHeaded ? "row" : null,
           }, cell);
         }))),
     );
