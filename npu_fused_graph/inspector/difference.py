@@ -178,7 +178,7 @@ def _aligned(one: DumpGraph, other: DumpGraph) -> tuple[list[tuple[int, int]], l
     """Pairs of ops that read the same, in order; and what lies between them."""
     numbers: dict[Any, int] = {}
     mine, theirs = ([numbers.setdefault(line, len(numbers)) for line in _lines(g)] for g in (one, other))
-    pairs = _common(mine, theirs)
+    pairs = _named(_common(mine, theirs), mine, theirs, one.names, other.names)
     gaps: list[Gap] = []
     at, their_at = 0, 0
     for i, j in [*pairs, (len(mine), len(theirs))]:
@@ -186,6 +186,23 @@ def _aligned(one: DumpGraph, other: DumpGraph) -> tuple[list[tuple[int, int]], l
             gaps.append((range(at, i), range(their_at, j)))
         at, their_at = i + 1, j + 1
     return pairs, gaps
+
+
+def _named(
+    pairs: list[tuple[int, int]], a: list[int], b: list[int], names: list[str], others: list[str]
+) -> list[tuple[int, int]]:
+    """Where an item beside a pair is the same, too, it is the one of the same name that is paired."""
+    found = [(-1, -1), *pairs, (len(a), len(b))]
+    places = range(1, len(found) - 1)
+    for at in (*reversed(places), *places):  # towards the end first, then towards the begin
+        (before, their_before), (i, j), (after, their_after) = found[at - 1 : at + 2]
+        if names[i] == others[j] or (after - before == 2 and their_after - their_before == 2):
+            continue
+        own = [x for x in range(before + 1, after) if a[x] == b[j] and names[x] == others[j]]
+        theirs = [y for y in range(their_before + 1, their_after) if b[y] == a[i] and others[y] == names[i]]
+        if own or theirs:
+            found[at] = (own[0], j) if own else (i, theirs[0])
+    return found[1:-1]
 
 
 def _lines(graph: DumpGraph) -> list[Any]:

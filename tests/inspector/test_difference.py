@@ -136,6 +136,23 @@ def test_the_same_change_in_every_layer_is_told_once(tmp_path: Path) -> None:
     assert [(count, change.what) for count, change in kinds] == [(1, "attr axis"), (12, "output 0")]
 
 
+def test_of_two_ops_that_read_the_same_the_right_one_is_named(tmp_path: Path) -> None:
+    """One of two neighbours loses an input: it is told, not the other one."""
+
+    def pair(*ports: int) -> list[Node]:
+        made = [node("x", "Data"), node("y", "Data"), node("z", "Data")]
+        made += [node(f"r{i}", "Rotary", *["x", "y", "z"][:count]) for i, count in enumerate(ports)]
+        return made
+
+    for at in range(3):
+        ports = [3, 3, 3]
+        ports[at] = 2
+        for a, b in ((pair(3, 3, 3), pair(*ports)), (pair(*ports), pair(3, 3, 3))):
+            found = differ(tmp_path, a, b)
+            names = {n for e in found.exchanges for n in (*e.removed_names, *e.added_names)}
+            assert names | {c.name for c in found.changes} == {f"r{at}"}
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_short_sequences_against_dynamic_programming(seed: int) -> None:
     generator = random.Random(seed)

@@ -422,6 +422,24 @@ def test_ranks_and_differences(open_page: Open, tmp_path: Path) -> None:
     text = found.text_content("main")
     assert "MatmulAllReduceAddRmsNorm" in text and "MatMul, HcomAllReduce, Add" in text
 
+    name = "layers.4/Attention_4"
+    place = next(i for i, n in enumerate(nodes) if n.name == name)
+    for what in ("bfloat16", "edge"):
+        made = decoder_nodes(6, range(6))
+        if what == "edge":
+            made[place].inputs.pop()
+        else:
+            made[place].outputs[0].dtype = what
+        after = ge_dump(tmp_path / "c", *made)
+        path = make(tmp_path, before, "--against", str(after))
+        data = payload(path)["diff"]
+        touched = {c["name"] for c in data["changes"]} | {n for e in data["exchanges"] for n in e["removed_names"]}
+        assert touched == {name}
+        found = open_page(path, "#diff")
+        assert name in found.text_content("main")
+        assert found.locator("main tbody tr").count() == 1
+        assert what == "edge" or what in found.text_content("main")
+
 
 # -- the file ----------------------------------------------------------------------------------------------------
 
