@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import struct
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -142,6 +144,23 @@ def line(number: int) -> int | None:
     return None
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Also where whoever started the tests has SIGINT ignored, as nohup does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_what_is_to_go_on_is_not_interrupted() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert launch(70, is_wrong=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("number", range(len(RULES)))
 def test_a_broken_rule_stops_the_kernel(number: int) -> None:
     assert launch(number, is_wrong=False)

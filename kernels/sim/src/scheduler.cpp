@@ -251,6 +251,9 @@ void Machine::Run() {
     action.sa_handler = OnInterrupt;
     action.sa_flags = 0;
     sigaction(SIGINT, &action, &before_interrupt);
+    if (before_interrupt.sa_handler == SIG_IGN) {  // nohup: whoever started this wants it to go on
+        sigaction(SIGINT, &before_interrupt, nullptr);
+    }
 
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     std::vector<std::unique_ptr<Fiber>> fibers;
