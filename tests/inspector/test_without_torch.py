@@ -82,10 +82,11 @@ def test_every_command_works(installed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_page_and_its_licences(installed: Path) -> None:
-    held = {path.name for path in (installed / "npu_fused_graph" / "inspector" / "page").rglob("*") if path.is_file()}
-    here = {
-        path.name for path in (ROOT / "npu_fused_graph" / "inspector" / "page").rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
-    }  # fmt: skip
+    def files(root: Path) -> set[str]:
+        """Without what Python compiles there."""
+        folder = root / "npu_fused_graph" / "inspector" / "page"
+        return {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+    held, here = files(installed), files(ROOT)
     assert held == here
     assert {"dagre.js", "dagre.LICENSE", "vendor.json", "report.html", "report.css"} <= held
