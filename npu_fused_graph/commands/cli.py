@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npu_fused_graph.errors import DumpError, NpuFusedGraphError
+from npu_fused_graph.errors import DumpError, InvalidArgumentError, NpuFusedGraphError
 from npu_fused_graph.version import __version__
 
 
@@ -175,7 +175,11 @@ def _on_a_dump(name: str) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
         from npu_fused_graph.commands import inspect
 
-        code: int = getattr(inspect, name)(arguments, _progress)
+        try:
+            code: int = getattr(inspect, name)(arguments, _progress)
+        except InvalidArgumentError as error:  # 1 would be a finding
+            print(error, file=sys.stderr)
+            return 2
         return code
 
     return run

@@ -34,6 +34,8 @@ def inspect(arguments: argparse.Namespace, log: Log) -> int:
         listing = inspect_folder(arguments.dump)
         _print(arguments, log, listing.as_dict(), listing_text(listing))
         return 0 if listing.dumps else 3
+    if arguments.fold and (arguments.node or wanted != Filter()):
+        raise argument_error("inspect", "--fold", "nothing beside it but --full", "ops to look for", "Leave one out.")
     if passes := _passes(arguments.dump):
         facts, text = passes
         _print(arguments, log, facts, text)

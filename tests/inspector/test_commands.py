@@ -96,7 +96,22 @@ def test_check(dump: str) -> None:
     assert [line.split() for line in out.splitlines()[1:]] == [["ok", "2", "HcomAllReduce=2"], ["FAILS", "1", "Add>=2"]]
     assert facts("check", dump, "--expect", "Add=1", "--memory-below", "100000")["ok"] is True
     code, _, err = run_command("check", dump)
-    assert code == 1 and "[check] --expect: expected something to check, got nothing" in err
+    assert code == 2 and "[check] --expect: expected something to check, got nothing" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("inspect", "--fold", "--node", "x"), "[inspect] --fold: expected nothing beside it but --full"),
+        (("inspect", "--fold", "--type", "x*"), "[inspect] --fold: expected nothing beside it but --full"),
+        (("why", "--min-rows", "-3"), "[why] min_rows: expected a number of rows or None, got -3"),
+        (("report", "--max-mb", "0"), "[report] --max-mb: expected more than 0"),
+    ],
+)
+def test_wrong_usage_is_no_finding(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    command, *options = arguments
+    code, _, err = run_command(command, str(ge_dump(tmp_path, node("x", "Data"))), *options)
+    assert code == 2 and err.startswith(said)
 
 
 def test_no_dump(tmp_path: Path) -> None:

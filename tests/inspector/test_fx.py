@@ -405,7 +405,7 @@ def test_the_command_lists_them(tmp_path: Path) -> None:
     found = json.loads(run_command("inspect", str(tmp_path), "--json")[1])
     assert found["dumps"][2]["is_changed"] is False and found["damaged"] == EMPTY
     code, _, err = run_command("inspect", str(tmp_path), "--type", "*")
-    assert code == 1 and "expected a dump, got a folder" in err
+    assert code == 2 and "expected a dump, got a folder" in err
 
 
 def test_folders_without_a_dump(tmp_path: Path) -> None:

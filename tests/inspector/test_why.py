@@ -379,6 +379,29 @@ def attention_of(folder: Path, *between: Node, last: str = "mm", **attrs: float)
     return why(read_dump(ge_dump(folder, *nodes))).sites
 
 
+def test_sizes_of_attention(tmp_path: Path) -> None:
+    def sizes(heads: int, length: int, depth: int = 64) -> list[Node]:
+        inputs = [node(name, "Data", shape=(heads, length, depth)) for name in "qkv"]
+        return [
+            *inputs, node("mm", "BatchMatMulV2", "q", "k", shape=(heads, length, length), adj_x2=True),
+            node("s", "SoftmaxV2", "mm", shape=(heads, length, length)),
+            node("o", "BatchMatMulV2", "s", "v", shape=(heads, length, depth)),
+            node("out", "NetOutput", "o", outputs=0),
+        ]  # fmt: skip
+
+    def reason(*given: int, **settings: int) -> str:
+        (site,) = why(read_dump(ge_dump(tmp_path, *sizes(*given))), **settings).sites  # type: ignore[arg-type]
+        return site.reason
+
+    assert reason(6, 512) == ""  # 3072 queries over all heads
+    assert reason(5, 512) == "few_scores"
+    assert reason(5, 512, min_rows=0) == ""
+    assert reason(5, 512, min_rows=2561) == "few_scores"
+    assert reason(-1, 512) == "dynamic_shape"
+    assert reason(8, 512, 72) == "head_dim"
+    assert reason(8, 500) == "sequence_length"
+
+
 def number(name: str, value: float) -> Node:
     return node(name, "Const", shape=(), dtype="float32", value=TensorValue("float32", (), struct.pack("<f", value)))
 
