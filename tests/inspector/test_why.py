@@ -82,13 +82,7 @@ def _operators() -> Iterator[None]:
 
 def sites_of(folder: Path, name: str) -> list[MissedSite]:
     case = CASES[name]
-    generator = torch.Generator().manual_seed(1)
-
-    def rand(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        values = torch.randn(shape, generator=generator)
-        return (values * 9).to(dtype) if dtype is torch.int8 else values.to(dtype)
-
-    inputs = rand(case.x, case.x_dtype or case.dtype), rand(case.residual, case.dtype)
+    inputs = case.inputs()
     is_dynamic = case.capture == "mark_dynamic"
     if is_dynamic:
         for tensor in inputs:

@@ -71,6 +71,16 @@ class Refused:
     unavailable: str = ""
     x_dtype: torch.dtype | None = None
 
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """x and the residual, the same every time."""
+        generator = torch.Generator().manual_seed(1)
+
+        def rand(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            values = torch.randn(shape, generator=generator)
+            return (values * 9).to(dtype) if dtype is torch.int8 else values.to(dtype)
+
+        return rand(self.x, self.x_dtype or self.dtype), rand(self.residual, self.dtype)
+
 
 CASES: dict[str, Refused] = {}
 

@@ -42,13 +42,7 @@ def _operators() -> Iterator[None]:
 def captured(name: str) -> Iterator[GraphModule]:
     """The graph of a case, in its group of ranks."""
     case = CASES[name]
-    generator = torch.Generator().manual_seed(1)
-
-    def rand(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        values = torch.randn(shape, generator=generator)
-        return (values * 9).to(dtype) if dtype is torch.int8 else values.to(dtype)
-
-    inputs = rand(case.x, case.x_dtype or case.dtype), rand(case.residual, case.dtype)
+    inputs = case.inputs()
     with fake_group(case.ranks):
         yield capture_as(case.capture, Parts(case.make, case.dtype), *inputs)
 
