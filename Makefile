@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # one process per core, one torch thread per process: these tensors are tiny
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: .venv demo test test-slow check format bench fuzz mutants mutants-kernels kernels-full opinfo clean
+.PHONY: .venv demo test test-slow check format bench fuzz mutants mutants-kernels kernels-full opinfo compat clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, got " + sys.version'
@@ -63,6 +63,10 @@ mutants-kernels: .venv
 
 opinfo: .venv
 	$(BIN)/python -m tests.opinfo --jobs 2
+
+# ENVS: environments, each with a torch of its own; docs/versions.md says how to make one
+compat: .venv
+	$(BIN)/python -m tests.compat $(ENVS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

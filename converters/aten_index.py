@@ -217,8 +217,8 @@ def _scatter_extreme(
         size = fresh.shape[d]
         if size != places.shape[d]:
             inner = tuple(slice(0, n) for n in fresh.shape)
-            tail = places[(*inner[:d], slice(size, None), *inner[d + 1 :])]
-            fresh = torch.cat([fresh, tail], d)
+            rest = (*inner[:d], slice(size, None), *inner[d + 1 :])
+            fresh = torch.cat([fresh, places[rest]], d)
     return fresh.movedim(-1, dim)
 
 

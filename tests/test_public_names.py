@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import npu_fused_graph
 from npu_fused_graph import converters

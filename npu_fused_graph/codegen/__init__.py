@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from npu_fused_graph.codegen.op_host import infer_shape, op_def
 from npu_fused_graph.codegen.op_table import op_table
+from npu_fused_graph.codegen.private_names import private_names
 from npu_fused_graph.codegen.proto import proto_header
 from npu_fused_graph.codegen.rules_page import (
     Fusions,
@@ -18,6 +19,7 @@ from npu_fused_graph.codegen.rules_page import (
     rules_data,
     rules_page,
 )
+from npu_fused_graph.codegen.versions_page import Cell, versions_page
 from npu_fused_graph.spec import OpSpec
 
 WITH_KERNEL = ("attention_to_ffn",)
@@ -25,10 +27,16 @@ WITH_KERNEL = ("attention_to_ffn",)
 
 
 def generated_files(
-    specs: Iterable[OpSpec], fusions: Fusions, reasons: Iterable[Reason], least: Sizes
+    specs: Iterable[OpSpec],
+    fusions: Fusions,
+    reasons: Iterable[Reason],
+    least: Sizes,
+    sources: Mapping[str, str],
+    cells: Sequence[Cell],
 ) -> dict[Path, str]:
     """Text by path, relative to the project's root. fusions: rules by stem. reasons: classes of refusals. least: by
-    stem, from which size on a fusion gains anything."""
+    stem, from which size on a fusion gains anything. sources: text of the package's modules by path. cells: what
+    was run with which versions."""
     specs, reasons = tuple(specs), tuple(reasons)
     files = {Path("ge_op_protos") / f"{spec.stem}_proto.h": proto_header(spec) for spec in specs}
     for spec in specs:
@@ -42,6 +50,8 @@ def generated_files(
     files[Path("docs") / "fusion_rules.md"] = rules_page(fusions)
     files[Path("docs") / "fusion_refusals.md"] = refusals_page(fusions, reasons)
     files[Path("npu_fused_graph") / "rules.json"] = rules_data(specs, fusions, reasons, least)
+    files[Path("npu_fused_graph") / "host" / "private_names.json"] = private_names(sources)
+    files[Path("docs") / "versions.md"] = versions_page(cells)
     return files
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from itertools import chain
 from pathlib import Path
 
 from npu_fused_graph.codegen import Fusions, generated_files
@@ -27,6 +29,8 @@ LEAST = {
     "flash_attention_score": {"rows": attention_costs.least_rows()},
 }
 """By stem: from which size on a fusion gains anything; two tiles, or so many queries over all heads."""
+TESTED = Path("host") / "tested_versions.json"
+"""What ``make compat`` found."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[codegen] --root: expected the project's root, got {arguments.root}. Run it there.", file=sys.stderr)
         return 2
     stale = 0
-    for path, text in generated_files(specs(), FUSIONS, CATALOGUE.values(), LEAST).items():
+    modules = chain.from_iterable((arguments.root / room).rglob("*.py") for room in ("npu_fused_graph", "converters"))
+    sources = {path.relative_to(arguments.root).as_posix(): path.read_text(encoding="utf-8") for path in modules}
+    cells = json.loads((Path(__file__).parents[1] / TESTED).read_text(encoding="utf-8"))["cells"]
+    for path, text in generated_files(specs(), FUSIONS, CATALOGUE.values(), LEAST, sources, cells).items():
         target = arguments.root / path
         if target.exists() and target.read_text(encoding="utf-8") == text:
             continue

@@ -152,7 +152,7 @@ def _ops(arguments: argparse.Namespace) -> int:
 def _host_install(arguments: argparse.Namespace) -> int:
     from npu_fused_graph.host.install import install
 
-    folder = install(arguments.wheel, force=arguments.force, log=_progress)
+    folder = install(arguments.wheel, version=arguments.torch_npu, force=arguments.force, log=_progress)
     _print(arguments, {"folder": str(folder)}, str(folder))
     return 0
 
@@ -329,7 +329,11 @@ COMMANDS = (
     Command(
         "host install", "fetch and unpack TorchAir once", _host_install,
         [
-            _argument("--wheel", type=Path, help="a torch_npu wheel on disk, instead of downloading it"),
+            _argument("--wheel", type=Path, help="a torch_npu wheel on disk, instead of downloading one"),
+            _argument(
+                "--torch-npu", metavar="VERSION",
+                help="whose TorchAir this Python environment uses from now on (at first 2.13.0)",
+            ),
             _argument("--force", action="store_true", help="unpack again"),
         ],
     ),

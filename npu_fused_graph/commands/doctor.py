@@ -5,36 +5,23 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
-from npu_fused_graph.errors import HostError
-from npu_fused_graph.host.paths import TORCH_NPU_VERSION, find_torchair, installed_wheel, is_cann_present, wheel_file
+from npu_fused_graph.errors import HostError, NpuFusedGraphError
+from npu_fused_graph.host.paths import find_torchair, installed_wheel, is_cann_present, wheel_file
 from npu_fused_graph.version import __version__
 
 INSTALL = "npu-fused-graph host install"
-TESTED = {"python": "3.11", "torch": "2.13", "torch_npu": TORCH_NPU_VERSION}
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, mode, where TorchAir comes from, problems with their cures. Imports no torch."""
+    """Versions, what is known of them, mode, where TorchAir comes from, problems and cures. Loads TorchAir."""
     problems: list[dict[str, str]] = []
     is_device = is_cann_present() and _version("torch_npu") is not None
     torch_version = _version("torch")
     if torch_version is None:
-        problems.append({"problem": "torch is not installed", "cure": "pip install torch==2.13.0"})
-    elif not torch_version.startswith(TESTED["torch"] + "."):
-        problems.append(
-            {
-                "problem": f"torch {torch_version}: only {TESTED['torch']} is tested; TorchAir and torch must match",
-                "cure": "pip install torch==2.13.0",
-            }
-        )
-    if sys.version_info[:2] != (3, 11):
-        problems.append(
-            {"problem": f"Python {platform.python_version()}: only 3.11 is tested", "cure": "use Python 3.11"}
-        )
+        problems.append({"problem": "torch is not installed", "cure": "pip install torch"})
     if _version("protobuf") is None:
         problems.append({"problem": "protobuf is not installed, TorchAir needs it", "cure": "pip install protobuf"})
     torchair: dict[str, str] | None = None
@@ -59,6 +46,8 @@ def diagnose() -> dict[str, Any]:
                 "cure": "pip uninstall torch_npu",
             }
         )
+    known, problem = _known() if torch_version and (torchair or is_device) else (None, None)
+    problems += [problem] if problem else []
     return {
         "ok": not problems,
         "npu_fused_graph": __version__,
@@ -73,7 +62,7 @@ def diagnose() -> dict[str, Any]:
         "run": "ready" if can_run else "not possible",
         "mode": "device" if is_device else "host",
         "torchair": torchair,
-        "tested_with": TESTED,
+        "versions": known,
         "problems": problems,
     }
 
@@ -85,10 +74,28 @@ def format_diagnosis(diagnosis: dict[str, Any]) -> str:
     torchair = diagnosis["torchair"]
     lines.append(f"{'torchair':<16}" + (f"{torchair['folder']} ({torchair['found_by']})" if torchair else "not found"))
     lines += [f"{name:<16}{diagnosis[name]}" for name in ("collectives", "run")]
-    lines.append(f"{'tested with':<16}" + ", ".join(f"{k} {v}" for k, v in diagnosis["tested_with"].items()))
+    if known := diagnosis["versions"]:
+        lines.append(f"{'versions':<16}{known['text']}")
+        lines += [f"{'':<16}skipped by TorchAir: {file}: {why}" for file, why in known["skipped"].items()]
     for problem in diagnosis["problems"]:
         lines += ["", f"problem: {problem['problem']}", f"cure:    {problem['cure']}"]
     return "\n".join([*lines, "", "everything is in place" if diagnosis["ok"] else "something is missing"])
+
+
+def _known() -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+    """What is known of torch and TorchAir together, or the problem why they do not work."""
+    try:
+        from npu_fused_graph.host.names import CURE
+        from npu_fused_graph.host.support import support
+
+        found = support()
+    except NpuFusedGraphError as error:
+        what, _, cure = str(error).partition(". ")
+        return None, {"problem": what, "cure": cure}
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        return None, {"problem": f"torch does not import: {error}", "cure": "install it again, or see the cause above"}
+    facts = {**found.as_dict(), "text": str(found)}
+    return facts, {"problem": "; ".join(found.reasons), "cure": CURE} if found.reasons else None
 
 
 def _cann() -> str | None:

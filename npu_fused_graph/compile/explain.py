@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import types
 import warnings
@@ -21,6 +22,7 @@ from npu_fused_graph.errors import argument_error
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.decompositions import decompositions
 from npu_fused_graph.host.one_operator import OneOperator
+from npu_fused_graph.host.support import support
 from npu_fused_graph.host.unavailable import unavailable
 from npu_fused_graph.passes import AttentionSites, FusionOptions, fuse_all, fuse_before_autograd
 from npu_fused_graph.passes.fx import op_name
@@ -34,12 +36,14 @@ class FusionReport:
     """sites: one FusionSite per candidate, in graph order; last the collectives that ran outside every graph.
 
     graphs: how many graphs Dynamo made. breaks: where it left one, and why. conditions: what the verdicts hold under.
+    versions: of torch and TorchAir, and what is known of them.
     """
 
     sites: tuple[FusionSite, ...]
     graphs: int
     breaks: tuple[str, ...] = ()
     conditions: str = ""
+    versions: str = ""
 
     @property
     def fused(self) -> tuple[FusionSite, ...]:
@@ -58,6 +62,7 @@ class FusionReport:
                 "refused": [s.as_dict() for s in self.refused],
                 "breaks": self.breaks,
                 "conditions": self.conditions,
+                "versions": self.versions,
             },
             indent=2,
         )
@@ -73,7 +78,7 @@ class FusionReport:
                 "none is seen)"
             )
         lines += [f"  {one}" for one in self.breaks]
-        lines += [self.conditions] * bool(self.conditions)
+        lines += filter(None, (self.conditions, self.versions))
         return "\n".join(lines)
 
 
@@ -130,10 +135,9 @@ def explain(
     ):
         conditions = _conditions()
         taken_apart = decompositions(config, {})
-        # isolated: what is compiled here, the model's own functions too, must not count against their recompile limit
-        compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+        compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, **_isolated())
         compiled(model, inputs, kwargs)
-    return FusionReport((*found, *eager.sites), graphs, tuple(map(str, left)), conditions)
+    return FusionReport((*found, *eager.sites), graphs, tuple(map(str, left)), conditions, str(support()))
 
 
 def _nobody_waits() -> AbstractContextManager[None]:
@@ -151,6 +155,15 @@ def _conditions() -> str:
 
 def _call(model: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return model(*inputs, **kwargs)
+
+
+def _isolated() -> dict[str, Any]:
+    """What is compiled here, the model's own functions too, must not count against their recompile limit.
+
+    Before torch 2.11 it does, by one.
+    """
+    name = "isolate_recompiles"
+    return {name: True} if name in inspect.signature(torch.compile).parameters else {}
 
 
 def _fresh_call() -> Callable[..., Any]:

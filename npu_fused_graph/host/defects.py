@@ -76,7 +76,7 @@ def guard_order_of_effects() -> None:
             for op, i in unfed:
                 op.input[i] = ""
 
-    module.explicit_order_for_side_effect_nodes = explicit_order_for_side_effect_nodes
+    vars(module)["explicit_order_for_side_effect_nodes"] = explicit_order_for_side_effect_nodes
 
 
 def guard_shape_inference() -> None:
@@ -97,7 +97,7 @@ def guard_shape_inference() -> None:
         with nullcontext() if active_fake_mode() is not None else FakeTensorMode():
             return original(*args, **kwargs)
 
-    module.infer_and_gen_sym_shape = infer_and_gen_sym_shape
+    vars(module)["infer_and_gen_sym_shape"] = infer_and_gen_sym_shape
 
 
 @contextmanager

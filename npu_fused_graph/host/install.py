@@ -14,6 +14,7 @@ import errno
 import hashlib
 import io
 import itertools
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from npu_fused_graph.errors import HostError
-from npu_fused_graph.host.paths import EXTRA_FILES, TORCH_NPU_VERSION, holds_torchair, unpacked_dir
+from npu_fused_graph.host.paths import EXTRA_FILES, choose_version, chosen_version, holds_torchair, unpacked_dir
 
 WHEEL_SHA256 = {"2.13.0": "0deb809cf447d3fce636ccfdc9c9f874950f1fe76f18f4aaab31e2d345f7dac0"}
 """Digest of the one wheel that is fetched (CPython 3.11, x86_64; its Python sources are the same in all of them)."""
@@ -42,33 +43,41 @@ _PIP_TARGET = (
 _TORCHAIR = "torch_npu/dynamo/torchair/"
 
 
-def install(wheel: Path | None = None, *, force: bool = False, log: Callable[[str], None] = print) -> Path:
-    """Unpack TorchAir into the cache and return the folder; does nothing when it is there.
+def install(
+    wheel: Path | None = None, *, version: str | None = None, force: bool = False, log: Callable[[str], None] = print
+) -> Path:
+    """Unpack TorchAir into the cache for this Python environment and return the folder; nothing to do if it is there.
 
-    wheel: a torch_npu wheel on disk; without it ``pip download`` fetches the one that is pinned. force: unpack
-    again. Raises HostError when the download, a digest or the unpacking fails; the cache is then left as it was.
+    wheel: a torch_npu wheel on disk, of any version; without it ``pip download`` fetches one. version: of torch_npu;
+    None: the one this environment used so far, at first 2.13.0. force: unpack again. Raises HostError when the
+    download, a digest or the unpacking fails; the cache is then left as it was.
     """
-    target = unpacked_dir()
-    if force or not holds_torchair(target):
-        try:
+    record = None if wheel is None else _record_name(wheel)
+    found = version if record is None else record.removeprefix("torch_npu-").partition(".dist-info/")[0]
+    if version is not None and version != found:
+        raise HostError(f"[host] wheel: expected torch_npu {version}, got {record}. Leave one of the two out.")
+    found = found or chosen_version()
+    target = unpacked_dir(found)
+    try:
+        if force or not holds_torchair(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".install-") as scratch:
-                _install(wheel, Path(scratch), target, log)
-        except OSError as error:
-            raise HostError(
-                f"[host] cache: expected to write {target}, got: {error}. Set NFG_CACHE to a folder of yours."
-            ) from None
-    log(f"TorchAir of torch_npu {TORCH_NPU_VERSION} is in {target}")
+                _install(wheel, found, Path(scratch), target, log)
+        if found != chosen_version():
+            choose_version(found)
+    except OSError as error:
+        raise HostError(
+            f"[host] cache: expected to write {target}, got: {error}. Set NFG_CACHE to a folder of yours."
+        ) from None
+    log(f"TorchAir of torch_npu {found} is in {target}")
     return target
 
 
-def _install(wheel: Path | None, scratch: Path, target: Path, log: Callable[[str], None]) -> None:
+def _install(wheel: Path | None, version: str, scratch: Path, target: Path, log: Callable[[str], None]) -> None:
     if wheel is None:
-        log(f"fetching torch_npu {TORCH_NPU_VERSION} (44 MB, once) ...")
-        wheel = _download(scratch)
-        _check_digest(wheel)
-    elif not wheel.is_file():
-        raise HostError(f"[host] wheel: expected a file, got {wheel}. Give the path of a torch_npu wheel.")
+        log(f"fetching torch_npu {version} (44 MB, once) ...")
+        wheel = _download(version, scratch)
+        _check_digest(wheel, version)
     log("unpacking TorchAir ...")
     fresh = scratch / "fresh"
     _unpack(wheel, fresh)
@@ -97,9 +106,9 @@ def _replace(fresh: Path, target: Path, scratch: Path) -> None:
             raise
 
 
-def _download(folder: Path) -> Path:
+def _download(version: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", *_PIP_TARGET]
-    command += ["--dest", str(folder), f"torch-npu=={TORCH_NPU_VERSION}"]
+    command += ["--dest", str(folder), f"torch-npu=={version}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("torch_npu-*.whl"))
     if result.returncode or not wheels:
@@ -111,11 +120,12 @@ def _download(folder: Path) -> Path:
     return wheels[0]
 
 
-def _check_digest(wheel: Path) -> None:
+def _check_digest(wheel: Path, version: str) -> None:
+    """Where the digest is known; of other versions pip has compared what the index says."""
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if digest != WHEEL_SHA256[TORCH_NPU_VERSION]:
+    if digest != WHEEL_SHA256.get(version, digest):
         raise HostError(
-            f"[host] {wheel.name}: expected sha256 {WHEEL_SHA256[TORCH_NPU_VERSION]}, got {digest}. "
+            f"[host] {wheel.name}: expected sha256 {WHEEL_SHA256[version]}, got {digest}. "
             "The download is damaged or was replaced: try again, or look at the package index you use."
         )
 
@@ -154,15 +164,25 @@ def _destination(name: str) -> PurePosixPath | None:
     return None
 
 
-def _record(wheel: Path, archive: zipfile.ZipFile) -> dict[str, str]:
-    name = next((n for n in archive.namelist() if n.endswith(".dist-info/RECORD")), "no RECORD")
-    wanted = f"torch_npu-{TORCH_NPU_VERSION}.dist-info/RECORD"
-    if name != wanted:
+def _record_name(wheel: Path) -> str:
+    """Where the wheel keeps its RECORD, which names the version."""
+    if not wheel.is_file():
+        raise HostError(f"[host] wheel: expected a file, got {wheel}. Give the path of a torch_npu wheel.")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            name = next((n for n in archive.namelist() if n.endswith(".dist-info/RECORD")), "no RECORD")
+    except zipfile.BadZipFile as error:
+        raise HostError(f"[host] {wheel.name}: expected a torch_npu wheel, got a damaged file: {error}.") from None
+    if not re.fullmatch(r"torch_npu-[\w.]+\.dist-info/RECORD", name):
         raise HostError(
-            f"[host] {wheel.name}: expected a wheel with {wanted}, got {name}. "
-            f"Give the wheel of torch_npu {TORCH_NPU_VERSION}."
+            f"[host] {wheel.name}: expected a wheel with torch_npu-VERSION.dist-info/RECORD, got {name}. "
+            "Give the wheel of torch_npu."
         )
-    rows = csv.reader(io.StringIO(archive.read(name).decode()))
+    return name
+
+
+def _record(wheel: Path, archive: zipfile.ZipFile) -> dict[str, str]:
+    rows = csv.reader(io.StringIO(archive.read(_record_name(wheel)).decode()))
     return {row[0]: row[1].removeprefix("sha256=") for row in rows if len(row) > 1 and row[1].startswith("sha256=")}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from npu_fused_graph.errors import HostError
+from npu_fused_graph.host.names import check_names, out_of_range
 from npu_fused_graph.host.paths import find_torchair, installed_wheel, is_cann_present
 
 Mode = Literal["device", "host"]
@@ -44,10 +45,13 @@ def _load() -> tuple[Mode, types.ModuleType]:
     with _lock:
         if _loaded is not None:
             return _loaded
+        check_names("torch")
         device = _load_installed()
         from npu_fused_graph.host.defects import guard_backward_calls, guard_order_of_effects, guard_shape_inference
 
         found: tuple[Mode, types.ModuleType] = ("host", _load_host()) if device is None else ("device", device)
+        if device is not None:
+            check_names("torchair")
         guard_order_of_effects()
         guard_shape_inference()
         guard_backward_calls()
@@ -101,10 +105,13 @@ def _load_host() -> types.ModuleType:
             importlib.import_module("torchair._ge_concrete_graph.ge_converter.custom")
             # imported at the first compile otherwise, with a SyntaxWarning
             importlib.import_module("torchair.patterns._recover_view_inplace_pattern")
-    except BaseException:
+            check_names("torchair")
+    except BaseException as error:
         for name in [n for n in sys.modules if n.partition(".")[0] == "torchair"]:
             del sys.modules[name]
         sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _TorchairFinder)]
+        if isinstance(error, (ImportError, AttributeError)):
+            raise out_of_range(f"TorchAir in {folder} does not import: {error}") from error
         raise
     finally:
         # TorchAir installs handlers that swallow Ctrl-C (it re-sends the signal after ignoring it)

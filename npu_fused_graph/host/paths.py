@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 from npu_fused_graph.cache import cache_dir
 from npu_fused_graph.errors import HostError
 
-TORCH_NPU_VERSION = "2.13.0"
-"""The torch_npu release whose TorchAir is fetched and that everything here is tested with."""
+DEFAULT_TORCH_NPU = "2.13.0"
+"""The torch_npu release whose TorchAir is fetched where none is asked for; it serves every torch in range."""
 
 PACKAGES = Path(__file__).parent / "packages"
 """The stand-in packages of ``npu-fused-graph run``."""
@@ -24,9 +25,37 @@ EXTRA_FILES = {
 """What is unpacked besides TorchAir: place in the wheel -> name in the cache."""
 
 
-def unpacked_dir() -> Path:
-    """The folder ``npu-fused-graph host install`` fills."""
-    return cache_dir() / f"torch_npu-{TORCH_NPU_VERSION}"
+def unpacked_dir(version: str | None = None) -> Path:
+    """The folder ``npu-fused-graph host install`` fills. version: of torch_npu; None: the one this environment uses."""
+    return cache_dir() / f"torch_npu-{version or chosen_version()}"
+
+
+def chosen_version() -> str:
+    """The torch_npu release whose TorchAir is used in this Python environment."""
+    try:
+        return _choice().read_text(encoding="utf-8").strip()
+    except OSError:
+        return DEFAULT_TORCH_NPU
+
+
+def choose_version(version: str) -> None:
+    """Use this torch_npu release's TorchAir in this Python environment from now on."""
+    _choice().parent.mkdir(parents=True, exist_ok=True)
+    _choice().write_text(version, encoding="utf-8")
+
+
+def _choice() -> Path:
+    """One file per environment: environments share the cache, and their torch may need another TorchAir."""
+    return cache_dir() / "chosen" / hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]
+
+
+def version_in(torchair: Path) -> str:
+    """The torch_npu release that a folder ``torchair`` was unpacked from or installed with; "" if nothing says so."""
+    if torchair.parent.name.startswith("torch_npu-"):
+        return torchair.parent.name.removeprefix("torch_npu-")
+    site = torchair.parents[2]  # of torch_npu/dynamo/torchair
+    found = sorted(site.glob("torch_npu-*.dist-info"))
+    return found[-1].name.removeprefix("torch_npu-").removesuffix(".dist-info") if found else ""
 
 
 def find_torchair() -> tuple[Path, str]:
@@ -65,7 +94,7 @@ def installed_wheel() -> Path | None:
     """Where an installed torch_npu has its ``torchair``; None without torch_npu."""
     for distribution in importlib.metadata.distributions(name="torch_npu"):
         folder = Path(str(distribution.locate_file("torch_npu/dynamo")))
-        if PACKAGES not in folder.parents:
+        if not (distribution.metadata["Summary"] or "").startswith("Stand-in of npu_fused_graph"):
             return folder
     return None
 

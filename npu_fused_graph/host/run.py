@@ -24,10 +24,20 @@ from typing import Any
 
 from npu_fused_graph.errors import HostError, InvalidArgumentError, argument_error
 from npu_fused_graph.host import descendants
-from npu_fused_graph.host.paths import PACKAGES, wheel_file
+from npu_fused_graph.host.paths import DEFAULT_TORCH_NPU, PACKAGES, find_torchair, version_in, wheel_file
 from npu_fused_graph.host.standin.causes import Kind, one_line
 from npu_fused_graph.host.standin.state import LAUNCHER, RUN_VARIABLE, RunOptions
 from npu_fused_graph.version import __version__
+
+_ENTRY_POINTS = """[torch.backends]
+torch_npu = torch_npu:_autoload
+
+[torch_dynamo_backends]
+npu = torch_npu.dynamo:_npu_backend_entrypoint
+npugraph_ex = torch_npu.dynamo:npugraph_ex
+npugraphs = torch_npu.dynamo:npugraphs
+"""
+"""As torch_npu declares them: what torch looks for when it is imported, and the names of its backends."""
 
 _PATIENCE = 5.0
 """Seconds a process gets to end by itself, after the script has ended or a signal was passed on."""
@@ -193,12 +203,30 @@ def _checked(options: RunOptions) -> RunOptions:
 
 def _environment(folder: Path) -> dict[str, str]:
     environment = dict(os.environ)
-    paths = [str(PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
+    paths = [*stand_ins(folder), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     environment[RUN_VARIABLE] = str(folder)
     if environment.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
         del environment["TORCH_DEVICE_BACKEND_AUTOLOAD"]  # torch would not look for the stand-in
     return environment
+
+
+def stand_ins(folder: Path) -> list[str]:
+    """What belongs on PYTHONPATH: the packages, and metadata, which is written into ``folder``.
+
+    It says that torch_npu is installed, in the version whose TorchAir, schemas and Meta functions are used.
+    """
+    version = version_in(find_torchair()[0] / "torchair") or DEFAULT_TORCH_NPU
+    info = folder / "metadata" / f"torch_npu-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: torch_npu\nVersion: {version}\n"
+        "Summary: Stand-in of npu_fused_graph for processes started by `npu-fused-graph run`\n",
+        encoding="utf-8",
+    )
+    (info / "INSTALLER").write_text("npu_fused_graph\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(_ENTRY_POINTS, encoding="utf-8")
+    return [str(PACKAGES), str(info.parent)]
 
 
 def _write_run_facts(folder: Path, command: Sequence[str], seed: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from typing import Any
-from warnings import catch_warnings
+from warnings import catch_warnings, simplefilter
 
 from npu_fused_graph.inspector.dump import DumpGraph, Warnings
 from npu_fused_graph.inspector.fx_graph import UNREADABLE, FxGraph
@@ -27,7 +27,8 @@ def lines_of(data: bytes) -> list[str]:
 
 def parsed(text: str) -> Any:
     """The tree of a line. Damaged ones make Python warn of their spelling."""
-    with catch_warnings(action="ignore"):
+    with catch_warnings():
+        simplefilter("ignore")
         return ast.parse(text)
 
 

@@ -62,7 +62,10 @@ class FfnTables:
         return aligned(self.info_size) + self.records_size
 
     def info(self, window: Bytes) -> NDArray[numpy.int32]:
-        return numpy.ndarray((self.sessions, self.micro_batches, self.words), numpy.int32, window)
+        words: NDArray[numpy.int32] = numpy.ndarray(
+            (self.sessions, self.micro_batches, self.words), numpy.int32, window
+        )
+        return words
 
     def numbers(self, window: Bytes, session: int, micro_batch: int) -> NDArray[numpy.int32]:
         """The experts' numbers [BS, KS] of one session and micro batch."""
@@ -104,7 +107,8 @@ class AttentionTables:
         return aligned(self.info_size) + self.records_size
 
     def flags(self, window: Bytes) -> NDArray[numpy.int32]:
-        return numpy.ndarray((self.micro_batches, self.tokens, self.slots), numpy.int32, window)
+        flags: NDArray[numpy.int32] = numpy.ndarray((self.micro_batches, self.tokens, self.slots), numpy.int32, window)
+        return flags
 
     def records(self, window: Bytes, micro_batch: int, size: int) -> NDArray[Any]:
         """The first ``size`` bytes of each record [BS, KS] of one micro batch."""
@@ -120,4 +124,6 @@ class AttentionTables:
 
 def _records(window: Bytes, at: int, shape: tuple[int, int], stride: int, size: int) -> NDArray[Any]:
     """Raises ValueError for what is not all inside the window."""
-    return numpy.ndarray(shape, numpy.dtype((numpy.void, size)), window, at, (shape[1] * stride, stride))
+    strides = (shape[1] * stride, stride)
+    records: NDArray[Any] = numpy.ndarray(shape, numpy.dtype((numpy.void, size)), window, at, strides)
+    return records

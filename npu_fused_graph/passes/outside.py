@@ -83,7 +83,8 @@ def calls_outside(one: Break) -> list[FusionSite]:
     """The calls of reduces that a graph break keeps out of graphs, as far as the function's own code tells."""
     if one.code is None:
         return []
-    names = [(str(x.argval), x.positions.lineno) for x in dis.get_instructions(one.code) if x.positions is not None]
+    starts, line = dict(dis.findlinestarts(one.code)), 0
+    names = [(str(x.argval), line := starts.get(x.offset) or line) for x in dis.get_instructions(one.code)]
     file = one.code.co_filename
     found = {
         (name, f"{file}:{line}"): None

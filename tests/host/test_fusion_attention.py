@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from npu_fused_graph.host.paths import PACKAGES
 from npu_fused_graph.testing import assert_close
 from tests.engine.cases import flash_attention_cases as cases
 from tests.engine.op_case import Make
+from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
 from tests.scripts import script
 
@@ -51,7 +51,7 @@ def run(folder: Path, names: list[str], *flags: str) -> Any:
     calls = [call_of(name, dtype_of(name)) for name in names]
     torch.save(calls, folder / "calls.pt")
     arguments = script("fusion_attention.py"), str(folder), *flags
-    found = run_python(*arguments, env={"PYTHONPATH": str(PACKAGES)})
+    found = run_python(*arguments, env={"PYTHONPATH": PYTHONPATH})
     assert found.returncode == 0, found.stderr
     return dict(zip(names, calls, strict=True)), torch.load(folder / "results.pt", weights_only=False)
 

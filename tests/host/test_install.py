@@ -17,6 +17,7 @@ import pytest
 from npu_fused_graph.errors import HostError
 from npu_fused_graph.host import install as module
 from npu_fused_graph.host.install import install
+from npu_fused_graph.host.paths import find_torchair
 from tests.host.wheels import FILES, UNPACKED, VERSION, record_of, tree, write_wheel
 
 
@@ -33,7 +34,7 @@ def wheel(tmp_path: Path) -> Path:
     return write_wheel(tmp_path / f"torch_npu-{VERSION}-cp311-cp311-manylinux_2_28_x86_64.whl")
 
 
-def refuse_download(folder: Path) -> Path:
+def refuse_download(version: str, folder: Path) -> Path:
     raise AssertionError("nothing may be downloaded")
 
 
@@ -79,8 +80,8 @@ def test_folder_without_torchair_is_installed_over(cache: Path, wheel: Path) -> 
     ("damage", "message"),
     [
         ("record", r"torchair/npu_fx_compiler\.py does not match the wheel's RECORD\. Fetch it again\."),
-        ("no record", r"expected a wheel with torch_npu-2\.13\.0\.dist-info/RECORD, got no RECORD"),
-        ("version", r"got torch_npu-2\.7\.1\.dist-info/RECORD\. Give the wheel of torch_npu 2\.13\.0\."),
+        ("no record", r"expected a wheel with torch_npu-VERSION\.dist-info/RECORD, got no RECORD\. Give "),
+        ("package", r"got torch-2\.7\.1\.dist-info/RECORD\. Give the wheel of torch_npu\."),
         ("not a zip", r"x\.whl: expected a torch_npu wheel, got a damaged file: File is not a zip file\."),
         ("empty", r"expected a torch_npu wheel, got a damaged file: File is not a zip file\."),
         ("truncated", r"expected a torch_npu wheel, got a damaged file: "),
@@ -93,11 +94,11 @@ def test_bad_wheels_are_refused_and_leave_the_cache(cache: Path, tmp_path: Path,
     compiler = "torch_npu/dynamo/torchair/npu_fx_compiler.py"
     if damage == "record":
         write_wheel(path, {**FILES, compiler: b"changed"}, record=record_of(FILES))
-    elif damage in ("no record", "version"):
+    elif damage in ("no record", "package"):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(compiler, "")
-            if damage == "version":
-                archive.writestr("torch_npu-2.7.1.dist-info/RECORD", "")
+            if damage == "package":
+                archive.writestr("torch-2.7.1.dist-info/RECORD", "")
     elif damage == "other package":
         write_wheel(path, {"torch/__init__.py": b""})
     elif damage in ("not a zip", "empty"):
@@ -110,6 +111,28 @@ def test_bad_wheels_are_refused_and_leave_the_cache(cache: Path, tmp_path: Path,
         install(path, force=True, log=str)
     assert tree(old) == UNPACKED
     assert os.listdir(cache) == [old.name]
+
+
+def test_another_release_for_this_environment(
+    cache: Path, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = install(wheel, log=str)
+    older = {name.replace(VERSION, "2.10.0"): data for name, data in FILES.items()}
+    with zipfile.ZipFile(tmp_path / "older.whl", "w") as archive:
+        for name, data in older.items():
+            archive.writestr(name, data)
+        archive.writestr("torch_npu-2.10.0.dist-info/RECORD", "")
+    with pytest.raises(HostError, match=r"\[host\] wheel: expected torch_npu 2\.9\.1, got torch_npu-2\.10\.0\."):
+        install(tmp_path / "older.whl", version="2.9.1", log=str)
+    assert find_torchair()[0] == first
+    second = install(tmp_path / "older.whl", version="2.10.0", log=str)
+    assert second == cache / "torch_npu-2.10.0" == find_torchair()[0]
+    monkeypatch.setattr(module, "_download", refuse_download)
+    assert install(log=str) == second, "it stays chosen"
+    with monkeypatch.context() as another:
+        another.setattr(sys, "prefix", str(tmp_path))
+        assert find_torchair()[0] == install(log=str) == first, "environments choose for themselves"
+    assert install(version=VERSION, log=str) == first == find_torchair()[0]
 
 
 def test_damaged_bytes_are_noticed_or_harmless(cache: Path, tmp_path: Path) -> None:

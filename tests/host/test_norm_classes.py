@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from npu_fused_graph.host.paths import PACKAGES
+from tests.host.stand_ins import PYTHONPATH
 from tests.passes.spellings import NORMS
 from tests.processes import run_python
 from tests.scripts import script
@@ -31,7 +31,7 @@ IN_THE_LAST_PLACE = {"divided", "one_over_root"}
 @pytest.fixture(scope="module")
 def measured() -> dict[str, tuple[str, float, int]]:
     """norm -> (verdict, share of elements that differ, largest difference in units in the last place)."""
-    found = run_python(script("norm_classes.py"), env={"PYTHONPATH": f"{PACKAGES}:{ROOT}"})
+    found = run_python(script("norm_classes.py"), env={"PYTHONPATH": f"{PYTHONPATH}:{ROOT}"})
     assert found.returncode == 0, found.stderr
     results: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
     return {norm: (verdict, share, worst) for norm, (verdict, share, worst) in results.items()}

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from npu_fused_graph.host.paths import PACKAGES
 from npu_fused_graph.testing import assert_close
 from tests.host.npu_cases import attention, pointwise, quantised
 from tests.host.npu_cases.base import Case
+from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
 from tests.scripts import script
 
@@ -42,7 +42,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         groups.setdefault(case.operator, []).append(name)
     calls = {op: [(list(CASES[n].args), CASES[n].kwargs) for n in names] for op, names in groups.items()}
     torch.save(calls, folder / "calls.pt")
-    found = run_python(script("npu_operators.py"), str(folder), env={"PYTHONPATH": str(PACKAGES)})
+    found = run_python(script("npu_operators.py"), str(folder), env={"PYTHONPATH": PYTHONPATH})
     assert found.returncode == 0, found.stderr
     raw = torch.load(folder / "results.pt")
     by_case: dict[str, Any] = {"error": raw["error"], "in place": raw["in place"], "stock": raw["stock interleave"]}

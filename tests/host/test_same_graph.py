@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from npu_fused_graph.host.paths import PACKAGES
 from npu_fused_graph.testing import assert_same_graph
+from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
 from tests.ranks import run_ranks, values
 from tests.scripts import script
@@ -33,7 +33,7 @@ def test_in_a_plain_process() -> None:
 
 @pytest.mark.slow
 def test_with_the_stand_in() -> None:
-    found = run_python(script("same_graph.py"), env={"PYTHONPATH": str(PACKAGES)})
+    found = run_python(script("same_graph.py"), env={"PYTHONPATH": PYTHONPATH})
     assert found.returncode == 0, found.stderr
     check(found.stdout)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from npu_fused_graph.host.paths import PACKAGES
+from tests.host.stand_ins import PYTHONPATH
 from tests.processes import free_port, run_python
 from tests.scripts import script
 
@@ -17,7 +17,7 @@ CURE = "Compile with TorchAir's max-autotune mode instead."
 
 def said_by(name: str, *arguments: str) -> Any:
     """The JSON object the script prints last."""
-    result = run_python(script(name), *arguments, env={"PYTHONPATH": str(PACKAGES)})
+    result = run_python(script(name), *arguments, env={"PYTHONPATH": PYTHONPATH})
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import npu_fused_graph as nfg
 from npu_fused_graph import explain
+from npu_fused_graph.host.support import support
 from npu_fused_graph.passes.spellings.reduces import SPELLINGS
 from npu_fused_graph.passes.tracing import breaks
 from npu_fused_graph.passes.verdicts import FusionSite
@@ -170,7 +171,7 @@ def test_a_break_in_a_loop_leaves_the_whole_function_without_a_graph() -> None:
     assert (site.reason, site.source) == ("outside_every_graph", at(layers, REDUCE)), "one line, called three times"
     assert site.refusal is not None and site.refusal.text == f"it is called outside every graph: {cause}"
     assert report.breaks == (cause,)
-    assert cause in str(report).splitlines()[-2] and json.loads(report.to_json())["breaks"] == [cause]
+    assert cause in str(report).splitlines()[-3] and json.loads(report.to_json())["breaks"] == [cause]
 
 
 class Breaking(nn.Module):
@@ -248,6 +249,7 @@ def test_a_model_without_an_all_reduce_is_called_that() -> None:
         "  no all-reduce, attention or dispatch was called, in a graph or outside (inside a custom operator none is "
         "seen)",
         report.conditions,
+        report.versions,
     ]
 
 
@@ -258,8 +260,9 @@ def test_a_report_says_what_its_verdicts_hold_under() -> None:
         "These verdicts hold for inputs of these shapes and dtypes, compiled with dynamic=False and called under "
         "torch.no_grad() or torch.inference_mode(), on 4 ranks."
     )
-    assert str(report).endswith(report.conditions)
+    assert str(report).endswith(f"{report.conditions}\n{support()}")
     assert json.loads(report.to_json())["conditions"] == report.conditions
+    assert json.loads(report.to_json())["versions"] == report.versions == str(support())
 
 
 def test_torchs_own_log_of_graph_breaks_is_shown_to_who_asked_for_it() -> None:

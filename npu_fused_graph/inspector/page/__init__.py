@@ -6,7 +6,7 @@ import hashlib
 import html
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def report(
         ordinals = Ordinals()
         dump, against, explain = ordinals.dump(dump, 0), None if against is None else ordinals.dump(against, 1), None
         ranks = {rank: ordinals.dump(each, 2 + rank) for rank, each in (ranks or {}).items()}
-    when = "" if is_reproducible else datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    when = "" if is_reproducible else datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     name = title or ("a graph dump" if is_anonymous else dump.path.name)
     name = name.encode(errors="replace").decode()
     facts: dict[str, Any] = {

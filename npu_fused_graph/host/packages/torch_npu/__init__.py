@@ -9,9 +9,14 @@ def _autoload() -> None:
 
 import sys  # noqa: E402
 from enum import IntEnum  # noqa: E402
+from importlib.metadata import version  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
+
+from npu_fused_graph.host.names import check_names  # noqa: E402
+
+check_names("torch", is_run=True)
 
 from npu_fused_graph.host.standin import device, hccl, operators, process  # noqa: E402
 from npu_fused_graph.host.standin.operators import (  # noqa: E402, F401
@@ -22,7 +27,7 @@ from npu_fused_graph.host.standin.operators import (  # noqa: E402, F401
     npu_format_cast_,
 )
 
-__version__ = "2.13.0"
+__version__ = version("torch_npu")
 __npu_fused_graph_stand_in__ = True
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum
 
 
-class ErrCode(StrEnum):
+class ErrCode(str, Enum):
     """What went wrong, with the last three digits of torch_npu's error numbers."""
 
     SUCCESS = "000"
