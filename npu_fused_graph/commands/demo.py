@@ -53,6 +53,7 @@ def run_demo(*, ranks: int = 2, layers: int = 4, output: Path | None = None) -> 
 
 
 def _rank(rank: int, ranks: int, layers: int, folder: str, store: str, results: Any) -> None:
+    os.dup2(2, 1)  # gloo of torch 2.10 writes to standard output, where --json is
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     try:

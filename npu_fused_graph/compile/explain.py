@@ -132,10 +132,11 @@ def explain(
         warnings.catch_warnings(),
         breaks() as left,
         Eager(left) as eager,
+        _isolated() as options_of_compile,
     ):
         conditions = _conditions()
         taken_apart = decompositions(config, {})
-        compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, **_isolated())
+        compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, **options_of_compile)
         compiled(model, inputs, kwargs)
     return FusionReport((*found, *eager.sites), graphs, tuple(map(str, left)), conditions, str(support()))
 
@@ -157,13 +158,29 @@ def _call(model: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[str, 
     return model(*inputs, **kwargs)
 
 
-def _isolated() -> dict[str, Any]:
-    """What is compiled here, the model's own functions too, must not count against their recompile limit.
+@contextmanager
+def _isolated() -> Iterator[dict[str, Any]]:
+    """Options of torch.compile with which what is compiled here, the model's own functions too, leaves no trace.
 
-    Before torch 2.11 it does, by one.
+    Where torch has no such option (2.11 has none): their code is forgotten afterwards, or it would count against the
+    recompile limit of the model.
     """
-    name = "isolate_recompiles"
-    return {name: True} if name in inspect.signature(torch.compile).parameters else {}
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        yield {"isolate_recompiles": True}
+        return
+    from torch._C._dynamo.eval_frame import reset_code
+    from torch._dynamo import config
+    from torch._dynamo.convert_frame import register_bytecode_hook
+
+    compiled: list[types.CodeType] = []
+    hook = register_bytecode_hook(lambda code, _: compiled.append(code))
+    try:
+        with config.patch(recompile_limit=2**31, accumulated_recompile_limit=2**31):
+            yield {}
+    finally:
+        hook.remove()
+        for code in compiled:
+            reset_code(code)
 
 
 def _fresh_call() -> Callable[..., Any]:

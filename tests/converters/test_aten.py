@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils import _pytree as pytree
 
 import npu_fused_graph as nfg
 from npu_fused_graph.converters import aten_completed, aten_corrected
 from npu_fused_graph.converters.aten import CONVERTERS
 from npu_fused_graph.ir.reg_op import IrDef, read_ir_defs
-from npu_fused_graph.testing import TOLERANCE, assert_close
-from tests.converters.aten_samples import POINTWISE, TAKEN_APART, Call, Sample
-from tests.converters.aten_samples import SAMPLES as FIRST_SAMPLES
-from tests.converters.grad_samples import GRADIENTS
-from tests.converters.more_samples import MORE_SAMPLES
+from npu_fused_graph.selftest.aten_samples import POINTWISE, TAKEN_APART
+from npu_fused_graph.selftest.aten_samples import SAMPLES as FIRST_SAMPLES
+from npu_fused_graph.selftest.calls import Call, OpCalls, Sample, batches_of, check_values
+from npu_fused_graph.selftest.grad_samples import GRADIENTS
+from npu_fused_graph.selftest.more_samples import MORE_SAMPLES
+from npu_fused_graph.testing import assert_close
 from tests.converters.recorder import Emitted, recording
 from tests.engine.op_case import Make
 
@@ -61,79 +61,13 @@ def forget_compiled_code() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-class OpCalls(torch.nn.Module):
-    """Calls of ops as one function of all their tensors: one compilation covers many samples and their dtypes.
-
-    Written out as a torch.fx graph: Dynamo has nothing but the calls to trace, and their numbers are constants even
-    with dynamic=True.
-    """
-
-    def __init__(self, calls: list[tuple[Any, Call]]) -> None:
-        super().__init__()
-        graph = torch.fx.Graph()
-        leaves = [pytree.tree_flatten((call.args, call.kwargs)) for _, call in calls]
-        self.tensors = [x for items, _ in leaves for x in items if isinstance(x, torch.Tensor)]
-        inputs = iter([graph.placeholder(f"x{i}") for i in range(len(self.tensors))])
-        results = []
-        for (op, _), (items, spec) in zip(calls, leaves, strict=True):
-            filled = [next(inputs) if isinstance(x, torch.Tensor) else x for x in items]
-            results.append(graph.call_function(op, *pytree.tree_unflatten(filled, spec)))
-        graph.output(results)
-        self._calls = torch.fx.GraphModule(self, graph)
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
-        return self._calls(*tensors)
-
-
-BATCH = 10
-"""Samples that share a graph."""
-
-
 def batched(samples: list[Sample]) -> list[Any]:
-    """Parameters: batches in which no op comes twice, so that each sample's own op is seen to be converted."""
-    batches: list[list[Sample]] = []
-    for sample in samples:
-        room = (b for b in batches if len(b) < BATCH and all(other.op != sample.op for other in b))
-        batch = next(room, None)
-        if batch is None:
-            batches.append(batch := [])
-        batch.append(sample)
-    return [pytest.param(b, id=f"{b[0].id()} to {b[-1].id()}") for b in batches]
+    """Parameters of batches."""
+    return [pytest.param(b, id=f"{b[0].id()} to {b[-1].id()}") for b in batches_of(samples)]
 
 
 def compiled(fn: Callable[..., Any], backend: Any, *, dynamic: bool = False) -> Callable[..., Any]:
     return torch.no_grad()(torch.compile(fn, backend=backend, dynamic=dynamic, fullgraph=True))
-
-
-def compare(actual: Any, expected: Any, sample: Sample, dtype: str, *, is_eager: bool = True) -> None:
-    results, wanted = pytree.tree_leaves(actual), pytree.tree_leaves(expected)
-    assert len(results) == len(wanted)
-    for result, want in zip(results, wanted, strict=True):
-        assert result.shape == want.shape, dtype
-        if result.is_complex():
-            result, want = torch.view_as_real(result), torch.view_as_real(want.resolve_conj())
-        assert not is_eager or result.dtype == want.dtype, dtype
-        if is_eager and sample.exact:
-            assert torch.equal(result, want), dtype
-        elif is_eager or result.dtype in TOLERANCE:
-            assert_close(result, want, scale=sample.scale, message=dtype)
-
-
-def widened(call: Call) -> Call:
-    args, kwargs = pytree.tree_map_only(
-        torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, (call.args, call.kwargs)
-    )
-    return Call(*args, **kwargs)
-
-
-def check_values(sample: Sample, calls: list[Call], results: list[Any]) -> None:
-    """calls, results: one for each of the sample's dtypes from the first on, or for fewer of them."""
-    assert len(calls) == len(results)
-    for call, dtype, result in zip(calls, sample.dtypes, results, strict=False):
-        compare(result, sample.op(*call.args, **call.kwargs), sample, dtype)
-        if sample.wide and getattr(torch, dtype).is_floating_point:
-            wide = widened(call)
-            compare(result, sample.op(*wide.args, **wide.kwargs), sample, dtype, is_eager=False)
 
 
 BF16_OF_STOCK = {"Conv2D", "Identity", "Maximum", "Minimum", "Muls", "ReverseV2", "Round", "Shape", "TensorMove"}

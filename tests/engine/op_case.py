@@ -11,6 +11,7 @@ from torch import Tensor
 
 from npu_fused_graph.engine import compile_graph
 from npu_fused_graph.ir.graph import DTypeValue, Graph, Node, NodeInput, Source, TensorDesc, TensorValue
+from npu_fused_graph.selftest.calls import Make as Make
 from npu_fused_graph.testing import assert_close
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -42,28 +43,6 @@ OTHER_RESULT_DTYPE = {
     "StatelessBernoulli",
 }
 """Types with a result in a dtype of its own: float32 statistics, a dtype attribute, a part of a complex number."""
-
-
-class Make:
-    """Makes inputs of the dtype under test. ``make(2, 3)``: small values of any sign, no ties, no zeros."""
-
-    def __init__(self, dtype: str, seed: int = 0) -> None:
-        self.dtype = getattr(torch, dtype)
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, *shape: int, low: float = -3.0, high: float = 3.0) -> Tensor:
-        """Uniform in [low, high); whole numbers (never 0) for integer dtypes; coin flips for bool."""
-        x = torch.rand(shape, generator=self.generator, dtype=torch.float64) * (high - low) + low
-        if self.dtype is torch.bool:
-            return x > (low + high) / 2
-        if not self.dtype.is_floating_point:
-            x = x.round()
-            x = torch.where(x == 0, torch.ones_like(x), x)
-        return x.to(self.dtype)
-
-    def ints(self, *shape: int, low: int, high: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        """Whole numbers in [low, high)."""
-        return torch.randint(low, high, shape, generator=self.generator).to(dtype)
 
 
 @dataclass(frozen=True)

@@ -4,48 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tests.engine.op_case import Make
+from npu_fused_graph.selftest.calls import FLOATS, Call, Make, Sample
 
 aten = torch.ops.aten
 
-F = ("float32", "float16", "bfloat16")
+F = FLOATS
 I = ("int32", "int64")  # noqa: E741
 B = ("bool",)
 FI = (*F, "int64")
-
-
-class Call:
-    """Arguments of one call."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args = args
-        self.kwargs = kwargs
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One call of ``op``. build(make) gives its arguments in the dtype under test.
-
-    wide: also compare with the same call on float64 inputs; off where a rounding changes the answer, or where float64
-    is not supported. exact: eager must be met bit for bit. scale: multiplies the tolerance: about the number of
-    roundings in the chain, or the growth of the sums in it.
-    """
-
-    op: Any
-    build: Callable[[Make], Call]
-    dtypes: tuple[str, ...] = F
-    name: str = ""
-    wide: bool = True
-    exact: bool = False
-    scale: float = 1.0
-
-    def id(self) -> str:
-        return f"{self.op}-{self.name}" if self.name else str(self.op)
 
 
 def x(*shape: int, **options: Any) -> Callable[[Make], Call]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from tests.converters.aten_samples import Call, F, Sample
-from tests.engine.op_case import Make
+from npu_fused_graph.selftest.aten_samples import Call, F, Sample
+from npu_fused_graph.selftest.calls import Make
 
 aten = torch.ops.aten
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tests.converters.aten_samples import FI, Call, F, I, Sample, mask, positive, special, x, xa
-from tests.engine.op_case import Make
+from npu_fused_graph.selftest.aten_samples import FI, Call, F, I, Sample, mask, positive, special, x, xa
+from npu_fused_graph.selftest.calls import Make
 
 aten = torch.ops.aten
 
