@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # one process per core, one torch thread per process: these tensors are tiny
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: .venv demo test test-slow check format bench fuzz mutants mutants-kernels kernels-full opinfo compat clean
+.PHONY: .venv demo selftest test test-slow check format bench fuzz mutants mutants-kernels kernels-full opinfo compat clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, got " + sys.version'
@@ -19,6 +19,9 @@ $(VENV)/.ready: pyproject.toml
 
 demo: .venv
 	$(BIN)/npu-fused-graph demo
+
+selftest: .venv
+	$(BIN)/npu-fused-graph selftest -o build/selftest
 
 # --budget: past it the seconds of every test file are printed
 test: .venv

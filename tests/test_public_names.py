@@ -106,4 +106,8 @@ def test_a_wheel_holds_every_package() -> None:
     listed = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(root).parts for path in (root / "npu_fused_graph").rglob("__init__.py")}
     found = {".".join(parts) for parts in folders if "packages" not in parts}
-    assert set(listed) == found | {"npu_fused_graph.converters", "npu_fused_graph._kernels"}
+    assert set(listed) == found | {
+        "npu_fused_graph.converters",
+        "npu_fused_graph._examples",
+        "npu_fused_graph._kernels",
+    }

@@ -135,6 +135,17 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if diagnosis["ok"] else 1
 
 
+def _selftest(arguments: argparse.Namespace) -> int:
+    from npu_fused_graph.commands.doctor import diagnose
+    from npu_fused_graph.selftest import PARTS, selftest
+
+    report = selftest(
+        diagnose(), device=arguments.device, parts=arguments.part or PARTS, output=arguments.output, log=_progress
+    )
+    _print(arguments, report.as_dict(), str(report))
+    return int(bool(report.bad))
+
+
 def _ops(arguments: argparse.Namespace) -> int:
     if arguments.engine:
         from npu_fused_graph.engine import registered_types
@@ -305,6 +316,20 @@ COMMANDS = (
         ],
     ),
     Command("doctor", "versions, mode, what is missing and how to get it", _doctor),
+    Command(
+        "selftest", "every operator, converter and example against its reference, here; one report to send", _selftest,
+        [
+            _argument("--device", choices=("cpu", "npu"), default="cpu", help="npu: a machine with CANN (default cpu)"),
+            _argument(
+                "--part", action="append", choices=("capabilities", "operators", "converters", "examples", "times"),
+                help="only this part (repeatable; default: all)",
+            ),
+            _argument(
+                "-o", "--output", type=Path, default=Path("selftest"), metavar="DIR",
+                help="folder for selftest.json and selftest.txt (default selftest)",
+            ),
+        ],
+    ),
     Command(
         "ops", "the operator table", _ops,
         [_argument("--engine", action="store_true", help="GE op types the CPU engine executes")],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -44,28 +47,31 @@ class OneOperator(torch.nn.Module):
 
     def compile(self) -> Callable[[Sequence[Tensor]], Any]:  # type: ignore[override]
         """A function of tensors like those of the call, giving what the operator gives. Raises what TorchAir raises."""
-        outcome: list[Any] = []
 
-        def compile_here() -> None:
+        def compile_here() -> Callable[..., Any]:
             _here.is_compiling = True
-            try:
-                outcome.append(_compile(self, self.tensors))
-            except Exception as error:
-                outcome.append(error)
+            return _compile(self, self.tensors)
 
-        # In a thread of its own: the caller may be in the middle of a dispatcher call, below autograd.
-        thread = threading.Thread(target=compile_here)
-        thread.start()
-        thread.join()
-        (graph,) = outcome
-        if isinstance(graph, Exception):
-            raise graph
+        # In another thread: the caller may be in the middle of a dispatcher call, below autograd.
+        graph = _threads().submit(compile_here).result()
         self.tensors = []
 
         def run(tensors: Sequence[Tensor]) -> Any:
             return pytree.tree_unflatten(list(graph(*tensors)), self._out_structure)
 
         return run
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads that stay: torch 2.10 built for CUDA keeps a pointer into the one that made the last fake mode.
+
+    As many as calls are nested: while an operator is compiled another may be called.
+    """
+    return ThreadPoolExecutor(64, "npu-fused-graph")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of them
 
 
 def _compile(module: OneOperator, tensors: list[Tensor]) -> Callable[..., Any]:

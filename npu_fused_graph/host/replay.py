@@ -111,7 +111,7 @@ def _replay(calls: list[RecordedCall], methods: Sequence[str], log: Callable[[st
             given = [{**a, **{name: a[name].clone() for name in module.SPEC.mutated}} for a in arguments]
             computed = _METHODS[method](module, given) if method in _METHODS else None
         if computed is not None:
-            result.comparisons.append(_compare(method, computed, recorded, len(ranks)))
+            result.comparisons.append(compare(method, computed, recorded, len(ranks)))
         elif method == KERNEL:
             log(f"{first.op}: its kernel is not here yet")
     return result
@@ -197,8 +197,10 @@ def _each_rank(
     return (group or LocalGroup(len(arguments))).run(work)
 
 
-def _compare(method: str, computed: Results, recorded: Results, ranks: int) -> Comparison:
-    """Every rank rounds its part of the sum, so the tolerance is the table's times the number of ranks.
+def compare(method: str, computed: Results, recorded: Results, ranks: int) -> Comparison:
+    """Two results, rank by rank.
+
+    Every rank rounds its part of the sum, so the tolerance is the table's times the number of ranks.
 
     The table is for values about 1: larger results are brought to that size by a power of two first.
     """

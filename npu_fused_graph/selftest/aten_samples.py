@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,14 @@ def positive(make: Make, *shape: int) -> torch.Tensor:
 
 def unit(make: Make, *shape: int) -> torch.Tensor:
     return make(*shape, low=0.05, high=0.95)
+
+
+def _scatter(reduce: str, include_self: bool, make: Make) -> Call:
+    return Call(make(4, 5), 1, make.ints(4, 3, low=0, high=5), make(4, 3), reduce, include_self=include_self)
+
+
+def _index_reduce(reduce: str, make: Make) -> Call:
+    return Call(make(4, 5), 1, torch.tensor([3, 0, 3]), make(4, 3), reduce)
 
 
 def special(make: Make) -> torch.Tensor:
@@ -243,7 +252,7 @@ INDEX = [
     *(
         Sample(
             aten.scatter_reduce.two,
-            lambda m, r=reduce, i=include: Call(m(4, 5), 1, m.ints(4, 3, low=0, high=5), m(4, 3), r, include_self=i),
+            partial(_scatter, reduce, include),
             FI,
             name=f"{reduce} {include}",
             scale=3,
@@ -259,7 +268,7 @@ INDEX = [
     *(
         Sample(
             aten.index_reduce.default,
-            lambda m, r=reduce: Call(m(4, 5), 1, torch.tensor([3, 0, 3]), m(4, 3), r),
+            partial(_index_reduce, reduce),
             name="" if reduce == "prod" else reduce,
             scale=3,
         )

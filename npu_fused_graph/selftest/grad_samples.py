@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from npu_fused_graph.selftest.aten_samples import Call, F, Sample
-from npu_fused_graph.selftest.calls import Make
+from npu_fused_graph.selftest.aten_samples import F
+from npu_fused_graph.selftest.calls import Call, Make, Sample
 
 aten = torch.ops.aten
 
@@ -33,6 +34,13 @@ def total(make: Make) -> torch.Tensor:
 
 def scalar(make: Make) -> torch.Tensor:
     return make(1).reshape(())
+
+
+def _entropy(r: int, m: Make) -> Call:
+    return Call(
+        m(3, 4) if r == NONE else scalar(m), m(3, 4, low=0.1, high=0.9), m(3, 4, low=0, high=1),
+        m(3, 4, low=0.5) if r else None, r,
+    )  # fmt: skip
 
 
 def losses(op: Any, *args: Any) -> list[Sample]:
@@ -129,10 +137,7 @@ GRADIENTS = [
     *[
         Sample(
             aten.binary_cross_entropy_backward.default,
-            lambda m, r=r: Call(
-                m(3, 4) if r == NONE else scalar(m), m(3, 4, low=0.1, high=0.9), m(3, 4, low=0, high=1),
-                m(3, 4, low=0.5) if r else None, r,
-            ),
+            partial(_entropy, r),
             EVERY, name=name, scale=8,
         )
         for r, name in ((MEAN, ""), (SUM, "sum"), (NONE, "none"))

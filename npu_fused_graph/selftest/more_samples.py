@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from npu_fused_graph.selftest.aten_samples import FI, Call, F, I, Sample, mask, positive, special, x, xa
-from npu_fused_graph.selftest.calls import Make
+from npu_fused_graph.selftest.aten_samples import FI, F, I, mask, positive, special, x, xa
+from npu_fused_graph.selftest.calls import Call, Make, Sample
 
 aten = torch.ops.aten
 

@@ -67,7 +67,6 @@ def main() -> int:
 
 def run_cell(environment: Path, torch_npu: str, wheel: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything in one environment with the TorchAir of one torch_npu."""
-    python = environment / "bin" / "python"
     work = BUILD / f"{environment.name}@{torch_npu}"
     project, site = work / "project", work / "site"
     shutil.rmtree(work, ignore_errors=True)
@@ -78,9 +77,10 @@ def run_cell(environment: Path, torch_npu: str, wheel: Path, arguments: argparse
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "Makefile"):
         shutil.copy(ROOT / name, project / name)
+    python = _overlay(environment, site, work / "venv")
     environ = {
-        **os.environ, "PYTHONPATH": str(site), "NFG_CACHE": str(BUILD / "cache"), "OMP_NUM_THREADS": "1",
-        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        **os.environ, "NFG_CACHE": str(BUILD / "cache"), "OMP_NUM_THREADS": "1",
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
 
     def ours(*command: str) -> dict[str, Any]:
@@ -119,6 +119,14 @@ def run_cell(environment: Path, torch_npu: str, wheel: Path, arguments: argparse
     for test in cell["unexplained"]:
         print(f"  unexplained: {test}")
     return cell
+
+
+def _overlay(environment: Path, site: Path, folder: Path) -> Path:
+    """The python of an environment that has all of ``environment`` and the wheel in ``site``; neither is changed."""
+    subprocess.run([str(environment / "bin" / "python"), "-m", "venv", "--without-pip", str(folder)], check=True)
+    (own,), (theirs,) = (list(f.glob("lib/python*/site-packages")) for f in (folder, environment))
+    (own / "compat.pth").write_text(f"{site}\nimport site; site.addsitedir({str(theirs)!r})\n", encoding="utf-8")
+    return folder / "bin" / "python"
 
 
 def store(cell: dict[str, Any]) -> None:

@@ -11,11 +11,14 @@ from pathlib import Path
 TORCH_NPU = """
 import types
 import torch
+import torch.distributed
 
 SOC = {soc!r}
 npu = types.ModuleType("torch_npu.npu")
 npu.get_device_name = lambda device=None: SOC
 npu.current_device = lambda: 0
+npu.device_count = lambda: 2
+npu.set_device = npu.synchronize = lambda *args: None
 npu.matmul = npu.conv = types.SimpleNamespace(allow_hf32=False)
 npu._get_deterministic_level = lambda: 0
 npu.get_npu_format = lambda x: 2
@@ -25,6 +28,11 @@ library = torch.library.Library("npu", "FRAGMENT")
 library.define("get_npu_format(Tensor self) -> int")
 library.impl("get_npu_format", get_npu_format, "CompositeExplicitAutograd")
 torch.Tensor.is_npu = property(lambda self: False)
+torch.Tensor.npu = lambda self, *args: self  # tensors stay on the CPU
+_init = torch.distributed.init_process_group
+torch.distributed.init_process_group = lambda backend, *args, **options: _init(
+    {{"hccl": "gloo"}}.get(backend, backend), *args, **options
+)
 """
 
 NATIVE = '''
@@ -65,6 +73,9 @@ def make_site(
     """
     (folder / "torch_npu").mkdir(parents=True)
     (folder / "torch_npu" / "__init__.py").write_text(TORCH_NPU.format(soc=soc))
+    info = folder / "torch_npu-2.13.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_npu\nVersion: 2.13.0\n")
     package = folder / "torchair"
     package.mkdir()
     for entry in torchair.iterdir():
