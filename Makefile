@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # one process per core, one torch thread per process: these tensors are tiny
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: .venv demo selftest test test-slow check format bench fuzz mutants mutants-kernels kernels-full opinfo compat clean
+.PHONY: .venv demo selftest test test-slow check format bench fuzz mutants mutants-kernels kernels-full opinfo compat dist clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed, got " + sys.version'
@@ -66,6 +66,10 @@ mutants-kernels: .venv
 
 opinfo: .venv
 	$(BIN)/python -m tests.opinfo --jobs 2
+
+dist: .venv
+	rm -rf build/dist && $(BIN)/python -m build --no-isolation --outdir build/dist .
+	$(BIN)/twine check --strict build/dist/*
 
 # ENVS: environments, each with a torch of its own; docs/versions.md says how to make one
 compat: .venv

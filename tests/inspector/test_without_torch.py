@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,8 +13,8 @@ import numpy
 import pytest
 
 from tests.inspector.pages import decoder_dump
+from tests.release import ROOT, build
 
-ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
 sys.path[:0] = [sys.argv.pop(1)]
@@ -30,14 +29,8 @@ sys.exit(code)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked wheel beside numpy and protobuf, and nothing else."""
     folder = tmp_path_factory.mktemp("wheel")
-    source, target = folder / "source", folder / "installed"
-    for name in ("npu_fused_graph", "converters", "kernels"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "packages"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run([*command, str(source)], check=True, timeout=240)
-    (wheel,) = folder.glob("*.whl")
+    target = folder / "installed"
+    wheel = build(folder)[1]
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
     numpys = Path(numpy.__file__).parent
