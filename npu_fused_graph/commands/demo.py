@@ -90,7 +90,8 @@ def _measure(rank: int, ranks: int, layers: int, folder: Path) -> dict[str, Any]
     backend = get_npu_backend(compiler_config=config, min_rows=0, attention="none", on_sites=sites.extend)
     fused_result = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(tokens)
     before, after = graphs
-    dumps = sorted(str(p) for p in folder.glob("dynamo_optimized_*"))
+    # one rank's: both would write one page
+    dumps = sorted(str(p) for p in folder.glob("dynamo_optimized_*")) if rank == 0 else []
     return {
         "model": f"{layers}-layer tensor-parallel Llama-style decoder, float16, tokens {list(TOKENS)}",
         "ranks": ranks,
