@@ -106,15 +106,19 @@ def grouped_mm_fallback(input: Any, weight: Any, offs: Any) -> Any:
 
 
 def _grouped(x: Any, weight: Any, offs: Any) -> Any:
+    from torchair.ge import DataType
+
     def unused(dtype: torch.dtype) -> Any:
         return [ge.Fill([0], to(0, dtype))]
 
+    # a Cast, because not every TorchAir has constants of uint64
+    no_scales = [ge.Fill([0], ge.Cast(to(0, torch.int64), dst_type=DataType.DT_UINT64))]
     bias = torch.float16 if torch_dtype(x) is torch.float16 else torch.float32
     products = ge.GroupedMatmul(
         [x],
         [weight],
         unused(bias),
-        unused(torch.uint64),
+        no_scales,
         unused(torch.float32),
         unused(torch.float16),
         unused(torch.float16),

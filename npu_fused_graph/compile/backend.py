@@ -17,6 +17,7 @@ from npu_fused_graph.errors import UnsupportedModeError, argument_error
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.decompositions import decompositions
 from npu_fused_graph.host.defects import torchairs_warnings_hidden
+from npu_fused_graph.host.dtypes import check_dtypes
 from npu_fused_graph.passes import DEFAULT_PASSES, AttentionSites, Passes
 from npu_fused_graph.passes.verdicts import FusionSite, Numerics
 
@@ -84,6 +85,7 @@ class _Backend:
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+        check_dtypes(example_inputs)
         with torchairs_warnings_hidden():
             if any(_is_dtensor(x) for x in (*example_inputs, *gm.parameters(), *gm.buffers())):
                 return self._compile_dtensor(gm, example_inputs)

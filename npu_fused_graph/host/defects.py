@@ -15,6 +15,9 @@ from torch.fx import GraphModule
 from npu_fused_graph.aot.guards import separate_assigned_values, strides_of_what_is_not_dense
 from npu_fused_graph.ops import specs
 
+PG_DEVICE = r"(`_get_pg_default_device`|Multiple backends are registered)"
+"""How the warnings of torch.distributed begin about what TorchAir asks it; older torch blames itself for them."""
+
 Tell = Callable[[str, str], None]
 """Called with a defect and the name of the graph that contains what it spoils."""
 
@@ -108,6 +111,7 @@ def torchairs_warnings_hidden() -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torchair\.")
+        warnings.filterwarnings("ignore", message=PG_DEVICE)
         yield
 
 

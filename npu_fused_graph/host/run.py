@@ -98,7 +98,8 @@ class RunReport:
     with how often. sites: what was or would be fused in these graphs. guarded: defect of TorchAir -> graphs in which it
     was repaired. spoiled: defect -> graphs whose numbers it spoils, with --stock. failures: processes that did not end
     well, whether or not the script looked, those at fault first; who only hands on a failure that is in the list is
-    left out. recorded: calls that --record wrote, None without it. left: processes that had to be ended.
+    left out. recorded: calls that --record wrote, None without it. left: processes that had to be ended. versions: of
+    torch and TorchAir, and what is known of them; "" where no process needed TorchAir.
     """
 
     exit_code: int = 0
@@ -113,6 +114,7 @@ class RunReport:
     failures: list[Failure] = field(default_factory=list)
     recorded: int | None = None
     left: int = 0
+    versions: str = ""
 
     @property
     def is_clean(self) -> bool:
@@ -305,6 +307,7 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
             events[event["event"]] = event
         if "refused" in events:
             raise InvalidArgumentError(events["refused"]["text"])
+        report.versions = report.versions or events.get("versions", {}).get("text", "")
         end, rank = events.get("end"), events.get("rank", {}).get("rank", -1)
         report.ranks += rank >= 0
         if end is None:
@@ -368,6 +371,8 @@ def format_report(report: RunReport) -> str:
         lines.append(f"  {who} (pid {failure.pid}) failed: {failure.what}")
     if report.left:
         lines.append(f"  {_count(report.left, 'process')} still ran after the script and had to be ended")
+    if report.versions:
+        lines.append(f"  {report.versions}")
     return "\n".join(lines)
 
 

@@ -106,7 +106,8 @@ def _named(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[dict[s
         if name not in _DEFAULTS or name in names[: len(arguments)]:
             what = "only once" if name in _DEFAULTS else f"none, or one of {', '.join(_DEFAULTS)}"
             raise argument_error(_STEM, name, what, "a keyword argument", "See ascend_flash_attention.")
-    return {**_DEFAULTS, **dict(zip(names, arguments, strict=False)), **keywords}, is_numbered
+    given = dict(zip(names[: len(arguments)], arguments, strict=True))
+    return {**_DEFAULTS, **given, **keywords}, is_numbered
 
 
 def _layout(value: Any, is_numbered: bool) -> str:

@@ -43,6 +43,8 @@ def input_of(node: Node) -> Input:
     if argument.source is None:
         return Input("input", node.name)
     source = argument.source.name
+    if callable(source):  # a method until torch 2.9
+        source = source()
     name = _readable(source)
     kind = "parameter" if "._parameters[" in source else "buffer" if "._buffers[" in source else "input"
     return Input("number" if argument.pass_arg_as_tensor else kind, name)

@@ -25,7 +25,67 @@ class Cause:
     where: Callable[[Cell], bool]
 
 
-CAUSES: tuple[Cause, ...] = ()
+def _to(minor: int) -> Callable[[Cell], bool]:
+    """Up to torch 2.minor."""
+    return lambda cell: cell.torch <= (2, minor)
+
+
+def _is_d(cell: Cell) -> bool:
+    return cell.generation == "D"
+
+
+CAUSES: tuple[Cause, ...] = (
+    Cause(
+        "gloo writes lines of its own to standard output, between those of a script.",
+        r"test_run::test_(a_killed_launcher|a_killed_rank|ctrl_c)",
+        _to(10),
+    ),
+    Cause(
+        "torch warns that wait_tensor has no autograd kernel, which tests make an error of; the verdict is the same.",
+        r"test_verdicts::test_row\[training_graph\]",
+        _to(10),
+    ),
+    Cause(
+        "Defects T2 and T3 of DTensor inputs are another torch's: their tests find no defect to guard against.",
+        r"test_defects::test_t[23]_stock",
+        _to(11),
+    ),
+    Cause(
+        "torch's own shape function of bincount says int64 for weights: refused instead of a wrong number.",
+        r"test_aten::test_results_as_large_as_the_values_say\[bincount",
+        _to(10),
+    ),
+    Cause(
+        "Dynamo fails on aten._assert_scalar of a number.",
+        r"test_aten::test_scalar_assertions_vanish",
+        _to(10),
+    ),
+    Cause(
+        "bucketize of a number recurses without end in torch's own shape function.",
+        r"test_aten::test_values\[aten\.index_put\.default-last to",
+        _to(10),
+    ),
+    Cause(
+        "torch takes ldexp apart before our converter sees it; the numbers are the same.",
+        r"test_aten::test_values\[aten\.index_put\.default-row mask",
+        _to(10),
+    ),
+    Cause(
+        "TorchAir has no uint64 between GE and torch: uint64 words as a graph's input are refused, int64 words work.",
+        r"test_matmul_all_reduce_add_rms_norm::test_(in_place_one_node|one_node)\S*\[[57]\]",
+        _is_d,
+    ),
+    Cause(
+        "TorchAir has no converter of view.dtype, which signbit is made of.",
+        r"test_aten::test_values\[aten\.isnan\.default-ints",
+        _is_d,
+    ),
+    Cause(
+        "TorchAir has no handlers of signals to take away.",
+        r"test_defects::test_signals_are_the_users",
+        _is_d,
+    ),
+)
 
 
 def cause_of(test: str, cell: Cell) -> str | None:

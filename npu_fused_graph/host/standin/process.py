@@ -88,6 +88,11 @@ def became_rank(rank: int, size: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
 
 
+def tell_versions(text: str) -> None:
+    """What is known of this process's torch and TorchAir, for the launcher's report."""
+    _tell("versions", text=text)
+
+
 def _recorder(folder: Path) -> observers.Listener:
     recorder: observers.Listener | None = None
 

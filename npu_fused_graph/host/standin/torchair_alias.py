@@ -22,10 +22,11 @@ def on_load() -> None:
     from npu_fused_graph import converters
     from npu_fused_graph.host import defects, native
     from npu_fused_graph.host.standin import causes, fusable, process, state
+    from npu_fused_graph.host.support import support
 
     converters.register_all()
     # TorchAir asks c10d for a group's default device in a deprecated way; nothing the script could change
-    warnings.filterwarnings("ignore", message=r"(`_get_pg_default_device`|Multiple backends are registered)")
+    warnings.filterwarnings("ignore", message=defects.PG_DEVICE)
     native.result_listeners.append(mark)
     _watch_backend()
     is_stock = state.options().stock
@@ -35,6 +36,7 @@ def on_load() -> None:
 
     defects.watch(tell, repairs=not is_stock)
     fusable.watch(process.count_sites, lambda error: process.counts.update((f"unexamined {causes.one_line(error)}",)))
+    process.tell_versions(str(support()))
     native.graph_listeners.append(lambda executable: process.counts.update(("graphs",)))
 
 
