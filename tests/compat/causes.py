@@ -81,6 +81,11 @@ CAUSES: tuple[Cause, ...] = (
         _is_d,
     ),
     Cause(
+        "forward_ad uses torch.jit.script, of which torch warns itself, and tests make errors of warnings.",
+        r"test_no_forward_gradient",
+        lambda cell: cell.torch >= (2, 14),
+    ),
+    Cause(
         "TorchAir has no handlers of signals to take away.",
         r"test_defects::test_signals_are_the_users",
         _is_d,
