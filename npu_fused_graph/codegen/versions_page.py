@@ -32,7 +32,8 @@ and has its schemas and Meta functions; `host install --torch-npu 2.13.0` goes b
 
 ## What was run
 
-On a CPU, executed by this package's engine, never on a device. Tests that passed, and after + those that failed:
+On a CPU, executed by this package's engine, never on a device. A row is `make compat ENVS=environment@torch_npu`; tests
+that passed, and after + those that failed:
 """
 
 _ENVIRONMENT = """

@@ -53,8 +53,8 @@ def version_in(torchair: Path) -> str:
     """The torch_npu release that a folder ``torchair`` was unpacked from or installed with; "" if nothing says so."""
     if torchair.parent.name.startswith("torch_npu-"):
         return torchair.parent.name.removeprefix("torch_npu-")
-    site = torchair.parents[2]  # of torch_npu/dynamo/torchair
-    found = sorted(site.glob("torch_npu-*.dist-info"))
+    # of torch_npu/dynamo/torchair, or beside it
+    found = [info for site in torchair.parents[:3] for info in sorted(site.glob("torch_npu-*.dist-info"))]
     return found[-1].name.removeprefix("torch_npu-").removesuffix(".dist-info") if found else ""
 
 
