@@ -59,7 +59,7 @@ def main() -> int:
     for environment in arguments.environments:
         folder, _, torch_npu = environment.partition("@")
         cell = run_cell(Path(folder).absolute(), torch_npu or DEFAULT_TORCH_NPU, wheel, arguments)
-        bad += bool(cell["unexplained"]) or cell["demo"] != "8 of 8"
+        bad += bool(cell["unexplained"])
         if not arguments.part:
             store({**cell, "commit": commit, "date": f"{datetime.now(timezone.utc):%Y-%m-%d}"})
     return int(bad > 0)
@@ -116,6 +116,8 @@ def run_cell(environment: Path, torch_npu: str, wheel: Path, arguments: argparse
                 cell["explained"].setdefault(cause, []).append(test)
         cell["parts"][part] = {"passed": passed, "failed": len(failed)}
         print(f"  {part}: {passed} passed, {len(failed)} failed; {work / part}.log", flush=True)
+    if demo["fused"] != demo["legal"]:
+        cell["unexplained"].append("demo")
     for test in cell["unexplained"]:
         print(f"  unexplained: {test}")
     return cell
