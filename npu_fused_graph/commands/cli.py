@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ def _selftest(arguments: argparse.Namespace) -> int:
     from npu_fused_graph.commands.doctor import diagnose
     from npu_fused_graph.selftest import PARTS, selftest
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the parts, too
     report = selftest(
         diagnose(), device=arguments.device, parts=arguments.part or PARTS, output=arguments.output, log=_progress
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ def diagnose() -> dict[str, Any]:
                 "cure": "pip uninstall torch_npu",
             }
         )
-    known, problem = _known() if torch_version and (torchair or is_device) else (None, None)
-    problems += [problem] if problem else []
+    known: dict[str, Any] | None = None
+    if torch_version and (torchair or is_device):
+        known, is_device, found = _known(is_device)
+        problems += found
     return {
         "ok": not problems,
         "npu_fused_graph": __version__,
@@ -82,20 +85,34 @@ def format_diagnosis(diagnosis: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "everything is in place" if diagnosis["ok"] else "something is missing"])
 
 
-def _known() -> tuple[dict[str, Any] | None, dict[str, str] | None]:
-    """What is known of torch and TorchAir together, or the problem why they do not work."""
-    try:
-        from npu_fused_graph.host.names import CURE
-        from npu_fused_graph.host.support import support
+def _known(seems_device: bool) -> tuple[dict[str, Any] | None, bool, list[dict[str, str]]]:
+    """What is known of torch and TorchAir together, whether this is device mode, and why they do not work."""
+    problems: list[dict[str, str]] = []
+    is_device = seems_device
+    facts: dict[str, Any] | None = None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            from npu_fused_graph.host.load import mode
+            from npu_fused_graph.host.names import CURE
+            from npu_fused_graph.host.support import support
 
-        found = support()
-    except NpuFusedGraphError as error:
-        what, _, cure = str(error).partition(". ")
-        return None, {"problem": what, "cure": cure}
-    except (ImportError, OSError, AttributeError, RuntimeError) as error:
-        return None, {"problem": f"torch does not import: {error}", "cure": "install it again, or see the cause above"}
-    facts = {**found.as_dict(), "text": str(found)}
-    return facts, {"problem": "; ".join(found.reasons), "cure": CURE} if found.reasons else None
+            found = support()
+            is_device = mode() == "device"
+            facts = {**found.as_dict(), "text": str(found)}
+            if found.reasons:
+                problems.append({"problem": "; ".join(found.reasons), "cure": CURE})
+        except NpuFusedGraphError as error:
+            what, _, cure = str(error).partition(". ")
+            problems.append({"problem": what, "cure": cure})
+        except Exception as error:  # whatever an installation is broken by is a finding
+            what = f"torch does not load: {type(error).__name__}: {error}".partition("\n")[0]
+            problems.append({"problem": what, "cure": "repair what the error names"})
+    if seems_device and not is_device:
+        why = [str(w.message) for w in said if "torch_npu does not import" in str(w.message)]
+        problem = why[0].removesuffix(": host mode.") if why else "torch_npu does not import"
+        problems.append({"problem": problem, "cure": "see the cause, and that CANN's set_env.sh was sourced"})
+    return facts, is_device, problems
 
 
 def _cann() -> str | None:

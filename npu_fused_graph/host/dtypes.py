@@ -17,7 +17,8 @@ def check_dtypes(inputs: Iterable[Any]) -> None:
     """Raise UnsupportedModeError for an input of a dtype TorchAir cannot hand over; generation D has no uint64."""
     for dtype in dict.fromkeys(x.dtype for x in inputs if isinstance(x, Tensor)):
         if not _is_known(dtype):
-            cure = "Pass x.view(torch.int64), or take a newer TorchAir: npu-fused-graph host install --torch-npu 2.13.0"
+            view = "Pass x.view(torch.int64), or take" if dtype is torch.uint64 else "Take"
+            cure = f"{view} a newer TorchAir: npu-fused-graph host install --torch-npu 2.13.0"
             raise UnsupportedModeError(
                 f"[backend] inputs: expected dtypes this TorchAir has between GE and torch, got {dtype}. {cure}"
             )

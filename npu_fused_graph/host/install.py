@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from npu_fused_graph.errors import HostError
+from npu_fused_graph.errors import HostError, argument_error
 from npu_fused_graph.host.paths import EXTRA_FILES, choose_version, chosen_version, holds_torchair, unpacked_dir
 
 WHEEL_SHA256 = {"2.13.0": "0deb809cf447d3fce636ccfdc9c9f874950f1fe76f18f4aaab31e2d345f7dac0"}
@@ -52,10 +52,13 @@ def install(
     None: the one this environment used so far, at first 2.13.0. force: unpack again. Raises HostError when the
     download, a digest or the unpacking fails; the cache is then left as it was.
     """
-    record = None if wheel is None else _record_name(wheel)
-    found = version if record is None else record.removeprefix("torch_npu-").partition(".dist-info/")[0]
+    if version is not None and not re.fullmatch(r"\d+\.\d+\.\d+(\.post\d+|rc\d+)?", version):
+        raise argument_error(
+            "host", "torch-npu", "a whole version, such as 2.10.0.post7", repr(version), "See pip's index."
+        )
+    found = version if wheel is None else _version_of(wheel)
     if version is not None and version != found:
-        raise HostError(f"[host] wheel: expected torch_npu {version}, got {record}. Leave one of the two out.")
+        raise HostError(f"[host] wheel: expected torch_npu {version}, got {found}. Leave one of the two out.")
     found = found or chosen_version()
     target = unpacked_dir(found)
     try:
@@ -77,6 +80,8 @@ def _install(wheel: Path | None, version: str, scratch: Path, target: Path, log:
     if wheel is None:
         log(f"fetching torch_npu {version} (44 MB, once) ...")
         wheel = _download(version, scratch)
+        if _version_of(wheel) != version:
+            raise HostError(f"[host] {wheel.name}: expected torch_npu {version}, got {_version_of(wheel)}. Try again.")
         _check_digest(wheel, version)
     log("unpacking TorchAir ...")
     fresh = scratch / "fresh"
@@ -164,6 +169,10 @@ def _destination(name: str) -> PurePosixPath | None:
     return None
 
 
+def _version_of(wheel: Path) -> str:
+    return _record_name(wheel).removeprefix("torch_npu-").partition(".dist-info/")[0]
+
+
 def _record_name(wheel: Path) -> str:
     """Where the wheel keeps its RECORD, which names the version."""
     if not wheel.is_file():
@@ -173,7 +182,7 @@ def _record_name(wheel: Path) -> str:
             name = next((n for n in archive.namelist() if n.endswith(".dist-info/RECORD")), "no RECORD")
     except zipfile.BadZipFile as error:
         raise HostError(f"[host] {wheel.name}: expected a torch_npu wheel, got a damaged file: {error}.") from None
-    if not re.fullmatch(r"torch_npu-[\w.]+\.dist-info/RECORD", name):
+    if not re.fullmatch(r"torch_npu-[\w.+]+\.dist-info/RECORD", name):
         raise HostError(
             f"[host] {wheel.name}: expected a wheel with torch_npu-VERSION.dist-info/RECORD, got {name}. "
             "Give the wheel of torch_npu."

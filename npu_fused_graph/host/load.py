@@ -110,6 +110,10 @@ def _load_host() -> types.ModuleType:
         for name in [n for n in sys.modules if n.partition(".")[0] == "torchair"]:
             del sys.modules[name]
         sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _TorchairFinder)]
+        if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] not in ("torch", "torchair"):
+            raise HostError(
+                f"[host] {error.name}: expected it beside TorchAir, got none. pip install {error.name}"
+            ) from error
         if isinstance(error, (ImportError, AttributeError)):
             raise out_of_range(f"TorchAir in {folder} does not import: {error}") from error
         raise

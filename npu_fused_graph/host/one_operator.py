@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -53,13 +53,27 @@ class OneOperator(torch.nn.Module):
             return _compile(self, self.tensors)
 
         # In another thread: the caller may be in the middle of a dispatcher call, below autograd.
-        graph = _threads().submit(compile_here).result()
+        try:
+            pending = _threads().submit(compile_here)
+        except RuntimeError:  # the main thread has ended, another has not
+            pending = Future()
+            thread = threading.Thread(target=_settle, args=(pending, compile_here))
+            thread.start()
+            thread.join()
+        graph = pending.result()
         self.tensors = []
 
         def run(tensors: Sequence[Tensor]) -> Any:
             return pytree.tree_unflatten(list(graph(*tensors)), self._out_structure)
 
         return run
+
+
+def _settle(pending: Future[Any], work: Callable[[], Any]) -> None:
+    try:
+        pending.set_result(work())
+    except BaseException as error:
+        pending.set_exception(error)
 
 
 @functools.cache

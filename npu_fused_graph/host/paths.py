@@ -25,6 +25,10 @@ EXTRA_FILES = {
 """What is unpacked besides TorchAir: place in the wheel -> name in the cache."""
 
 
+CANN_VARIABLES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
+"""What the script that sets CANN's environment sets."""
+
+
 def unpacked_dir(version: str | None = None) -> Path:
     """The folder ``npu-fused-graph host install`` fills. version: of torch_npu; None: the one this environment uses."""
     return cache_dir() / f"torch_npu-{version or chosen_version()}"
@@ -33,15 +37,18 @@ def unpacked_dir(version: str | None = None) -> Path:
 def chosen_version() -> str:
     """The torch_npu release whose TorchAir is used in this Python environment."""
     try:
-        return _choice().read_text(encoding="utf-8").strip()
+        return _choice().read_text(encoding="utf-8").strip() or DEFAULT_TORCH_NPU
     except OSError:
         return DEFAULT_TORCH_NPU
 
 
 def choose_version(version: str) -> None:
     """Use this torch_npu release's TorchAir in this Python environment from now on."""
-    _choice().parent.mkdir(parents=True, exist_ok=True)
-    _choice().write_text(version, encoding="utf-8")
+    choice = _choice()
+    choice.parent.mkdir(parents=True, exist_ok=True)
+    fresh = choice.with_name(f"{choice.name}.{os.getpid()}")
+    fresh.write_text(version, encoding="utf-8")
+    fresh.replace(choice)
 
 
 def _choice() -> Path:
@@ -65,7 +72,7 @@ def find_torchair() -> tuple[Path, str]:
     """
     explicit = os.environ.get("NFG_TORCHAIR")
     if explicit:
-        folder = Path(explicit).expanduser()
+        folder = Path(explicit).expanduser().absolute()
         for candidate in (folder, folder / "torch_npu" / "dynamo", folder.parent):
             if holds_torchair(candidate):
                 return candidate, "NFG_TORCHAIR"
@@ -104,7 +111,7 @@ def is_cann_present() -> bool:
     if "torch_npu" in sys.modules:
         module = sys.modules["torch_npu"]
         return hasattr(module, "npu") and not hasattr(module, "__npu_fused_graph_stand_in__")
-    return any(os.environ.get(name) for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"))
+    return any(os.environ.get(name) for name in CANN_VARIABLES)
 
 
 def wheel_file(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -11,10 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from npu_fused_graph.errors import UnsupportedDeviceError
+from npu_fused_graph.errors import UnsupportedDeviceError, argument_error
+from npu_fused_graph.host.paths import CANN_VARIABLES
 from npu_fused_graph.selftest.parts import PARTS, read
 from npu_fused_graph.selftest.report import Check, SelftestReport
 
@@ -36,22 +39,31 @@ def selftest(
 
     facts: what ``doctor`` found. device: "npu" on a machine with CANN. output: folder of the two files, made if it is
     not there; None writes none. log: told which part begins and ends. Raises UnsupportedDeviceError for "npu" in host
-    mode. Paths below the home folder are shortened, host names are not told.
+    mode, InvalidArgumentError for an output that is no folder. The report has ~ for the home folder, and no host names.
     """
     if device == "npu" and facts["mode"] != "device":
         raise UnsupportedDeviceError(
             "[selftest] device: expected CANN and torch_npu for npu, got a machine without. Leave --device out."
         )
-    begin = time.perf_counter()
-    report = SelftestReport(device, {**facts, "machine": _machine(), "chip": _chip(device)})
+    begin, parts = time.perf_counter(), tuple(dict.fromkeys(parts))
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise argument_error(
+                "selftest", "output", "a folder, or the name of a new one", error, "Name another."
+            ) from None
+    report = SelftestReport(device, _without_home({**facts, "machine": _machine(), "chip": _chip(device)}))
     with tempfile.TemporaryDirectory(prefix="nfg-selftest-") as scratch:
         _run(parts, device, Path(scratch), log)
         for part in PARTS:
             if part in parts:
-                report.checks += [_shortened(check) for check in _outcome(Path(scratch), part)]
+                checks = _outcome(Path(scratch), part) or [
+                    Check(part, "the whole part", "FAILED", "it checked nothing")
+                ]
+                report.checks += [replace(check, text=_without_home(check.text)) for check in checks]
     report.seconds = time.perf_counter() - begin
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "selftest.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
         (output / "selftest.txt").write_text(f"{report}\n", encoding="utf-8")
     return report
@@ -87,17 +99,22 @@ def _run(parts: Sequence[str], device: str, scratch: Path, log: Callable[[str], 
 
 
 def _start(part: str, device: str, scratch: Path) -> subprocess.Popen[bytes]:
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if device == "cpu":  # host mode, also on a machine that has CANN
+        for name in CANN_VARIABLES:
+            environ.pop(name, None)
+        environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     with (scratch / f"{part}.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "npu_fused_graph.selftest", part, device, str(scratch)],
-            stdout=log, stderr=log, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log, stderr=log, start_new_session=True, env=environ, cwd=scratch,
         )  # fmt: skip
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def _note(part: str, process: subprocess.Popen[bytes], scratch: Path) -> None:
@@ -116,9 +133,14 @@ def _outcome(scratch: Path, part: str) -> list[Check]:
     return checks
 
 
-def _shortened(check: Check) -> Check:
+def _without_home(value: Any) -> Any:
+    """The same texts, with ~ for the home folder."""
     home = str(Path.home())
-    return Check(check.part, check.name, check.outcome, check.text.replace(home, "~"), check.seconds, check.ranks)
+    if isinstance(value, Mapping):
+        return {name: _without_home(x) for name, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_home(x) for x in value]
+    return value.replace(home, "~") if isinstance(value, str) and len(home) > 1 else value
 
 
 def _machine() -> str:

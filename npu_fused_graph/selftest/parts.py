@@ -29,6 +29,9 @@ def main(part: str, device_name: str, folder: str) -> int:
         from torch.multiprocessing.spawn import start_processes
 
         size = device.ranks
+        if size < 1:
+            print("[selftest] device: expected an NPU that is visible, got none", file=sys.stderr)
+            return 1
         context = start_processes(_rank, (part, device, size, folder), nprocs=size, join=False)
         if context is None:
             return 1

@@ -125,6 +125,31 @@ def test_doctor_without_torchair(
     assert problem["cure"] == "unset NFG_TORCHAIR, or point it at an unpacked torch_npu wheel"
 
 
+def test_doctor_where_torch_npu_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """CANN's environment and an installed torch_npu are not yet device mode."""
+    info = tmp_path / "torch_npu-2.13.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_npu\nVersion: 2.13.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    assert main(["doctor", "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["mode"] == "host"
+    assert "torch_npu does not import" in [p["problem"] for p in facts["problems"]][-1]
+
+
+def test_doctor_where_nothing_loads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise TypeError("Descriptors cannot be created directly\nmore")
+
+    monkeypatch.setattr("npu_fused_graph.host.support.support", fail)
+    assert main(["doctor", "--json"]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert problem["problem"] == "torch does not load: TypeError: Descriptors cannot be created directly"
+
+
 def test_host_install(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NFG_CACHE", str(tmp_path / "cache"))
     wheel = write_wheel(tmp_path / "x.whl")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,8 +107,10 @@ def run_cell(environment: Path, torch_npu: str, wheel: Path, arguments: argparse
         command = [str(python), "-m", "pytest", "-q", "-m", "not slow", f"--junitxml={report}", "--tb=short"]
         command += ["-n", str(arguments.jobs), "--dist", "loadgroup", *PARTS[part]]
         with (work / f"{part}.log").open("w") as log:
-            subprocess.run(command, cwd=project, env=environ, stdout=log, stderr=log, check=False)
+            code = subprocess.run(command, cwd=project, env=environ, stdout=log, stderr=log, check=False).returncode
         passed, failed = _read(report)
+        if code not in (0, 1) or not passed:
+            failed.append(f"{part}: pytest's exit code {code}, {passed} passed")
         for test in failed:
             cause = cause_of(test, known)
             if cause is None:
@@ -136,7 +139,7 @@ def store(cell: dict[str, Any]) -> None:
     cells = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"]
     key = ("python", "torch", "torch_npu")
     cells = [old for old in cells if any(old[name] != cell[name] for name in key)]
-    cells = sorted([*cells, cell], key=lambda c: [tuple(map(int, c[k].replace("post", "").split("."))) for k in key])
+    cells = sorted([*cells, cell], key=lambda c: [[int(n) for n in re.findall(r"\d+", c[k])] for k in key])
     RESULTS.write_text(json.dumps({"cells": cells}, indent=1) + "\n", encoding="utf-8")
     subprocess.run([sys.executable, "-m", "npu_fused_graph.codegen"], cwd=ROOT, check=True)
 
@@ -156,7 +159,8 @@ def _read(report: Path) -> tuple[int, list[str]]:
 
 
 def _build_wheel() -> Path:
-    shutil.rmtree(BUILD / "wheel", ignore_errors=True)
+    for stale in (BUILD / "wheel", ROOT / "build" / "lib"):  # setuptools takes what it finds there along
+        shutil.rmtree(stale, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(BUILD / "wheel"), "."]
     subprocess.run(command, cwd=ROOT, check=True)
     (wheel,) = (BUILD / "wheel").glob("*.whl")

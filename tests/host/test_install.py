@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from npu_fused_graph.errors import HostError
+from npu_fused_graph.errors import HostError, InvalidArgumentError
 from npu_fused_graph.host import install as module
 from npu_fused_graph.host.install import install
-from npu_fused_graph.host.paths import find_torchair
+from npu_fused_graph.host.paths import choose_version, chosen_version, find_torchair
 from tests.host.wheels import FILES, UNPACKED, VERSION, record_of, tree, write_wheel
 
 
@@ -122,7 +122,7 @@ def test_another_release_for_this_environment(
         for name, data in older.items():
             archive.writestr(name, data)
         archive.writestr("torch_npu-2.10.0.dist-info/RECORD", "")
-    with pytest.raises(HostError, match=r"\[host\] wheel: expected torch_npu 2\.9\.1, got torch_npu-2\.10\.0\."):
+    with pytest.raises(HostError, match=r"\[host\] wheel: expected torch_npu 2\.9\.1, got 2\.10\.0\."):
         install(tmp_path / "older.whl", version="2.9.1", log=str)
     assert find_torchair()[0] == first
     second = install(tmp_path / "older.whl", version="2.10.0", log=str)
@@ -133,6 +133,32 @@ def test_another_release_for_this_environment(
         another.setattr(sys, "prefix", str(tmp_path))
         assert find_torchair()[0] == install(log=str) == first, "environments choose for themselves"
     assert install(version=VERSION, log=str) == first == find_torchair()[0]
+
+
+@pytest.mark.parametrize("version", ["2.13", "2.13.*", "nonsense/../x", "", "2.13.0 "])
+def test_half_a_version_is_refused_before_anything_is_made(cache: Path, version: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"\[host\] torch-npu: expected a whole version, such as 2\.10\.0"):
+        install(version=version, log=str)
+    assert not cache.exists()
+
+
+def test_a_download_of_another_version_is_refused(cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        write_wheel(Path(command[command.index("--dest") + 1]) / wheel.name)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", download)
+    with pytest.raises(HostError, match=r"expected torch_npu 2\.12\.0, got 2\.13\.0\. Try again\."):
+        install(version="2.12.0", log=str)
+    assert os.listdir(cache) == []
+
+
+def test_an_empty_choice_is_none(cache: Path) -> None:
+    choose_version("2.12.0")
+    (choice,) = (cache / "chosen").iterdir()
+    assert chosen_version() == "2.12.0"
+    choice.write_text("")
+    assert chosen_version() == "2.13.0"
 
 
 def test_damaged_bytes_are_noticed_or_harmless(cache: Path, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from npu_fused_graph import selftest as room
+from npu_fused_graph.commands import doctor
 from npu_fused_graph.commands.cli import main
 from npu_fused_graph.commands.doctor import diagnose
+from npu_fused_graph.errors import InvalidArgumentError
 from npu_fused_graph.ops import attention_to_ffn, matmul_all_reduce_add_rms_norm
 from npu_fused_graph.selftest import PARTS, Check, SelftestReport, converters, examples, exchange, operators, parts
 from npu_fused_graph.selftest.calls import Call, Sample
@@ -172,6 +174,7 @@ def test_parts_end_for_themselves_and_the_report_has_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[str] = []
+    found = diagnose()
 
     def start(part: str, device: str, scratch: Path) -> subprocess.Popen[bytes]:
         started.append(part)
@@ -181,8 +184,10 @@ def test_parts_end_for_themselves_and_the_report_has_all(
 
     monkeypatch.setattr(room, "_start", start)
     monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    monkeypatch.setattr(doctor, "diagnose", lambda: {**found, "torchair": {"folder": "/home/me/cache"}})
     assert main(["selftest", "-o", str(tmp_path), "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
+    assert facts["facts"]["torchair"]["folder"] == "~/cache", "paths of a home folder are nobody's business"
     assert started[-1] == "times", "alone, behind the others"
     assert facts == json.loads((tmp_path / "selftest.json").read_text())
     assert facts["bad"] == 2
@@ -207,6 +212,26 @@ def test_a_part_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> 
     report = room.selftest(diagnose(), parts=["converters"])
     (check,) = report.bad
     assert check.text == "it had not ended after 0 s"
+
+
+def test_a_part_that_checks_nothing_is_bad(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(room, "_run", lambda *args: None)
+    report = room.selftest(diagnose(), parts=["operators", "operators"])
+    assert [(check.name, check.text) for check in report.bad] == [("the whole part", "it checked nothing")]
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgumentError, match=r"\[selftest\] output: expected a folder"):
+        room.selftest(diagnose(), output=tmp_path / "file")
+    monkeypatch.setattr(Device, "ranks", 0)
+    assert parts.main("operators", "npu", str(tmp_path)) == 1
+
+
+def test_the_default_is_host_mode_on_any_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    environs: list[dict[str, str]] = []
+    monkeypatch.setattr(room.subprocess, "Popen", lambda *args, env, **options: environs.append(env))
+    for device in ("cpu", "npu"):
+        room._start("operators", device, tmp_path)
+    assert ["ASCEND_HOME_PATH" in environ for environ in environs] == [False, True]
 
 
 def test_a_good_report() -> None:
