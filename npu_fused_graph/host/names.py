@@ -27,14 +27,15 @@ def check_names(package: Literal["torch", "torchair"], *, is_run: bool = False) 
     wanted = names["run" if is_run else "always"]
     missing = [name for name in wanted if name.partition(".")[0] == package and not _exists(name)]
     if missing:
-        raise out_of_range(f"missing {', '.join(missing)}")
+        cure = "npu-fused-graph run needs torch 2.10 or later." if is_run else CURE
+        raise out_of_range(f"missing {', '.join(missing)}", cure)
 
 
-def out_of_range(reason: str) -> HostError:
+def out_of_range(reason: str, cure: str = CURE) -> HostError:
     """The error where nothing can work. reason: what is missing."""
     return HostError(
         f"[host] versions: expected torch and TorchAir that go together, got torch {torch_version()} on Python "
-        f"{platform.python_version()}, out of range: {reason}. {CURE}"
+        f"{platform.python_version()}, out of range: {reason}. {cure}"
     )
 
 

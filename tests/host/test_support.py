@@ -98,7 +98,9 @@ def test_a_missing_name_is_told_before_anything_begins(monkeypatch: pytest.Monke
     with pytest.raises(HostError, match=r"missing torchair\.npu_fx_compiler\._optimize_fx\. "):
         check_names("torchair")
     monkeypatch.delattr(torch._C, "_dispatch_keyset_full_after")
-    with pytest.raises(HostError, match=r"missing torch\._C\._dispatch_keyset_full_after\. "):
+    with pytest.raises(
+        HostError, match=r"missing torch\._C\._dispatch_keyset_full_after\. npu-fused-graph run needs torch 2\.10"
+    ):
         check_names("torch", is_run=True)
 
 
