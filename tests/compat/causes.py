@@ -48,7 +48,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "Defects T2 and T3 of DTensor inputs are another torch's: their tests find no defect to guard against.",
         r"test_defects::test_t[23]_stock",
-        _to(11),
+        _to(12),
     ),
     Cause(
         "torch's own shape function of bincount says int64 for weights: refused instead of a wrong number.",
