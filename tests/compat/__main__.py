@@ -54,7 +54,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes of pytest (default 2)")
     parser.add_argument("--part", action="append", choices=tuple(PARTS), help="only this column; nothing is stored")
     arguments = parser.parse_args()
-    commit = _git("rev-parse", "--short=9", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
+    own = [f":!{path.relative_to(ROOT)}" for path in (RESULTS, ROOT / "docs" / "versions.md")]
+    changes = _git("status", "--porcelain", "--", ".", *own)
+    commit = _git("rev-parse", "--short=9", "HEAD") + ("+changes" if changes else "")
     wheel = _build_wheel()
     bad = 0
     for environment in arguments.environments:
