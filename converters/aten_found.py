@@ -55,8 +55,8 @@ def _spread(x: Any, shape: Any) -> Any:
 def bincount(x: Any, weights: Any = None, minlength: Any = 0, meta_outputs: Any = None) -> Any:
     """GE counts in the dtype of the weights, and wants to be told how far; empty weights count 1 each."""
     wanted = torch_dtype(meta_outputs)
-    if weights is not None and not wanted.is_floating_point:  # torch 2.10 and older say int64
-        raise unsupported("bincount", "weights", "a torch that knows they are summed", str(wanted), "Take torch 2.11.")
+    if weights is not None and not wanted.is_floating_point:  # torch 2.12 and older say int64
+        raise unsupported("bincount", "weights", "a torch that knows they are summed", str(wanted), "Take torch 2.13.")
     if 0 in [size for size in x.symsize if isinstance(size, int)]:
         return ge.Fill(ints([minlength]), to(0, wanted))
     each = ge.Fill(ints([0]), to(0, wanted)) if weights is None else to(weights, wanted)

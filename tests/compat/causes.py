@@ -53,12 +53,12 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "torch's own shape function of bincount says int64 for weights: refused instead of a wrong number.",
         r"test_aten::test_results_as_large_as_the_values_say\[bincount",
-        _to(10),
+        _to(12),
     ),
     Cause(
         "Dynamo fails on aten._assert_scalar of a number.",
         r"test_aten::test_scalar_assertions_vanish",
-        _to(10),
+        _to(12),
     ),
     Cause(
         "bucketize of a number recurses without end in torch's own shape function.",
