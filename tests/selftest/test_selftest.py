@@ -281,6 +281,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_every_branch_of_a_device(tmp_path: Path, torchair_folder: Path) -> None:
     """Against the stand-in for an installation: tensors move, ranks join by hccl, CANN and the chip are asked."""
     code = DEVICE.replace("sys.argv[1]", repr(str(tmp_path / "store")))
