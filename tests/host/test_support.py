@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from npu_fused_graph.commands.doctor import diagnose
-from npu_fused_graph.errors import HostError
+from npu_fused_graph.errors import HostError, InvalidArgumentError
 from npu_fused_graph.host import load_torchair, support
 from npu_fused_graph.host.names import check_names
 from npu_fused_graph.host.paths import version_in
+from npu_fused_graph.host.run import read_report
+from npu_fused_graph.host.standin import process
 
 CONVERTERS = "torchair._ge_concrete_graph.ge_converter.aten"
 
@@ -153,3 +155,16 @@ def test_release_of_a_folder(tmp_path: Path) -> None:
     assert version_in(site) == ""
     (tmp_path / "site" / "torch_npu-2.9.1.dist-info").mkdir(parents=True)
     assert version_in(site) == "2.9.1"
+
+
+def test_a_run_that_cannot_be_is_refused_by_the_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NFG_RUN", str(tmp_path))
+    process.require_names()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.delattr(torch._C, "_dispatch_keyset_full_after")
+    with pytest.raises(SystemExit):
+        process.require_names()
+    with pytest.raises(
+        InvalidArgumentError, match=r"missing torch\._C\._dispatch_keyset_full_after\. npu-fused-graph run"
+    ):
+        read_report(tmp_path, 1, 0)

@@ -25,6 +25,8 @@ from multiprocessing import util as mp_util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from npu_fused_graph.errors import HostError
+from npu_fused_graph.host.names import check_names
 from npu_fused_graph.host.standin import causes, state
 from npu_fused_graph.ops import observers
 
@@ -86,6 +88,15 @@ def became_rank(rank: int, size: int) -> None:
         _seed(rank)
     if "OMP_NUM_THREADS" not in os.environ and not _forked:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+
+
+def require_names() -> None:
+    """End the process, and let the launcher say why, where torch lacks what the stand-ins need."""
+    try:
+        check_names("torch", is_run=True)
+    except HostError as error:
+        _tell("refused", text=str(error))
+        raise SystemExit(1) from None
 
 
 def tell_versions(text: str) -> None:

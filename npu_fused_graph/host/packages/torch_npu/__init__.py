@@ -14,11 +14,11 @@ from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 
-from npu_fused_graph.host.names import check_names  # noqa: E402
+from npu_fused_graph.host.standin import process  # noqa: E402
 
-check_names("torch", is_run=True)
+process.require_names()
 
-from npu_fused_graph.host.standin import device, hccl, operators, process  # noqa: E402
+from npu_fused_graph.host.standin import device, hccl, operators  # noqa: E402
 from npu_fused_graph.host.standin.operators import (  # noqa: E402, F401
     empty_with_format,
     get_npu_format,
