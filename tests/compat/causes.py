@@ -116,6 +116,11 @@ CAUSES: tuple[Cause, ...] = (
         _to(9),
     ),
     Cause(
+        "torch warns that Python 3.13.0 is slow, and this test makes errors of all warnings, in processes of its own.",
+        r"test_t2_t3_our_backend_compiles_dtensors",
+        lambda cell: cell.python == (3, 13),
+    ),
+    Cause(
         "TorchAir has no handlers of signals to take away.",
         r"test_defects::test_signals_are_the_users",
         _is_d,

@@ -58,6 +58,8 @@ def begin() -> None:
     os.register_at_fork(after_in_child=_after_fork)
     atexit.register(_end)
     _wrap_excepthook()
+    if sys.version_info >= (3, 13):
+        _wrap_children()
     _seed(int(os.environ.get("RANK", "0")))
 
 
@@ -210,6 +212,26 @@ def _wrap_excepthook() -> None:
         original(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def _wrap_children() -> None:
+    """From Python 3.13 on, finalizers of multiprocessing no longer see the exception that ends their process."""
+    original = mp_process.BaseProcess._bootstrap  # type: ignore[attr-defined]
+
+    def bootstrap(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = self.run
+
+        def told() -> None:
+            try:
+                run()
+            except BaseException as error:
+                _end(error)
+                raise
+
+        self.run = told
+        return original(self, *args, **kwargs)
+
+    mp_process.BaseProcess._bootstrap = bootstrap  # type: ignore[attr-defined]
 
 
 def _end(error: BaseException | None = None) -> None:
