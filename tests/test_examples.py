@@ -32,6 +32,11 @@ def run(*command: str) -> str:
     return result.stdout
 
 
+def joined(out: str) -> str:
+    """What ranks wrote to one pipe: an end of line may stand in the middle of another's."""
+    return out.replace("\n", "")
+
+
 def dumped_graph(folder: Path) -> Graph:
     """The optimized graph an example dumped in TorchAir's txt form."""
     (path,) = folder.glob("dynamo_optimized_*.txt")
@@ -100,7 +105,7 @@ def test_04_quantised() -> None:
 @pytest.mark.slow
 def test_05_npu_script(tmp_path: Path) -> None:
     out = run(*CLI, "run", "--record", str(tmp_path / "calls"), "examples/05_npu_script.py")
-    assert sorted(out.splitlines()) == [f"rank {r} on npu:{r}: graph equals eager: True" for r in (0, 1)]
+    assert sorted(joined(out).split("rank ")) == ["", *(f"{r} on npu:{r}: graph equals eager: True" for r in (0, 1))]
     replayed = run(*CLI, "replay", str(tmp_path / "calls"))
     assert replayed.splitlines()[-1] == "2 of 2 calls agree"
 
@@ -108,8 +113,7 @@ def test_05_npu_script(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_07_attention_and_ffn() -> None:
     out = run("examples/07_attention_and_ffn.py", str(free_port()))
-    # the ranks write to one pipe, and an end of line may come in the middle of another's
-    said = sorted(re.findall(r"rank \d, \d micro batch\(es\): equal to one process: True", out.replace("\n", "")))
+    said = sorted(re.findall(r"rank \d, \d micro batch\(es\): equal to one process: True", joined(out)))
     assert said == [f"rank {r}, {m} micro batch(es): equal to one process: True" for r in (2, 3) for m in (1, 2)]
     assert "bytes per token and layer: {'to FFN': 6156, 'to attention': 6156}" in out
 
@@ -154,6 +158,6 @@ def test_06_says_what_would_be_grouped_and_groups_it() -> None:
 
 @pytest.mark.slow
 def test_09_a_node_runs_the_kernel_on_the_simulator() -> None:
-    rows, answer = sorted(run("examples/09_kernel_on_the_simulator.py", str(free_port())).splitlines())
-    assert rows == "12 rows arrived from the simulated kernel, equal to what was sent: True"
-    assert answer == "answer: (4, 1024) torch.bfloat16"
+    said = joined(run("examples/09_kernel_on_the_simulator.py", str(free_port())))
+    assert "12 rows arrived from the simulated kernel, equal to what was sent: True" in said
+    assert "answer: (4, 1024) torch.bfloat16" in said
