@@ -70,8 +70,14 @@ def selftest(
 
 
 def _run(parts: Sequence[str], device: str, scratch: Path, log: Callable[[str], None]) -> None:
-    """Two lanes: times, which others would disturb, come last and alone."""
-    waiting = sorted((part for part in parts if part != "times"), key=("converters", "examples").__contains__)
+    """Two lanes, the long parts first; times, which others would disturb, come last and alone."""
+    others = [part for part in parts if part != "times"]
+    _run_lanes(sorted(others, key=("converters", "examples").__contains__), device, scratch, log)
+    _run_lanes([part for part in parts if part == "times"], device, scratch, log)
+
+
+def _run_lanes(waiting: list[str], device: str, scratch: Path, log: Callable[[str], None]) -> None:
+    """All of ``waiting``, from its end, two at a time."""
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     try:
         while waiting or running:
@@ -79,7 +85,6 @@ def _run(parts: Sequence[str], device: str, scratch: Path, log: Callable[[str], 
                 part = waiting.pop()
                 running[part] = (_start(part, device, scratch), time.monotonic() + LIMIT)
                 log(f"{part} ...")
-            part, (process, end) = next(iter(running.items()))
             for part, (process, end) in list(running.items()):
                 try:
                     process.wait(0.2)
@@ -91,8 +96,6 @@ def _run(parts: Sequence[str], device: str, scratch: Path, log: Callable[[str], 
                 del running[part]
                 _note(part, process, scratch)
                 log(f"{part}: {len(read(scratch, part))} checks")
-            if not waiting and not running and "times" in parts and not (scratch / "times.log").exists():
-                waiting.append("times")
     finally:
         for process, _ in running.values():
             _kill(process)

@@ -194,6 +194,9 @@ def test_parts_end_for_themselves_and_the_report_has_all(
     assert [c["part"] for c in facts["checks"]] == [
         "capabilities", "operators", "operators", "converters", "converters", "examples", "times"
     ]  # fmt: skip
+    started.clear()
+    assert main(["selftest", "-o", str(tmp_path / "other"), "--part", "times"]) == 0
+    assert started == ["times"]
     text = (tmp_path / "selftest.txt").read_text()
     assert "  DIFFERS a: at ~/x\n" in text
     assert "  FAILED  the whole part: exit code 9: no memory, the last check was c\n" in text
