@@ -54,6 +54,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes of pytest (default 2)")
     parser.add_argument("--part", action="append", choices=tuple(PARTS), help="only this column; nothing is stored")
     arguments = parser.parse_args()
+    for environment in arguments.environments:
+        if not (python := Path(environment.partition("@")[0]) / "bin" / "python").exists():
+            parser.error(f"expected an environment of python -m venv, got no {python}")
     own = [f":!{path.relative_to(ROOT)}" for path in (RESULTS, ROOT / "docs" / "versions.md")]
     changes = _git("status", "--porcelain", "--", ".", *own)
     commit = _git("rev-parse", "--short=9", "HEAD") + ("+changes" if changes else "")
