@@ -58,6 +58,10 @@ class UnsupportedModeError(NpuFusedGraphError, RuntimeError):
     """A TorchAir mode or option that cannot be served here."""
 
 
+class CaptureError(NpuFusedGraphError, RuntimeError):
+    """What a device cannot do while it captures a graph, or what a captured graph is not allowed to meet."""
+
+
 def lost_peer(text: str) -> CommunicationError:
     """A CommunicationError whose cause lies with another rank."""
     error = CommunicationError(text)

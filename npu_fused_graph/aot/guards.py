@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from npu_fused_graph.errors import UnsupportedModeError, warn_once
-from npu_fused_graph.passes.fx import aten, is_call, value_of
+from npu_fused_graph.passes.fx import aten, is_call, storage_owner, value_of
 from npu_fused_graph.passes.location import source_line
 
 _COMPARISONS = (operator.ge, operator.gt, operator.le, operator.lt, operator.eq, operator.ne)
@@ -59,6 +59,26 @@ def refuse_strides_of_what_is_not_dense(gm: GraphModule) -> None:
             f"strides {list(value.stride())} and offset {value.storage_offset()}. Call .contiguous() on it, or slice "
             "and transpose."
         )
+
+
+def refuse_strides_of_copied_inputs(gm: GraphModule) -> None:
+    """Raise UnsupportedModeError for as_strided on an input that is not contiguous from its storage's start (D3).
+
+    A captured graph copies inputs into contiguous memory of its own; strides would pick other elements there.
+    """
+    for node in strides_of_copied_inputs(gm):
+        where = source_line(node)
+        raise UnsupportedModeError(
+            f"[backend] as_strided{f' at {where}' if where else ''}: expected a contiguous input, got one with strides "
+            f"{list(value_of(node.args[0]).stride())}. Call .contiguous() on it before the compiled region, or slice "
+            "and transpose."
+        )
+
+
+def strides_of_copied_inputs(gm: GraphModule) -> list[Node]:
+    """Calls of as_strided on an input of the graph that is not contiguous from its storage's start."""
+    found = strides_of_what_is_not_dense(gm)
+    return [node for node in found if storage_owner(node.all_input_nodes[0]).op == "placeholder"]
 
 
 def strides_of_what_is_not_dense(gm: GraphModule) -> list[Node]:

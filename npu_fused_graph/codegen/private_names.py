@@ -1,4 +1,4 @@
-"""Which private names of torch, and which names of TorchAir, the package uses: read from its own source."""
+"""Which private names of torch, and which of TorchAir and npugraph_ex, the package uses: read from its own source."""
 
 from __future__ import annotations
 
@@ -10,19 +10,32 @@ RUN = ("npu_fused_graph/host/standin/", "npu_fused_graph/host/packages/")
 
 
 def private_names(sources: Mapping[str, str]) -> str:
-    """JSON: ``always`` and ``run`` -> sorted names. sources: text of every module by its path in the project.
+    """JSON: ``always``, ``run`` and ``npugraph_ex`` -> sorted names. sources: text of every module by its path in the
+    project.
 
-    run: what only processes of ``npu-fused-graph run`` need of torch, before they have TorchAir.
+    run: what only processes of ``npu-fused-graph run`` need of torch, before they have TorchAir. npugraph_ex: its own.
 
     Private is a name of torch with a part that begins with ``_``, or of torch.fx.experimental. A name that may be
     missing is asked for with getattr, and so is not among them.
     """
-    names: dict[str, set[str]] = {"always": set(), "run": set()}
+    names: dict[str, set[str]] = {"always": set(), "run": set(), "npugraph_ex": set()}
     for path, text in sources.items():
-        for name in filter(_is_private, _names(ast.parse(text))):
-            names["run" if path.startswith(RUN) and name.startswith("torch.") else "always"].add(name)
+        for name in filter(_is_private, _of_each_package(_names(ast.parse(text)))):
+            is_run = path.startswith(RUN) and name.startswith("torch.")
+            when = "npugraph_ex" if name.startswith("npugraph_ex.") else "run" if is_run else "always"
+            names[when].add(name)
     names["run"] -= names["always"]
     return json.dumps({when: sorted(found) for when, found in names.items()}, indent=1) + "\n"
+
+
+def _of_each_package(names: Iterable[str]) -> Iterator[str]:
+    """Names below ``package`` stand for those of both that have it."""
+    for name in names:
+        first, dot, rest = name.partition(".")
+        yield from (f"{x}{dot}{rest}" for x in (("torchair", "npugraph_ex") if first == _EITHER else (first,)))
+
+
+_EITHER = "{package}"
 
 
 def _is_private(name: str) -> bool:
@@ -30,7 +43,7 @@ def _is_private(name: str) -> bool:
     if first == "torch":
         return rest[:2] == ["fx", "experimental"] or any(p[:1] == "_" and p[:2] != "__" for p in rest)
     # its native modules are our own in host mode
-    return first == "torchair" and rest[:1] != ["core"]
+    return first in ("torchair", "npugraph_ex") and rest[:1] != ["core"]
 
 
 def _names(module: ast.Module) -> set[str]:
@@ -84,7 +97,14 @@ def _bound(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
 def _imported(call: ast.Call) -> str:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     first = call.args[0] if call.args else None
-    return str(first.value) if name == "import_module" and isinstance(first, ast.Constant) else ""
+    if name != "import_module":
+        return ""
+    if isinstance(first, ast.JoinedStr):
+        placeholder, *rest = first.values
+        is_package = isinstance(placeholder, ast.FormattedValue) and ast.unparse(placeholder.value) == "package"
+        if is_package and len(rest) == 1 and isinstance(rest[0], ast.Constant):
+            return _EITHER + str(rest[0].value)
+    return str(first.value) if isinstance(first, ast.Constant) else ""
 
 
 def _chain(node: ast.expr) -> list[str]:

@@ -2,7 +2,7 @@
 
 from npu_fused_graph.comm.communicator import Communicator
 from npu_fused_graph.comm.device import ProcessGroupRank
-from npu_fused_graph.comm.groups import abort, communicator, fail, provide, resolve
+from npu_fused_graph.comm.groups import abort, communicator, fail, has_communicated, provide, resolve
 from npu_fused_graph.comm.protocol import Rank
 from npu_fused_graph.comm.this_process import rank_text, timeout
 from npu_fused_graph.comm.windows import Windows
@@ -15,6 +15,7 @@ __all__ = [
     "abort",
     "communicator",
     "fail",
+    "has_communicated",
     "provide",
     "rank_text",
     "resolve",

@@ -64,6 +64,11 @@ class Communicator(Rank):
         return self._alone
 
     @property
+    def is_connected(self) -> bool:
+        """Whether it has talked to the other ranks."""
+        return bool(self._links)
+
+    @property
     def is_broken(self) -> bool:
         return self._pinboard is not None and self._pinboard.broken is not None
 

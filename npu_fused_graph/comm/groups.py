@@ -59,6 +59,19 @@ def _hccl_names(group: dist.ProcessGroup) -> list[str]:
     ]
 
 
+def has_communicated(group: dist.ProcessGroup) -> bool:
+    """Whether a collective of this group has begun in this process; of backends that do not count them True."""
+    if c10d._world.pg_map[group][0] == "fake":
+        return False
+    if any(known.group is group and known.is_connected for known in _by_name.values()) or any(_hccl_names(group)):
+        return True
+    try:
+        counting: Any = group  # torch's stubs lack the method
+        return bool(counting._get_sequence_number_for_group())
+    except RuntimeError:
+        return True
+
+
 _by_name: dict[str, Communicator] = {}
 _provided: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""What TorchAir's defects T1, T9, T10, T19, T24 (docs/torchair_defects.md) spoil: found and repaired."""
+"""What defects of TorchAir and npugraph_ex (docs/torchair_defects.md) spoil: found and repaired."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.fx import GraphModule
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from npu_fused_graph.aot.guards import separate_assigned_values, strides_of_what_is_not_dense
+from npu_fused_graph.aot.guards import (
+    separate_assigned_values,
+    strides_of_copied_inputs,
+    strides_of_what_is_not_dense,
+)
 from npu_fused_graph.ops import specs
+from npu_fused_graph.passes.fx import storage_owner
+
+CAPTURING = ("npugraph_ex", "reduce-overhead")
+"""Modes that capture a graph of eager calls instead of building a GE graph."""
 
 PG_DEVICE = r"(`_get_pg_default_device`|Multiple backends are registered)"
 """How the warnings of torch.distributed begin about what TorchAir asks it; older torch blames itself for them."""
@@ -35,6 +46,8 @@ class _RunsEagerly(Exception):
 
 _current: list[_Compilation] = []
 _repairs = False
+_repairs_captured = True
+"""Whether D1 is repaired: unless a run with --stock says otherwise."""
 
 
 def guard_view_optimisation() -> None:
@@ -146,25 +159,83 @@ def _forgets_a_permutation(target: Any, args: Any, result: Any) -> bool:
     return False
 
 
-def watch(tell: Tell, *, repairs: bool) -> None:
-    """Tell of every graph from now on what the defects spoil in it. repairs: and repair it.
+@functools.cache
+def guard_reinplacing(package: str) -> None:
+    """Repair D1: the pass that puts operators into their first operand's memory looks at who reads that later only.
 
-    T1: the view becomes a node. T9: each input gets a value of its own. T10: the graph runs eagerly.
+    Another operand may be a view of the same memory, of which elements are overwritten before they are read, and the
+    result may have another shape than the operand. package: npugraph_ex or torchair, which has the same pass.
     """
-    global _repairs
-    _repairs = repairs
-    compiler: Any = importlib.import_module("torchair.npu_fx_compiler")
+    module: Any = importlib.import_module(f"{package}._acl_concrete_graph.graph_pass")
+    original = getattr(module, "check_multi_stream_for_single_reinplace", None)
+    in_place_form = getattr(module, "_maybe_get_inplace_op", None)
+    if original is None or in_place_form is None:
+        return  # another release, which decides otherwise
+
+    @functools.wraps(original)
+    def check_multi_stream_for_single_reinplace(node: Node) -> bool:
+        if not original(node):
+            return False
+        if in_place_form(node.target) is None or not _overwrites_an_operand(node):
+            return True
+        if _current:
+            _current[-1].found.add("D1")
+        return not _repairs_captured
+
+    vars(module)["check_multi_stream_for_single_reinplace"] = check_multi_stream_for_single_reinplace
+
+
+def guard_registration() -> None:
+    """Repair D6: TorchAir registers implementations npugraph_ex has registered before, which torch refuses."""
+    module: Any = importlib.import_module("torchair._utils")
+    original = getattr(module, "register_matmul_backward_decomp", None)
+    if original is None:
+        return  # another release
+
+    @functools.wraps(original)
+    def register_matmul_backward_decomp() -> None:
+        if torch._C.DispatchKey.AutogradPrivateUse1 not in torch.ops.aten.to.other.py_kernels:
+            original()
+
+    vars(module)["register_matmul_backward_decomp"] = register_matmul_backward_decomp
+
+
+def _overwrites_an_operand(node: Node) -> bool:
+    """Whether ``node``, put into its first operand's memory, would write what another operand reads."""
+    first = node.args[0]
+    if not isinstance(first, Node):
+        return False
+    mine, result = first.meta.get("fake_result"), node.meta.get("fake_result")
+    if not isinstance(mine, Tensor) or storage_owner(first).op == "placeholder":
+        return False
+    if isinstance(result, Tensor) and result.size() != mine.size():
+        return True
+    others = [x.meta.get("fake_result") for x in node.all_input_nodes if x is not first]
+    storage = StorageWeakRef(mine.untyped_storage())
+    return any(isinstance(x, Tensor) and StorageWeakRef(x.untyped_storage()) == storage for x in others)
+
+
+def watch(tell: Tell, *, repairs: bool, package: str = "torchair") -> None:
+    """Tell of every graph from now on what the defects spoil in it. repairs: and repair it. package: or npugraph_ex.
+
+    T1: the view becomes a node. T9: each input gets a value of its own. T10, D3: the graph runs eagerly. D1: the
+    operator keeps its own memory.
+    """
+    global _repairs, _repairs_captured
+    _repairs = _repairs_captured = repairs
+    compiler: Any = importlib.import_module(f"{package}.npu_fx_compiler")
     optimize, generate = compiler._optimize_fx, compiler._NpuFxCompiler._gen_compiled_gm
 
     @functools.wraps(optimize)
-    def optimize_fx(*args: Any, **kwargs: Any) -> Any:
-        gm: GraphModule = optimize(*args, **kwargs)
+    def optimize_fx(graph_module: GraphModule, config: Any, *args: Any, **kwargs: Any) -> Any:
+        gm: GraphModule = optimize(graph_module, config, *args, **kwargs)
         if _current:
-            found = _current[-1].found
-            if separate_assigned_values(gm, only_look=not repairs):
+            found, is_captured = _current[-1].found, config.mode.value in CAPTURING
+            if not is_captured and separate_assigned_values(gm, only_look=not repairs):
                 found.add("T9")
-            if strides_of_what_is_not_dense(gm):
-                found.add("T10")
+            strided = strides_of_copied_inputs(gm) if is_captured else strides_of_what_is_not_dense(gm)
+            if strided:
+                found.add("D3" if is_captured else "T10")
                 if repairs:
                     raise _RunsEagerly
         return gm

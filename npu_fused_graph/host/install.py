@@ -1,7 +1,8 @@
 """``npu-fused-graph host install``: fetch the torch_npu wheel once and unpack what host mode needs from it.
 
 torch_npu itself is never installed: without CANN an installed torch_npu breaks ``import torch`` for everybody in
-that environment. Unpacked are the TorchAir package, the operator schema lists, the Meta file and the licence.
+that environment. Unpacked are the TorchAir package, npugraph_ex where the release has it, the operator schema lists,
+the Meta file and the licence.
 """
 
 from __future__ import annotations
@@ -40,7 +41,14 @@ _PIP_TARGET = (
     "--abi",
     "cp311",
 )
-_TORCHAIR = "torch_npu/dynamo/torchair/"
+_PACKAGES = {
+    "torch_npu/dynamo/torchair/": "torchair",
+    "torch_npu/dynamo/npugraph_ex/": "npugraph_ex",
+    "torch_npu/npu/npugraph_ex/": "npu/npugraph_ex",
+}
+"""Folder in the wheel -> in the cache."""
+_CONTENT = ("content", "2")
+"""A file that says what is unpacked, so that a folder filled by an older version of this package is filled again."""
 
 
 def install(
@@ -62,7 +70,7 @@ def install(
     found = found or chosen_version()
     target = unpacked_dir(found)
     try:
-        if force or not holds_torchair(target):
+        if force or not _is_complete(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".install-") as scratch:
                 _install(wheel, found, Path(scratch), target, log)
@@ -103,7 +111,7 @@ def _replace(fresh: Path, target: Path, scratch: Path) -> None:
             return
         except BaseException as error:
             if getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST):
-                if holds_torchair(target):
+                if _is_complete(target):
                     return  # another process finished first
                 continue  # and a third has just moved that away
             if replaced.exists() and not target.exists():
@@ -153,20 +161,32 @@ def _unpack(wheel: Path, target: Path) -> None:
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise HostError(f"[host] {wheel.name}: expected a torch_npu wheel, got a damaged file: {error}.") from None
     if not holds_torchair(target):
-        raise HostError(f"[host] {wheel.name}: expected {_TORCHAIR} in it, got none. Is it a torch_npu wheel?")
+        raise HostError(
+            f"[host] {wheel.name}: expected torch_npu/dynamo/torchair/ in it, got none. Is it a torch_npu wheel?"
+        )
+    (target / _CONTENT[0]).write_text(_CONTENT[1], encoding="utf-8")
 
 
 def _destination(name: str) -> PurePosixPath | None:
     path = PurePosixPath(name)
     if ".." in path.parts or path.is_absolute() or name.endswith("/"):
         return None
-    if name.startswith(_TORCHAIR) and path.suffix != ".so":
-        return PurePosixPath("torchair") / path.relative_to(_TORCHAIR)
+    for folder, place in _PACKAGES.items():
+        if name.startswith(folder) and path.suffix != ".so":
+            return PurePosixPath(place) / path.relative_to(folder)
     if name in EXTRA_FILES:
         return PurePosixPath(EXTRA_FILES[name])
     if ".dist-info/licenses/" in name:
         return PurePosixPath("LICENSE-torch_npu") / path.name
     return None
+
+
+def _is_complete(target: Path) -> bool:
+    name, content = _CONTENT
+    try:
+        return holds_torchair(target) and (target / name).read_text(encoding="utf-8") == content
+    except OSError:
+        return False
 
 
 def _version_of(wheel: Path) -> str:

@@ -10,7 +10,8 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +81,7 @@ def _load_host() -> types.ModuleType:
     from npu_fused_graph.host.defects import guard_view_optimisation
     from npu_fused_graph.host.empty_collectives import KeptWhenEmpty
     from npu_fused_graph.host.random import rng_state_class
+    from npu_fused_graph.host.registration import registered_for_cpu_too
     from npu_fused_graph.host.unknown_sizes import has_no_elements
     from npu_fused_graph.ops import specs
 
@@ -95,9 +97,8 @@ def _load_host() -> types.ModuleType:
     modules = native.build_modules(native.IrRegistry(folder / "torchair", own))
     sys.modules.update(modules)
     sys.meta_path.insert(0, _TorchairFinder(folder))  # before the shim of host/packages
-    handlers = _signal_handlers()
     try:
-        with warnings.catch_warnings():
+        with signals_kept(), registered_for_cpu_too(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # third-party deprecations at import, not about the user's code
             torchair = importlib.import_module("torchair")
             # Converters of torch.ops.npu.* that do not exist here are skipped with a warning each, once, at the
@@ -117,9 +118,6 @@ def _load_host() -> types.ModuleType:
         if isinstance(error, (ImportError, AttributeError)):
             raise out_of_range(f"TorchAir in {folder} does not import: {error}") from error
         raise
-    finally:
-        # TorchAir installs handlers that swallow Ctrl-C (it re-sends the signal after ignoring it)
-        _restore_handlers(handlers)
     graphs: Any = importlib.import_module("torchair.ge._ge_graph")
     graphs.map_graph_rng_state = rng_state_class(graphs._GraphRngState)
     lowering: Any = importlib.import_module("torchair._ge_concrete_graph.fx2ge_converter")
@@ -162,13 +160,14 @@ def _hide_torch_npu() -> None:
     sys.meta_path[:] = [WithoutTorchNpu if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
 
 
-def _signal_handlers() -> dict[int, Any]:
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-
-def _restore_handlers(handlers: dict[int, Any]) -> None:
-    for number, handler in handlers.items():
-        if handler is not None:
-            signal.signal(number, handler)
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Packages of torch_npu install handlers that swallow Ctrl-C: they re-send the signal after ignoring it."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The private names of torch and TorchAir that this package uses: they must be there, or nothing may begin."""
+"""The private names of torch, TorchAir and npugraph_ex that are used: they must be there, or nothing may begin."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ CURE = (
 ).format(*TORCH[0], *TORCH[1])
 
 
-def check_names(package: Literal["torch", "torchair"], *, is_run: bool = False) -> None:
+def check_names(package: Literal["torch", "torchair", "npugraph_ex"], *, is_run: bool = False) -> None:
     """Raise HostError unless every private name of ``package`` we use exists. is_run: those of the stand-ins."""
     names = json.loads((Path(__file__).parent / "private_names.json").read_text(encoding="utf-8"))
-    wanted = names["run" if is_run else "always"]
+    wanted = names["npugraph_ex" if package == "npugraph_ex" else "run" if is_run else "always"]
     missing = [name for name in wanted if name.partition(".")[0] == package and not _exists(name)]
     if missing:
         cure = "npu-fused-graph run needs torch 2.10 or later." if is_run else CURE

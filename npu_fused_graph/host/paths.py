@@ -65,6 +65,11 @@ def version_in(torchair: Path) -> str:
     return found[-1].name.removeprefix("torch_npu-").removesuffix(".dist-info") if found else ""
 
 
+def imitated_version() -> str:
+    """The torch_npu release the stand-in packages say they are: the one whose TorchAir is used."""
+    return version_in(find_torchair()[0] / "torchair") or DEFAULT_TORCH_NPU
+
+
 def find_torchair() -> tuple[Path, str]:
     """The folder that holds the package ``torchair``, and which rule found it.
 
@@ -95,6 +100,26 @@ def find_torchair() -> tuple[Path, str]:
 def holds_torchair(folder: Path) -> bool:
     """Whether the package ``torchair`` lies in ``folder``."""
     return (folder / "torchair" / "npu_fx_compiler.py").is_file()
+
+
+def find_npugraph_ex() -> Path:
+    """The folder that holds the package ``npugraph_ex``: that of TorchAir, whose wheel it comes in.
+
+    Raises HostError with the one command that cures its absence.
+    """
+    folder, _ = find_torchair()
+    if not (folder / "npugraph_ex" / "npu_fx_compiler.py").is_file():
+        raise HostError(
+            f"[host] npugraph_ex: expected it beside TorchAir in {folder}, got none. "
+            "Run: npu-fused-graph host install (torch_npu from 2.13.0 on has it; unset NFG_TORCHAIR)"
+        )
+    return folder
+
+
+def npugraph_ex_of_npu() -> Path:
+    """The folder that holds the package ``torch_npu.npu.npugraph_ex``, which hands on to the other one."""
+    folder = find_npugraph_ex()
+    return next((x for x in (folder / "npu", folder.parent / "npu") if (x / "npugraph_ex").is_dir()), folder / "npu")
 
 
 def installed_wheel() -> Path | None:

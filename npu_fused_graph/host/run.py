@@ -24,7 +24,7 @@ from typing import Any
 
 from npu_fused_graph.errors import HostError, InvalidArgumentError, argument_error
 from npu_fused_graph.host import descendants
-from npu_fused_graph.host.paths import DEFAULT_TORCH_NPU, PACKAGES, find_torchair, version_in, wheel_file
+from npu_fused_graph.host.paths import PACKAGES, imitated_version, wheel_file
 from npu_fused_graph.host.standin.causes import Kind, one_line
 from npu_fused_graph.host.standin.state import LAUNCHER, RUN_VARIABLE, RunOptions
 from npu_fused_graph.version import __version__
@@ -34,7 +34,7 @@ torch_npu = torch_npu:_autoload
 
 [torch_dynamo_backends]
 npu = torch_npu.dynamo:_npu_backend_entrypoint
-npugraph_ex = torch_npu.dynamo:npugraph_ex
+npugraph_ex = torch_npu.dynamo:_npugraph_ex_backend_entrypoint
 npugraphs = torch_npu.dynamo:npugraphs
 """
 """As torch_npu declares them: what torch looks for when it is imported, and the names of its backends."""
@@ -93,7 +93,8 @@ class RunReport:
     """What happened in a run.
 
     exit_code: the script's (128 + n for signal n). ranks: processes that joined a process group. graphs: GE graphs
-    TorchAir built, summed over processes, like fused: calls by operator, eager or as a node. graph_breaks: reason ->
+    TorchAir built, summed over processes, like captured: graphs of calls, and fused: calls by operator, eager, replayed
+    or as a node. graph_breaks: reason ->
     times Dynamo gave a part of a model back to Python. fallbacks: errors of TorchAir after which a model ran eagerly,
     with how often. sites: what was or would be fused in these graphs. guarded: defect of TorchAir -> graphs in which it
     was repaired. spoiled: defect -> graphs whose numbers it spoils, with --stock. failures: processes that did not end
@@ -105,6 +106,7 @@ class RunReport:
     exit_code: int = 0
     ranks: int = 0
     graphs: int = 0
+    captured: int = 0
     fused: dict[str, int] = field(default_factory=dict)
     graph_breaks: dict[str, int] = field(default_factory=dict)
     fallbacks: dict[str, int] = field(default_factory=dict)
@@ -218,7 +220,7 @@ def stand_ins(folder: Path) -> list[str]:
 
     It says that torch_npu is installed, in the version whose TorchAir, schemas and Meta functions are used.
     """
-    version = version_in(find_torchair()[0] / "torchair") or DEFAULT_TORCH_NPU
+    version = imitated_version()
     info = folder / "metadata" / f"torch_npu-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(
@@ -320,6 +322,7 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
             report.failures.append(Failure(int(path.stem), rank, what, end.get("kind", "own")))
             handed_on[report.failures[-1]] = set(end.get("children", ()))
         report.graphs += end["counts"].get("graphs", 0)
+        report.captured += end["counts"].get("captured", 0)
         for name in ("legal", "fused", "off", "small_on", "small_off"):
             total = getattr(report.sites, name) + end["counts"].get(f"sites {name}", 0)
             setattr(report.sites, name, total)
@@ -337,7 +340,7 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
     report.fallbacks = dict(fallbacks)
     report.sites.refused = dict(sorted(refused.items()))
     report.sites.unexamined = dict(unexamined)
-    report.guarded = dict(sorted(guarded.items(), key=lambda item: int(item[0][1:])))
+    report.guarded = dict(sorted(guarded.items(), key=lambda item: (item[0][0], int(item[0][1:]))))
     report.failures = _at_fault_first(report.failures, handed_on)
     return report
 
@@ -351,16 +354,17 @@ def _at_fault_first(failures: list[Failure], handed_on: dict[Failure, set[int]])
 def format_report(report: RunReport) -> str:
     """The report in a few lines."""
     fused = ", ".join(f"{name} {n}" for name, n in report.fused.items()) or "none"
+    captured = f", {report.captured} captured" if report.captured else ""
     lines = [
         f"npu-fused-graph run: on the CPU, exit code {report.exit_code}, {_count(report.ranks, 'rank')}, "
-        f"{_count(report.graphs, 'graph')} compiled, {_count(sum(report.fallbacks.values()), 'eager fallback')}; "
-        f"fused calls: {fused}"
+        f"{_count(report.graphs, 'graph')} compiled{captured}, "
+        f"{_count(sum(report.fallbacks.values()), 'eager fallback')}; fused calls: {fused}"
     ]
     for reason, n in report.fallbacks.items():
         lines.append(f"  eager fallback ({n}): TorchAir failed, and the model ran eagerly instead: {reason}")
     lines += _site_lines(report.sites, report.ranks)
     for defect, n in report.guarded.items():
-        how = "ran eagerly" if defect == "T10" else "repaired"
+        how = "ran eagerly" if defect in ("T10", "D3") else "repaired"
         lines.append(f"  guarded: TorchAir's defect {defect} in {_count(n, 'graph')}, {how}; a device may show it")
     for defect, graphs in report.spoiled.items():
         lines.append(f"  spoiled: TorchAir's defect {defect} in {', '.join(graphs)}: their numbers are wrong")

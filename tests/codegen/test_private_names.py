@@ -31,10 +31,16 @@ FILE, RUN = "npu_fused_graph/a.py", "npu_fused_graph/host/standin/a.py"
     ],
 )
 def test_names(source: str, names: list[str]) -> None:
-    assert json.loads(private_names({FILE: source})) == {"always": names, "run": []}
+    assert json.loads(private_names({FILE: source})) == {"always": names, "run": [], "npugraph_ex": []}
 
 
 def test_what_only_run_needs() -> None:
     here = "import torch\ntorch._a\ntorch._b\nimport torchair._c"
     found = json.loads(private_names({FILE: "import torch\ntorch._a", RUN: here}))
-    assert found == {"always": ["torch._a", "torchair._c"], "run": ["torch._b"]}
+    assert found == {"always": ["torch._a", "torchair._c"], "run": ["torch._b"], "npugraph_ex": []}
+
+
+def test_packages_that_are_alike_and_npugraph_ex() -> None:
+    here = "m = import_module(f'{package}.a')\nm._b\nimport_module(f'{package}.{x}')\nimport_module('npugraph_ex.c')"
+    found = json.loads(private_names({RUN: here}))
+    assert found == {"always": ["torchair.a._b"], "run": [], "npugraph_ex": ["npugraph_ex.a._b", "npugraph_ex.c"]}

@@ -15,6 +15,8 @@ FILES: dict[str, bytes] = {
     "torch_npu/dynamo/torchair/__init__.py": b"",
     "torch_npu/dynamo/torchair/npu_fx_compiler.py": b"# the compiler\n",
     "torch_npu/dynamo/torchair/core/_torchair.so": b"\x7fELF",
+    "torch_npu/dynamo/npugraph_ex/npu_fx_compiler.py": b"# the other compiler\n",
+    "torch_npu/npu/npugraph_ex/__init__.py": b"# hands on\n",
     "torch_npu/dynamo/trace_rule.py": b"",
     "torch_npu/csrc/aten/npu_native_functions.yaml": b"official:\n",
     "torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml": b"custom:\n",
@@ -25,6 +27,9 @@ FILES: dict[str, bytes] = {
 UNPACKED: dict[str, bytes] = {
     "torchair/__init__.py": b"",
     "torchair/npu_fx_compiler.py": b"# the compiler\n",
+    "npugraph_ex/npu_fx_compiler.py": b"# the other compiler\n",
+    "npu/npugraph_ex/__init__.py": b"# hands on\n",
+    "content": b"2",
     "npu_native_functions.yaml": b"official:\n",
     "npu_native_functions_by_codegen.yaml": b"custom:\n",
     "_meta_registrations.py": b"# meta\n",

@@ -17,7 +17,10 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves
 
 from npu_fused_graph.errors import UnsupportedModeError
-from npu_fused_graph.host.standin import state
+from npu_fused_graph.host.capture import recording
+from npu_fused_graph.host.capture.recording import forbid
+from npu_fused_graph.host.registration import registering_for_cpu_too
+from npu_fused_graph.host.standin import dynamo, state
 from npu_fused_graph.ops import observers
 
 _keep: list[Any] = []
@@ -36,8 +39,9 @@ def install(npu: types.ModuleType) -> None:
     _replace_accelerator(npu)
     _replace_autocast()
     _replace_fake_devices()
-    _replace_registration()
+    torch.library.Library.impl = registering_for_cpu_too()  # type: ignore[method-assign]
     _replace_data_parallel()
+    dynamo.install()
     observers.listeners.append(lambda call: _mark_all)
     torch.serialization.register_package(5, lambda storage: None, _restore)
 
@@ -170,6 +174,7 @@ def _replace_methods() -> None:
             return to(self, **kwargs) if kwargs else self  # in a graph everything is on the device
         if is_on_npu(self):
             return to(self, **kwargs) if kwargs else self
+        _refuse_copy(self, "npu", non_blocking)
         return mark(to(self, device=torch.device("npu", index), **kwargs))
 
     @functools.wraps(to)
@@ -180,6 +185,8 @@ def _replace_methods() -> None:
         if is_wanted_there and is_on_npu(self):
             args, kwargs = _without_device(args, kwargs)
             return to(self, *args, **kwargs) if args or kwargs else self
+        if is_wanted_there:
+            _refuse_copy(self, "to", bool(kwargs.get("non_blocking")) or (len(args) > 2 and args[2] is True))
         result = to(self, *args, **kwargs)
         # a snapshot: on a device this is a copy, and scripts write into the original afterwards
         return self.clone() if result is self and _target(args, kwargs) == "cpu" else result
@@ -189,12 +196,23 @@ def _replace_methods() -> None:
         return self.clone(memory_format=memory_format)
 
     Tensor.npu = npu  # type: ignore[attr-defined]
-    Tensor.is_npu = property(is_on_npu)  # type: ignore[attr-defined]
+    # while a graph is captured everything is on the device, results of torch's own operators, too
+    Tensor.is_npu = property(lambda x: recording.current is not None or is_on_npu(x))  # type: ignore[attr-defined]
     Tensor.to = to_device  # type: ignore[method-assign, assignment]
     Tensor.cpu = cpu  # type: ignore[method-assign, assignment]
     Tensor.pin_memory = _pin_memory  # type: ignore[method-assign, assignment]
     Tensor.is_pinned = lambda self, device=None: self in _pinned_storages  # type: ignore[method-assign, operator]
     Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign, assignment]
+
+
+def _refuse_copy(x: Tensor, name: str, is_asynchronous: bool) -> None:
+    """A copy to the device that waits: raises CaptureError inside a capture."""
+    if not _is_traced(x) and not (is_asynchronous and x in _pinned_storages):
+        forbid(
+            f"Tensor.{name}", "the host waits for the copy",
+            "Copy before the capture, or into a tensor of the device from pinned memory with non_blocking=True.",
+            is_copy=True,
+        )  # fmt: skip
 
 
 _pinned_storages = _Storages()
@@ -260,6 +278,7 @@ def _replace_accelerator(npu: types.ModuleType) -> None:
     for name in ("current_device_index", "current_device_idx"):
         _alias(torch.accelerator, name, npu.current_device)
     _alias(torch.accelerator, "set_stream", npu.set_stream)
+    _alias(torch.accelerator, "current_stream", npu.current_stream)
 
 
 def _replace_data_parallel() -> None:
@@ -308,25 +327,3 @@ def _replace_fake_devices() -> None:
         return original(cls, fake_mode, elem, device, *args, **kwargs)
 
     FakeTensor.__new__ = staticmethod(new)  # type: ignore[assignment, method-assign]
-
-
-_CPU_KEYS = {"PrivateUse1": "CPU", "NPU": "CPU", "AutogradPrivateUse1": "AutogradCPU"}
-
-
-def _replace_registration() -> None:
-    """A kernel a script registers for the device serves the CPU, too, unless the CPU has one of its own."""
-    original: Any = torch.library.Library.impl
-
-    @functools.wraps(original)
-    def impl(self: Any, op_name: Any, fn: Any, dispatch_key: str = "", **options: Any) -> None:
-        original(self, op_name, fn, dispatch_key, **options)
-        key = _CPU_KEYS.get(dispatch_key or self.dispatch_key)
-        module = str(getattr(fn, "__module__", ""))
-        if key is None or (module.startswith("torch.") and not module.startswith("torch._library.")):
-            return  # torch registers its own kernels for every device, one by one
-        name = op_name if isinstance(op_name, str) else op_name.name()
-        name = name if "::" in name else f"{self.ns}::{name}"
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
-            original(self, op_name, fn, key, **options)
-
-    torch.library.Library.impl = impl  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from torch._guards import detect_fake_mode
 from torch.fx import Graph, GraphModule
 
 from npu_fused_graph.host import one_operator
-from npu_fused_graph.host.unavailable import unavailable
+from npu_fused_graph.host.capabilities import capabilities
 from npu_fused_graph.passes import FusionOptions, FusionSite, fuse_all
 from npu_fused_graph.passes.spellings.reduces import candidates
 from npu_fused_graph.passes.verdicts import site_listeners
@@ -27,9 +27,9 @@ Tell = Callable[[Sequence[FusionSite], bool], None]
 _PRE_PASS = "post_grad_custom_pre_pass"
 
 
-def watch(tell: Tell, tell_failure: Callable[[Exception], None]) -> None:
-    """Tell of every graph TorchAir compiles from now on. tell_failure: called when a look fails."""
-    compiler: Any = importlib.import_module("torchair.npu_fx_compiler")
+def watch(tell: Tell, tell_failure: Callable[[Exception], None], package: str = "torchair") -> None:
+    """Tell of every graph TorchAir, or npugraph_ex, compiles from now on. tell_failure: called when a look fails."""
+    compiler: Any = importlib.import_module(f"{package}.npu_fx_compiler")
     optimize = compiler._optimize_fx
     here = threading.local()
 
@@ -65,6 +65,7 @@ def watch(tell: Tell, tell_failure: Callable[[Exception], None]) -> None:
         finally:
             del observer.apply_gm_pass
 
+    here.is_told = True
     site_listeners.append(told)
     compiler._optimize_fx = optimize_fx
 
@@ -78,4 +79,4 @@ def would_fuse(gm: GraphModule, mode: str = "max-autotune") -> list[FusionSite]:
     fake: Any = detect_fake_mode(values)
     shapes = getattr(fake, "shape_env", None)
     with nullcontext() if shapes is None else shapes.suppress_guards():
-        return fuse_all(copy, FusionOptions(unavailable=unavailable(mode)))
+        return fuse_all(copy, FusionOptions(**capabilities(mode)._asdict()))

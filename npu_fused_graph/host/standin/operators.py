@@ -11,7 +11,7 @@ import importlib.util
 import re
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from npu_fused_graph.ops import specs
 _ND = 2
 _keep: list[Any] = []
 _SECTIONS = ("custom", "custom_autograd")
+_SEVERAL_OUTS = re.compile(r"Tensor\(a!\) \w+, Tensor\(b!\) \w+\) -> \(Tensor\(a!\), Tensor\(b!\)\)$")
+"""Two results that are written are one list in the operator torch_npu registers."""
 
 
 def install() -> None:
@@ -50,6 +52,9 @@ def install() -> None:
         library.impl(name, _in_place(name.removesuffix("_")), "Functionalize")
     for name in ("empty_with_format", "unsafe_empty_with_format"):
         library.impl(name, empty_with_format, "PrivateUse1")
+    for name in _INFERENCE_ATTENTION:
+        library.impl(f"{name}.out", lambda *args, out, **kwargs: tuple(out), "Meta", allow_override=True)
+        library.impl(f"_{name}_get_max_workspace", _workspace, "Meta", allow_override=True)
     for name in ("npu_format_cast", "_npu_format_cast"):
         library.impl(name, lambda x, *args, **kwargs: torch.empty_like(x), "Meta", allow_override=True)
 
@@ -72,7 +77,7 @@ def _schemas() -> Iterator[str]:
                 section = line.rstrip(":")
             found = re.match(r"[- ] *func: (.*)", line)
             if found and section in _SECTIONS:
-                yield found[1]
+                yield _SEVERAL_OUTS.sub(r"Tensor(a!)[] out) -> (Tensor, Tensor)", found[1])
 
 
 def _run_meta_file(path: Path) -> None:
@@ -186,6 +191,25 @@ def _in_place(name: str) -> Callable[..., Any]:
     return call
 
 
+def _into(name: str) -> Callable[..., Any]:
+    """The ``.out`` form of an operator of inference attention, which a captured graph calls with its own workspace."""
+
+    def call(*args: Any, workspace: Any = None, out: Sequence[Tensor], **kwargs: Any) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = tuple(_call(name, *args, **kwargs))
+        for x, result in zip(out, results, strict=True):
+            if x.numel():
+                x.copy_(result.view(x.shape))
+        return results
+
+    return call
+
+
+def _workspace(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """No kernel here needs one."""
+    return torch.empty(1, dtype=torch.uint8, device=query.device)
+
+
+_INFERENCE_ATTENTION = ("npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2")
 _BY_THEIR_FUNCTIONAL_FORM = ("ffn_worker_scheduler_", "attention_worker_scheduler_")
 _OWN: dict[str, Callable[..., Any]] = {
     "npu_format_cast": npu_format_cast,
@@ -197,6 +221,8 @@ _OWN: dict[str, Callable[..., Any]] = {
     "npu_format_cast_.acl_format": npu_format_cast_,
     "npu_apply_rotary_pos_emb": npu_apply_rotary_pos_emb,
     **{name: _in_place(name.removesuffix("_")) for name in _BY_THEIR_FUNCTIONAL_FORM},
+    **{f"{name}.out": _into(name) for name in _INFERENCE_ATTENTION},
+    **{f"_{name}_get_max_workspace": _workspace for name in _INFERENCE_ATTENTION},
     "get_npu_format": get_npu_format,
     "get_storage_size": get_storage_size,
     "empty_with_format": empty_with_format,

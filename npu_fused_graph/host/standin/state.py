@@ -55,6 +55,9 @@ def options() -> RunOptions:
     return RunOptions(**facts | {"register": tuple(facts["register"])})
 
 
+only_captures = False
+"""Whether torch_npu is imported in a process that is no run: for graphs that are captured, and nothing else."""
+
 _current = 0
 
 

@@ -21,36 +21,46 @@ def on_load() -> None:
     """Once TorchAir is there: our converters, as MindSpeed brings its own, and a count of the graphs it makes."""
     from npu_fused_graph import converters
     from npu_fused_graph.host import defects, native
-    from npu_fused_graph.host.standin import causes, fusable, process, state
+    from npu_fused_graph.host.standin import process
     from npu_fused_graph.host.support import support
 
     converters.register_all()
     # TorchAir asks c10d for a group's default device in a deprecated way; nothing the script could change
     warnings.filterwarnings("ignore", message=defects.PG_DEVICE)
     native.result_listeners.append(mark)
-    _watch_backend()
+    watch("torchair")
+    process.tell_versions(str(support()))
+    native.graph_listeners.append(lambda executable: process.counts.update(("graphs",)))
+
+
+def watch(package: str) -> None:
+    """Count what becomes of the graphs of ``package``, torchair or npugraph_ex, and repair what its defects spoil."""
+    from npu_fused_graph.host import defects
+    from npu_fused_graph.host.standin import causes, fusable, process, state
+
     is_stock = state.options().stock
 
     def tell(defect: str, graph: str) -> None:
         process.counts[f"spoiled {defect} {graph}" if is_stock else f"guarded {defect}"] += 1
 
-    defects.watch(tell, repairs=not is_stock)
-    fusable.watch(process.count_sites, lambda error: process.counts.update((f"unexamined {causes.one_line(error)}",)))
-    process.tell_versions(str(support()))
-    native.graph_listeners.append(lambda executable: process.counts.update(("graphs",)))
+    _watch_backend(package)
+    defects.watch(tell, repairs=not is_stock, package=package)
+    fusable.watch(
+        process.count_sites, lambda error: process.counts.update((f"unexamined {causes.one_line(error)}",)), package
+    )
 
 
-def _watch_backend() -> None:
+def _watch_backend(package: str) -> None:
     """Count failures after which Dynamo lets the model run eagerly, with no more than a line in its log.
 
     A configuration that cannot be served here is refused as by our own backend.
     """
     from torch._dynamo.exc import exceptions_allowed_to_be_fallback
-    from torchair import npu_fx_compiler
 
     from npu_fused_graph.host.standin import causes, process
 
-    original = npu_fx_compiler._npu_backend
+    compiler: Any = importlib.import_module(f"{package}.npu_fx_compiler")
+    original = compiler._npu_backend
 
     @functools.wraps(original)
     def backend(*args: Any, **kwargs: Any) -> Any:
@@ -62,16 +72,16 @@ def _watch_backend() -> None:
             process.counts[f"fallback {causes.one_line(error)}"] += 1
             raise
 
-    npu_fx_compiler._npu_backend = backend
+    compiler._npu_backend = backend
 
 
 def install(parent: str) -> None:
     """Make ``<parent>.torchair``, and every module below it, another name of ``torchair``."""
-    sys.meta_path.insert(0, _AliasFinder(f"{parent}.torchair"))
+    sys.meta_path.insert(0, AliasFinder(f"{parent}.torchair"))
     load.on_load.append(on_load)
 
 
-class _AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds modules of one package under the name of another; they are the same objects."""
 
     def __init__(self, alias: str) -> None:
@@ -85,7 +95,7 @@ class _AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
-        real = "torchair" + spec.name.removeprefix(self._alias)
+        real = self._alias.rpartition(".")[2] + spec.name.removeprefix(self._alias)
         module = importlib.import_module(real)
         self._spec = module.__spec__
         return module

@@ -188,10 +188,7 @@ said["limits"].append(torch.npu.get_stream_limit(stream))
 
 # what cannot be emulated says so, with its name, when it is used
 said["refused"] = {
-    "NPUGraph": error_of(torch.npu.NPUGraph),
-    "graph": error_of(torch.npu.graph, None),
-    "graph_task_update_begin": error_of(torch.npu.graph_task_update_begin, None, None),
-    "graph_pool_handle": error_of(torch.npu.graph_pool_handle),
+    "make_graphed_callables": error_of(torch.npu.make_graphed_callables),
     "unknown": error_of(lambda: torch.npu.no_such_thing),
     "operator": error_of(torch_npu.npu_silu_backward, x, x, x),
     "unknown operator": error_of(lambda: torch_npu.npu_no_such_thing),

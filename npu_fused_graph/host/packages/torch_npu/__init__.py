@@ -9,14 +9,15 @@ def _autoload() -> None:
 
 import sys  # noqa: E402
 from enum import IntEnum  # noqa: E402
-from importlib.metadata import version  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 
-from npu_fused_graph.host.standin import process  # noqa: E402
+from npu_fused_graph.host.paths import imitated_version  # noqa: E402
+from npu_fused_graph.host.standin import process, state  # noqa: E402
 
-process.require_names()
+if not state.only_captures:
+    process.require_names()
 
 from npu_fused_graph.host.standin import device, hccl, operators  # noqa: E402
 from npu_fused_graph.host.standin.operators import (  # noqa: E402, F401
@@ -27,7 +28,7 @@ from npu_fused_graph.host.standin.operators import (  # noqa: E402, F401
     npu_format_cast_,
 )
 
-__version__ = version("torch_npu")
+__version__ = imitated_version()
 __npu_fused_graph_stand_in__ = True
 
 
@@ -60,17 +61,21 @@ float4_e1m2fn_x2 = 297
 
 from torch_npu import npu  # noqa: E402
 
-device.install(npu)
-torch.npu = npu  # type: ignore[attr-defined]
-hccl.install()
-process.begin()
+if not state.only_captures:
+    device.install(npu)
+    hccl.install()
+    process.begin()
 
-from torch_npu import _C, contrib, distributed, dynamo, profiler, utils  # noqa: E402, F401
+    from torch_npu import contrib, distributed, dynamo, profiler  # noqa: F401
 
-operators.install()
-from torch_npu import _afd  # noqa: E402, F401
+    operators.install()
+    from torch_npu import _afd  # noqa: F401
 
-process.register()
+    process.register()
+else:
+    torch.npu = npu  # type: ignore[attr-defined]
+
+from torch_npu import _C, utils  # noqa: E402, F401
 
 
 def __getattr__(name: str) -> Any:

@@ -9,10 +9,24 @@ from typing import Any
 
 import torch
 
+from npu_fused_graph.host.capture.recording import forbid
+from npu_fused_graph.host.capture.tape import check_nothing_waits
 from npu_fused_graph.host.standin import state
 from npu_fused_graph.host.standin.refusal import refused, refused_attribute
 from torch_npu.npu import amp, streams, utils  # noqa: F401
 from torch_npu.npu._backends import get_soc_version  # noqa: F401
+from torch_npu.npu.graphs import (
+    NPUGraph,
+    graph,
+    graph_pool_handle,
+    graph_task_group_begin,
+    graph_task_group_end,
+    graph_task_update_begin,
+    graph_task_update_end,
+    is_current_stream_capturing,
+    super_kernel_scope_begin,
+    super_kernel_scope_end,
+)
 from torch_npu.npu.memory import (
     empty_cache,
     max_memory_allocated,
@@ -26,30 +40,34 @@ from torch_npu.npu.memory import (
     reset_peak_memory_stats,
     set_per_process_memory_fraction,
 )
-from torch_npu.npu.streams import (
-    Event,
-    ExternalEvent,
-    Stream,
-    current_stream,
-    default_stream,
+from torch_npu.npu.npu_config import (
     get_device_limit,
     get_stream_limit,
     reset_stream_limit,
     set_device_limit,
-    set_stream,
     set_stream_limit,
-    stream,
 )
+from torch_npu.npu.streams import Event, ExternalEvent, ExternalStream, Stream
+from torch_npu.npu.utils import current_stream, default_stream, set_stream, stream
 
 __all__ = [
     "Event",
     "ExternalEvent",
+    "ExternalStream",
+    "NPUGraph",
     "Stream",
     "current_stream",
     "default_stream",
     "empty_cache",
     "get_device_limit",
     "get_stream_limit",
+    "graph",
+    "graph_pool_handle",
+    "graph_task_group_begin",
+    "graph_task_group_end",
+    "graph_task_update_begin",
+    "graph_task_update_end",
+    "is_current_stream_capturing",
     "max_memory_allocated",
     "max_memory_reserved",
     "mem_get_info",
@@ -65,6 +83,8 @@ __all__ = [
     "set_stream",
     "set_stream_limit",
     "stream",
+    "super_kernel_scope_begin",
+    "super_kernel_scope_end",
 ]
 
 matmul = types.SimpleNamespace(allow_hf32=False)
@@ -80,7 +100,8 @@ IntTensor, LongTensor, BoolTensor, ByteTensor = torch.IntTensor, torch.LongTenso
 
 
 def is_available() -> bool:
-    return True
+    """Whether this process stands for one on a device, and does not only capture graphs."""
+    return not state.only_captures
 
 
 def is_initialized() -> bool:
@@ -153,7 +174,9 @@ def can_device_access_peer(device: Any, peer: Any) -> bool:
 
 
 def synchronize(device: Any = None) -> None:
-    """Work is done when a call returns."""
+    """Work is done when a call returns. Raises CaptureError inside a capture, and where a replay waits for an event."""
+    forbid("torch.npu.synchronize", "a captured graph runs without the host", "Wait outside the capture.")
+    check_nothing_waits("torch.npu.synchronize")
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:
@@ -232,22 +255,12 @@ def get_sync_debug_mode() -> int:
 
 # -- what cannot be emulated ---------------------------------------------------------------------------------
 
-_CAPTURE = "it records what an NPU stream executes. Compile with TorchAir's max-autotune mode instead"
-NPUGraph = refused("torch.npu.NPUGraph", _CAPTURE)
-graph = refused("torch.npu.graph", _CAPTURE)
-make_graphed_callables = refused("torch.npu.make_graphed_callables", _CAPTURE)
-graph_pool_handle = refused("torch.npu.graph_pool_handle", _CAPTURE)
-graph_task_group_begin = refused("torch.npu.graph_task_group_begin", _CAPTURE)
-graph_task_group_end = refused("torch.npu.graph_task_group_end", _CAPTURE)
-graph_task_update_begin = refused("torch.npu.graph_task_update_begin", _CAPTURE)
-graph_task_update_end = refused("torch.npu.graph_task_update_end", _CAPTURE)
+make_graphed_callables = refused(
+    "torch.npu.make_graphed_callables", "it captures a backward, too. Use torch.npu.graph for the forward"
+)
 init_dump = refused("torch.npu.init_dump", "it dumps what ACL executes")
 set_dump = refused("torch.npu.set_dump", "it dumps what ACL executes")
 finalize_dump = refused("torch.npu.finalize_dump", "it dumps what ACL executes")
-
-
-def is_current_stream_capturing() -> bool:
-    return False
 
 
 def __getattr__(name: str) -> Any:

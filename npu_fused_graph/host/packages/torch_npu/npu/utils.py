@@ -1,6 +1,10 @@
-"""Versions: no CANN here, and TorchAir asks."""
+"""Streams that are current, and versions: no CANN here, and TorchAir asks."""
 
 from __future__ import annotations
+
+from npu_fused_graph.host.capture.streams import current_stream, default_stream, set_stream, stream
+
+__all__ = ["current_stream", "default_stream", "get_cann_version", "set_stream", "stream"]
 
 
 def get_cann_version(module: str = "CANN") -> str:
