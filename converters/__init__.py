@@ -54,6 +54,16 @@ def gaps(mode: str = "max-autotune") -> dict[str, Gap]:
     return found
 
 
+def lowered_to(mode: str = "max-autotune") -> dict[str, str]:
+    """What each of our operators becomes here, by stem: GE types, or where there is no GE graph what they stand for.
+
+    The best the machine has: CANN's own type first, for MatmulAllReduceAddRmsNorm then MatmulAllReduce + AddRmsNorm.
+    """
+    register_all()
+    found: dict[str, str] = import_module(f"{__name__}.capability").lowered_to(mode)
+    return found
+
+
 @lru_cache(maxsize=1)
 def _register_modules() -> None:
     try:

@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from npu_fused_graph import ops
-from npu_fused_graph.converters.capability import require_ge_type
+from npu_fused_graph.converters.capability import require_target
 from npu_fused_graph.converters.hcom import ge_group
+from npu_fused_graph.converters.targets import Target
 from npu_fused_graph.ops import registration
 from npu_fused_graph.spec import CallFacts, OpSpec
 
@@ -26,7 +27,7 @@ class Lowering:
     facts: of the call, checked. inputs: by GE name GE tensors, lists of them, None; the ints of a constant input.
     attrs: values by GE name, those without a Python name at their defaults. beside: by name the inputs that GE has not.
     stored: Python name of the argument that
-    comes as it is stored instead of transposed, or "".
+    comes as it is stored instead of transposed, or "". target: what it becomes.
     """
 
     spec: OpSpec
@@ -35,11 +36,14 @@ class Lowering:
     attrs: dict[str, Any]
     beside: dict[str, Any]
     stored: str
+    target: Target
 
 
 Prepare = Callable[[Lowering], None]
 Finish = Callable[[Lowering, dict[str, Any]], Any]
 """Python's results, of the node's by GE name."""
+
+Split = Callable[[Lowering], Any]
 
 
 def register() -> None:
@@ -48,19 +52,21 @@ def register() -> None:
         register_operator(spec, *irregular(spec))
 
 
-def irregular(spec: OpSpec) -> tuple[Prepare | None, Finish | None]:
+def irregular(spec: OpSpec) -> tuple[Prepare | None, Finish | None, Split | None]:
     """What is irregular about an operator, if anything is."""
     name = f"{__package__}.{spec.stem}"
     module = import_module(name) if find_spec(name) is not None else None
-    return getattr(module, "prepare", None), getattr(module, "finish", None)
+    return getattr(module, "prepare", None), getattr(module, "finish", None), getattr(module, "split", None)
 
 
-def register_operator(spec: OpSpec, prepare: Prepare | None, finish: Finish | None = None) -> None:
+def register_operator(
+    spec: OpSpec, prepare: Prepare | None, finish: Finish | None = None, split: Split | None = None
+) -> None:
     """Register the converters of one operator's overloads that may stand in a graph."""
     import torchair
 
     for overload in registration.lowered_overloads(spec):
-        convert = converter(spec, prepare, finish, stored=overload.stored, is_copied=overload.is_copied)
+        convert = converter(spec, prepare, finish, split=split, stored=overload.stored, is_copied=overload.is_copied)
         torchair.register_fx_node_ge_converter(overload.op)(convert)
 
 
@@ -69,12 +75,14 @@ def converter(
     prepare: Prepare | None,
     finish: Finish | None = None,
     *,
+    split: Split | None = None,
     stored: str = "",
     is_copied: bool = False,
 ) -> Callable[..., Any]:
     """A converter with the parameters of the operator.
 
-    is_copied: what the op writes may be read by others. A TensorMove keeps the write away from it.
+    split: makes the nodes of a target that has several, and gives Python's results. is_copied: what the op writes may
+    be read by others. A TensorMove keeps the write away from it.
     """
     signature = registration.signature(spec)
 
@@ -84,6 +92,7 @@ def converter(
         arguments = registration.completed(spec, bound.arguments)
         if is_copied:
             arguments |= {name: _own(arguments[name]) for name in spec.mutated}
+        target = require_target(spec)
         call = Lowering(
             spec,
             _checked(spec, arguments, stored),
@@ -91,10 +100,11 @@ def converter(
             {a.name: arguments[a.python_name] if a.python_name else a.default for a in spec.attrs},
             {t.name: arguments[t.name] for t in spec.beside_inputs},
             stored,
+            target,
         )
         if prepare is not None:
             prepare(call)
-        result = node(call, meta_outputs)
+        result = node(call, meta_outputs) if split is None or len(target.nodes) == 1 else split(call)
         if finish is not None:
             return finish(call, dict(zip((o.name for o in spec.outputs), result, strict=True)))
         return result
@@ -112,7 +122,6 @@ def _own(x: Any) -> Any:
 
 def _checked(spec: OpSpec, arguments: dict[str, Any], stored: str) -> CallFacts:
     """The same rules as in eager mode and at trace time: another package's operator may come without any."""
-    require_ge_type(spec)
     metas = dict(arguments)
     for tensor in spec.tensors:
         name, value = tensor.python_name, arguments[tensor.python_name]

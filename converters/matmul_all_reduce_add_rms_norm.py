@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from npu_fused_graph.converters.fused import Lowering, converter
+from npu_fused_graph.converters.hcom import ge_group
+from npu_fused_graph.ops._communicating import differ
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 
 
@@ -20,7 +22,7 @@ def register_late() -> None:
 
     packet = getattr(torch.ops.mindspeed, SPEC.torch_name, None)
     if packet is not None:
-        torchair.register_fx_node_ge_converter(packet.default)(converter(SPEC, prepare))
+        torchair.register_fx_node_ge_converter(packet.default)(converter(SPEC, prepare, split=split))
 
 
 def prepare(call: Lowering) -> None:
@@ -42,6 +44,33 @@ def prepare(call: Lowering) -> None:
     inputs["x2"] = _as_int4(weight) if facts.is_packed else weight
     inputs["dequant_scale"] = _as_uint64(inputs["dequant_scale"])
     attrs["is_trans_b"] = is_trans_b
+
+
+def split(call: Lowering) -> tuple[Any, Any]:
+    """MatmulAllReduce and AddRmsNorm, for a CANN without the operator's own type or a chip that lacks it."""
+    from torchair._ge_concrete_graph import ge_apis as ge
+    from torchair.ge import attr, custom_op
+
+    given, attrs = call.inputs, call.attrs
+    matmul, norm = call.target.nodes
+    kinds = {"group": attr.Str, "reduce_op": attr.Str, "is_trans_a": attr.Bool, "is_trans_b": attr.Bool}
+    attrs = attrs | {"group": ge_group(call.spec, attrs["group"])}
+    product = custom_op(
+        matmul.ge_type,
+        inputs={name: given.get(name) for name in matmul.inputs},
+        outputs=list(matmul.outputs),
+        attrs={name: kinds.get(name, attr.Int)(attrs[name]) for name in matmul.attrs},
+    )
+    has, wanted = given["x1"].meta.shape[:-1], given["residual"].meta.shape[:-1]
+    if len(has) != len(wanted) or any(map(differ, has, wanted)):
+        product = ge.Reshape(product, ge.Shape(given["residual"]))
+    normalised, _, total = custom_op(
+        norm.ge_type,
+        inputs={"x1": product, "x2": given["residual"], "gamma": given["gamma"]},
+        outputs=list(norm.outputs),
+        attrs={"epsilon": attr.Float(attrs["epsilon"])},
+    )
+    return total, normalised
 
 
 def untransposed(x: Any) -> tuple[Any, bool]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from npu_fused_graph.converters.aten_lowering import ge, ints, is_tensor, sizes, to, torch_dtype, typed
-from npu_fused_graph.converters.capability import require_ge_type
+from npu_fused_graph.converters.capability import require_target
 from npu_fused_graph.converters.flash_attention_score import kept_bits
 from npu_fused_graph.converters.fused import Lowering, node
 from npu_fused_graph.errors import argument_error
@@ -63,7 +63,7 @@ def backward(name: str, *args: Any, meta_outputs: Any = None, **kwargs: Any) -> 
 
 
 def _lowered(spec: OpSpec, name: str, call: dict[str, Any], bias: str, scale: float) -> tuple[Any, ...]:
-    require_ge_type(spec)
+    target = require_target(spec)
     check(name, call, torch_dtype)
     inputs: dict[str, Any] = {tensor.name: None for tensor in spec.inputs}
     inputs |= {key: call[key] for key in _HANDED_ON if key in inputs}
@@ -76,7 +76,7 @@ def _lowered(spec: OpSpec, name: str, call: dict[str, Any], bias: str, scale: fl
         "scale_value": scale, "pse_type": call.get("pse_type", 1),
         **{key: call[key if key in call else key.replace("ck", "k")] for key in ("pre_tockens", "next_tockens")},
     }  # fmt: skip
-    outputs: tuple[Any, ...] = node(Lowering(spec, CallFacts({}, {}), inputs, attrs, {}, ""), ())
+    outputs: tuple[Any, ...] = node(Lowering(spec, CallFacts({}, {}), inputs, attrs, {}, "", target), ())
     return outputs
 
 

@@ -22,11 +22,15 @@ _NATIVE_NAMESPACES = ("mindspeed", "npu")
 _domains: set[tuple[str, tuple[int, ...]]] = set()
 
 
-def check_device(spec: OpSpec, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """A12, A40: the chip and the memory format of NPU tensors. Raises UnsupportedDeviceError, InvalidArgumentError."""
+def check_device(spec: OpSpec, tensors: Iterable[tuple[str, Tensor]], chips: tuple[str, ...] | None = None) -> None:
+    """A12, A40: the chip and the memory format of NPU tensors. Raises UnsupportedDeviceError, InvalidArgumentError.
+
+    chips: that have what will run, where these are not the operator's own; () = all.
+    """
     tensors = list(tensors)
-    if spec.chips:
-        check_soc(spec, soc_name(tensors[0][1].device))
+    chips = spec.chips if chips is None else chips
+    if chips and not (name := soc_name(tensors[0][1].device)).startswith(chips):
+        check_soc(spec, name)
     for name, tensor in tensors:
         number = torch.ops.npu.get_npu_format(tensor)
         if number not in _BASE_FORMATS:
@@ -81,6 +85,13 @@ def hccl_name(group: dist.ProcessGroup, given: str) -> str:
         if hasattr(backend, "get_hccl_comm_name"):
             return str(backend.get_hccl_comm_name(dist.get_rank()))
     return given
+
+
+def has_kernels(names: Iterable[str]) -> bool:
+    """Whether torch_npu has all of these operators, with kernels for the device."""
+    packets = [getattr(torch.ops.npu, name, None) for name in names]
+    key = torch._C.DispatchKey.PrivateUse1
+    return all(packet is not None and packet.default.has_kernel_for_dispatch_key(key) for packet in packets)
 
 
 def native_op(spec: OpSpec) -> Any:

@@ -116,6 +116,13 @@ SPEC = OpSpec(
 )
 
 
+PARTS = ("npu_mm_all_reduce_base", "npu_add_rms_norm")
+"""torch_npu's operators for the two halves of this one."""
+
+PARTS_CHIPS = ("Ascend910B", "Ascend950", "Ascend910_95")
+"""Chips CANN has MatmulAllReduce on, which is what this operator becomes where its own type is missing."""
+
+
 # -- public function ----------------------------------------------------------------------------------------
 
 
@@ -338,3 +345,29 @@ def _float_weight(x2: Tensor, scale: Tensor, offset: Tensor | None, group_size: 
             wide = wide + per_group[1]
         groups.append(wide * per_group[0])
     return torch.cat(groups).to(scale.dtype)
+
+
+# -- by torch_npu -------------------------------------------------------------------------------------------
+
+
+def compose(
+    x1: Tensor,
+    x2: Tensor,
+    residual: Tensor,
+    gamma: Tensor,
+    hcom: str,
+    *,
+    epsilon: float = 1e-06,
+    bias: Tensor | None = None,
+    antiquant_scale: Tensor | None = None,
+    antiquant_offset: Tensor | None = None,
+    dequant_scale: Tensor | None = None,
+    antiquant_group_size: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The same by :data:`PARTS`, which overlap computing and sending as this operator's own kernel does."""
+    product = torch.ops.npu.npu_mm_all_reduce_base(
+        x1, x2, hcom, bias=bias, antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset,
+        dequant_scale=dequant_scale, antiquant_group_size=antiquant_group_size,
+    )  # fmt: skip
+    norm_out, _, y = torch.ops.npu.npu_add_rms_norm(product.view(residual.shape), residual, gamma, epsilon)
+    return y, norm_out

@@ -247,14 +247,17 @@ class _Overload:
 
     def npu(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self._prepared(self._checked(args, kwargs))
-        ascend.check_device(self.spec, self._tensors(arguments))
         native = ascend.native_op(self.spec)
+        parts = getattr(self.module, "PARTS", ()) if native is None else ()
+        is_composed = bool(parts) and ascend.has_kernels(parts)
+        chips = self.module.PARTS_CHIPS if is_composed else self.spec.chips
+        ascend.check_device(self.spec, self._tensors(arguments), chips)
         if self.spec.group_sizes:
             name = arguments[self.spec.communicator]
             group = comm.resolve(name)
             ascend.check_group(self.spec, group, arguments.get("world_size"))
             arguments["rank"] = comm.ProcessGroupRank(group)
-            if native is not None:
+            if native is not None or is_composed:
                 arguments[self.spec.communicator] = ascend.hccl_name(group, name)
         with torch._C._DisableAutocast():
             if native is None and not hasattr(self.module, "decompose"):
@@ -263,7 +266,8 @@ class _Overload:
                     "Compile the call with TorchAir, or update torch_npu."
                 )
             if native is None:
-                return self._results(arguments, self._call(self.module.decompose, arguments))
+                function = self.module.compose if is_composed else self.module.decompose
+                return self._results(arguments, self._call(function, arguments))
             names = [a.name for a in native._schema.arguments]
             return self._results(arguments, native(**{name: arguments[name] for name in names if name in arguments}))
 

@@ -31,5 +31,8 @@ def compare(sites: Sequence[FusionSite]) -> None:
 
 def decision(site: FusionSite) -> str:
     """What the other ranks must have decided, too. In front of the " = ": where, which may differ."""
-    what = f"fused into {site.op} {site.facts['shape']}" if site.is_fused else "left as it is"
+    what = "left as it is"
+    if site.is_fused:
+        made_of = site.facts.get("target", "")
+        what = f"fused into {site.op}{f' as {made_of}' if ' + ' in made_of else ''} {site.facts['shape']}"
     return f"{site.layer or site.node} = {what}"

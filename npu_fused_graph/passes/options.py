@@ -39,7 +39,8 @@ class FusionOptions:
     write the sum into its memory. grouped: put independent matmul + all-reduce pairs into one GroupedMatMulAllReduce,
     which CANN marks as deprecated. compare_ranks: exchange the decisions with the other ranks of each group, and raise
     CommunicationError where they differ. unavailable: operators the installed CANN or the chip does not have, by stem,
-    with the refusal of their sites. attention: fuse it where it is written out, too ("all"), only where
+    with the refusal of their sites. targets: what a fused operator is lowered to, by stem, where it is not its own GE
+    type. attention: fuse it where it is written out, too ("all"), only where
     scaled_dot_product_attention is called ("calls"), or leave it ("none").
     """
 
@@ -50,6 +51,7 @@ class FusionOptions:
     compare_ranks: bool = False
     attention: AttentionSites = "all"
     unavailable: Mapping[str, Refusal] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.numerics not in NUMERICS:

@@ -78,7 +78,9 @@ class FusionSite:
         if self.refusal is None and self.facts.get("is_call"):
             return f"is {self.op}, one node: {where}"
         if self.refusal is None:
-            return f"fused into {self.op} ({self.numerics}{worth}): {where}"
+            parts = self.facts.get("target", "")
+            made_of = f" as {parts}" if " + " in parts else ""
+            return f"fused into {self.op}{made_of} ({self.numerics}{worth}): {where}"
         legal = f" (legal{worth})" if self.is_legal else ""
         found, line = self.refusal.text, self.refusal.source
         if line and line != self.source and line not in found:

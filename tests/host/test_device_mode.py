@@ -149,6 +149,37 @@ said["eager"] = {
 }
 """
 
+TORCH_NPUS_PARTS = """
+parts = torch.library.Library("npu", "FRAGMENT")
+parts.define(
+    "npu_mm_all_reduce_base(Tensor x1, Tensor x2, str hcom, *, str reduce_op='sum', Tensor? bias=None, "
+    "Tensor? antiquant_scale=None, Tensor? antiquant_offset=None, Tensor? x3=None, Tensor? dequant_scale=None, "
+    "Tensor? pertoken_scale=None, int antiquant_group_size=0, int comm_turn=0) -> Tensor"
+)
+parts.define("npu_add_rms_norm(Tensor x1, Tensor x2, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor, Tensor)")
+parts_called = []
+
+
+def base(x1, x2, hcom, **options):
+    parts_called.append(hcom)
+    return x1 @ x2
+
+
+def add_rms_norm(x1, x2, gamma, epsilon=1e-06):
+    total = x1 + x2
+    wide = total.float()
+    rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    return (wide * rstd).to(total.dtype) * gamma, rstd, total
+
+
+for key in ("PrivateUse1", "CPU"):
+    parts.impl("npu_mm_all_reduce_base", base, key)
+    parts.impl("npu_add_rms_norm", add_rms_norm, key)
+said["gaps with parts"] = {stem: gap[0] for stem, gap in converters.gaps("reduce-overhead").items()}
+said["target with parts"] = converters.lowered_to("reduce-overhead").get(op.SPEC.stem)
+said["eager"]["parts"] = [same(on_npu(functional, x, w, r, g, "0"), wanted), parts_called]
+"""
+
 WITH_MINDSPEED = """
 said["gaps with"] = {stem: gap[0] for stem, gap in converters.gaps("reduce-overhead").items()}
 said["gaps of graph mode"] = converters.gaps()
@@ -272,7 +303,7 @@ def same(results, wanted):
 def said(tmp_path_factory: pytest.TempPathFactory, torchair_folder: Path) -> Any:
     """One process: without MindSpeed's operator first, then with it."""
     site = tmp_path_factory.mktemp("device") / "site"
-    parts = EAGER, SAME, EXISTING_PIPELINE, WITHOUT_MINDSPEED, MINDSPEED, WITH_MINDSPEED, ATTENTION
+    parts = EAGER, SAME, EXISTING_PIPELINE, WITHOUT_MINDSPEED, TORCH_NPUS_PARTS, MINDSPEED, WITH_MINDSPEED, ATTENTION
     facts = run(site, torchair_folder, "".join(parts).replace("SCHEMA", repr(SCHEMA)))
     return facts | {"site": site}
 
@@ -305,6 +336,12 @@ class TestComplete:
         assert "matmul_all_reduce_add_rms_norm" not in said["gaps with"]
         family = {spec.stem for spec in specs() if spec.chips == ("Ascend910_93",)}
         assert set(said["gaps of graph mode"]) == family, "which Atlas A3 has, not this chip"
+
+    def test_where_torch_npu_has_both_halves_they_are_called(self, said: Any) -> None:
+        """Without MindSpeed: matmul + all-reduce and add + norm, which are no slower than what was fused."""
+        assert "matmul_all_reduce_add_rms_norm" not in said["gaps with parts"]
+        assert said["target with parts"] == "MatmulAllReduce + AddRmsNorm"
+        assert said["eager"]["parts"] == [True, ["0"]]
 
     def test_eager_calls_go_through_decompose(self, said: Any) -> None:
         eager = said["eager"]
@@ -365,12 +402,12 @@ class TestAttention:
 
 UNAVAILABLE = {
     "type not registered": (
-        {"missing": (TYPE,)},
+        {"missing": (TYPE, "MatmulAllReduce")},
         "ge_type_not_registered",
         f"[matmul_all_reduce_add_rms_norm] the installed CANN does not know the GE op type {TYPE}. Install a CANN",
     ),
     "other prototype": (
-        {"renamed": {"residual": "x3"}},
+        {"renamed": {"residual": "x3"}, "missing": ("AddRmsNorm",)},
         "ge_ir_differs",
         f"[matmul_all_reduce_add_rms_norm] the installed CANN's {TYPE} has the inputs ['x1', 'x2', 'bias', 'x3'",
     ),

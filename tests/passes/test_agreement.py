@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +54,27 @@ def _compile(model: nn.Module, rows: int) -> list[bool]:
     return [site.is_fused for site in sites]
 
 
+@contextmanager
+def _without_the_type(is_meant: bool) -> Iterator[None]:
+    """A CANN without MatmulAllReduceAddRmsNorm."""
+    nfg.load_torchair()
+    module: Any = importlib.import_module("torchair.core._torchair")
+    original = module.get_registered_ir_def
+    missing = ("MatmulAllReduceAddRmsNorm",) if is_meant else ()
+    module.get_registered_ir_def = lambda name: ("ERROR", [], [], []) if name in missing else original(name)
+    try:
+        yield
+    finally:
+        module.get_registered_ir_def = original
+
+
 def _two_ranks(rank: int) -> dict[str, Any]:
     """What became of each kind of pair of ranks: the decisions, or the text of the error. Each has its own group."""
     odd = rank == 1
+    lacking = {"both without the type": True, "one without the type": odd}
     kinds: dict[str, tuple[dict[str, Any], int]] = {
+        "both without the type": ({"blocks": 2}, 4),
+        "one without the type": ({"blocks": 2}, 4),
         "the same": ({"blocks": 2}, 4),
         "bias on rank 0": ({"blocks": 2, "bias": not odd}, 4),
         "another config": ({"blocks": 2, "post_norm": odd}, 4),
@@ -65,7 +85,8 @@ def _two_ranks(rank: int) -> dict[str, Any]:
     for kind, (options, rows) in kinds.items():
         group = dist.new_group([0, 1])
         try:
-            found[kind] = _compile(Layers(group=group, **options), rows)
+            with _without_the_type(lacking.get(kind, False)):
+                found[kind] = _compile(Layers(group=group, **options), rows)
         except Exception as error:
             found[kind] = str(error)
     return found
@@ -83,6 +104,11 @@ def _rank_0_alone(rank: int) -> list[bool]:
 
 FUSED = "= fused into matmul_all_reduce_add_rms_norm float16"
 DIFFERENT = {
+    "one without the type": (
+        "at collective 1 of 2",
+        FUSED + "[1, 4, 32] | rank 1: ",
+        "as MatmulAllReduce + AddRmsNorm float16[1, 4, 32]",
+    ),
     "another config": ("at collective 2 of 2", FUSED + "[1, 4, 32] | rank 1: all_reduce_1 = left as it is"),
     "another number of layers": ("at collective 2 of 2", FUSED + "[1, 4, 32] | rank 1: nothing more"),
     "another batch": ("at collective 1 of 2", FUSED + "[1, 4, 32] | rank 1: ", FUSED + "[1, 6, 32]"),
@@ -93,6 +119,7 @@ def test_ranks_that_agree_run_and_a_difference_is_told_on_all_ranks() -> None:
     # ranks compile at their own pace: on a busy machine they are seconds apart
     for found in values(run_ranks(_two_ranks, 2, limit=200, timeout=60)):
         assert found["the same"] == [True, True], found
+        assert found["both without the type"] == [True, True], found
         assert found["bias on rank 0"] == [True, True], found
         for kind, texts in DIFFERENT.items():
             assert "expected all ranks to run the same" in found[kind], kind

@@ -35,8 +35,11 @@ class Cost:
         return self.serial / self.fused
 
 
-def cost(m: int, n: int, k: int) -> Cost:
-    """Of a site with m rows, n columns and k local products per element, in 16 bits."""
+def cost(m: int, n: int, k: int, *, overlaps_norm: bool = True) -> Cost:
+    """Of a site with m rows, n columns and k local products per element, in 16 bits.
+
+    overlaps_norm: the norm is part of the kernel, not an operator behind it.
+    """
     if not m or not n or not k:
         return Cost(1.0, 1.0)
     product, reduce, norm = _product(m, n, k), _reduce(m, n), _norm(m, n)
@@ -47,7 +50,7 @@ def cost(m: int, n: int, k: int) -> Cost:
     if m < 2 * tile:
         return Cost(serial, serial)
     exposed = _reduce(tile, n) if product >= reduce else product * tile / m
-    return Cost(serial, max(product, reduce) + exposed + norm * tile / m)
+    return Cost(serial, max(product, reduce) + exposed + (norm * tile / m if overlaps_norm else norm))
 
 
 def _product(m: int, n: int, k: int) -> float:

@@ -11,15 +11,12 @@ from dataclasses import replace
 
 from torch.fx import Graph, GraphModule, Node
 
+from npu_fused_graph.ops.inplace_matmul_all_reduce_add_rms_norm import SPEC as IN_PLACE
 from npu_fused_graph.ops.matmul_all_reduce_add_rms_norm import SPEC
 from npu_fused_graph.passes import refusals
-from npu_fused_graph.passes.fx import (
-    operand,
-    shape_of,
-    skip_identities,
-)
+from npu_fused_graph.passes.fx import operand, skip_identities
 from npu_fused_graph.passes.location import module_path, source_line
-from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import costs
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import targets
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.match import Matcher
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.rewrite import consume_residuals, rewrite
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.rules import ORDER_RULES, RULES
@@ -64,7 +61,7 @@ def run(gm: GraphModule, options: FusionOptions) -> list[FusionSite]:
                 sites[i] = replace(sites[i], node=fused[-1].name)
             except Refused as refused:
                 sites[i] = _refused(sites[i], refused)
-    if options.in_place:
+    if options.in_place and IN_PLACE.stem not in options.unavailable:
         consume_residuals(fused)
     return [*sites, *_nested(gm.graph)]
 
@@ -91,11 +88,9 @@ def _verdict(node: Node, matcher: Matcher, context: Context) -> FusionSite:
     )  # fmt: skip
     try:
         site = matcher.match(node)
-        rows, n = site.rows, shape_of(site.product.node)[-1]
-        facts = UNKNOWN | {"shape": site.shape, "rows": rows if isinstance(rows, int) else None}
-        if all(isinstance(size, int) for size in (rows, n, site.k)):
-            facts["gain"] = round(costs.cost(rows, n, site.k).gain, 2)
-        record = replace(record, numerics=site.numerics, group=site.reduce.group, facts=facts)
+        chosen = targets.target(context.options)
+        facts = UNKNOWN | targets.facts(chosen, site)
+        record = replace(record, numerics=chosen.numerics(site), group=site.reduce.group, facts=facts)
         check(site, context, RULES)
         return record
     except Refused as refused:

@@ -37,6 +37,7 @@ from npu_fused_graph.passes.fx import (
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm import costs
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.empty_shard import with_zeros, zero_columns
 from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.site import Site
+from npu_fused_graph.passes.matmul_all_reduce_add_rms_norm.targets import target
 from npu_fused_graph.passes.positions import Positions
 from npu_fused_graph.passes.refusals import Refusal
 from npu_fused_graph.passes.rules import (
@@ -311,11 +312,13 @@ def _order_of_reduction_is_free(site: Site, context: Context) -> Refusal | None:
 
 def _roundings_are_allowed(site: Site, context: Context) -> Refusal | None:
     """The class of numerics of the rewrite is allowed (``numerics=``)."""
-    allowed = context.options.numerics
-    if NUMERICS.index(site.numerics) <= NUMERICS.index(allowed):
+    allowed, chosen = context.options.numerics, target(context.options)
+    needed = chosen.numerics(site)
+    if NUMERICS.index(needed) <= NUMERICS.index(allowed):
         return None
-    text = f"fusing would change roundings ({site.numerics}; allowed: {allowed})"
-    return refusals.Numerics.at(site.norm.anchor, text, f"Pass numerics={site.numerics!r}.")
+    into = "" if needed == site.numerics else f" into {chosen.name}"
+    text = f"fusing{into} would change roundings ({needed}; allowed: {allowed})"
+    return refusals.Numerics.at(site.norm.anchor, text, f"Pass numerics={needed!r}.")
 
 
 def _rows_are_worth_it(site: Site, context: Context) -> Refusal | None:

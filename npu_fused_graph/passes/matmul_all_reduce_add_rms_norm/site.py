@@ -13,7 +13,7 @@ from npu_fused_graph.passes.spellings.products import Product
 from npu_fused_graph.passes.spellings.reduces import AllReduce
 from npu_fused_graph.passes.verdicts import Numerics
 
-UNKNOWN: dict[str, Any] = {"shape": "", "rows": None, "gain": None}
+UNKNOWN: dict[str, Any] = {"shape": "", "rows": None, "gain": None, "target": ""}
 """The facts of a site in reports, where nothing is known."""
 
 
