@@ -20,6 +20,7 @@ __all__ = [
     "ffn_worker_scheduler",
     "ffn_worker_scheduler_",
     "get_npu_backend",
+    "load_npugraph_ex",
     "load_torchair",
     "npu_attention_to_ffn",
     "npu_attention_worker_combine",
@@ -46,6 +47,7 @@ _HOME = {
     "ffn_worker_scheduler": "npu_fused_graph.ops.ffn_worker_scheduler",
     "ffn_worker_scheduler_": "npu_fused_graph.ops.ffn_worker_scheduler",
     "get_npu_backend": "npu_fused_graph.compile.backend",
+    "load_npugraph_ex": "npu_fused_graph.host.npugraph_ex",
     "load_torchair": "npu_fused_graph.host",
     "npu_attention_to_ffn": "npu_fused_graph.ops.attention_to_ffn",
     "npu_attention_worker_combine": "npu_fused_graph.ops.attention_worker_combine",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from npu_fused_graph.compile.fusion import enable_fusion as enable_fusion
     from npu_fused_graph.engine import register_kernel as register_kernel
     from npu_fused_graph.host import load_torchair as load_torchair
+    from npu_fused_graph.host.npugraph_ex import load_npugraph_ex as load_npugraph_ex
     from npu_fused_graph.host.simulated import simulated_kernels as simulated_kernels
     from npu_fused_graph.ops.ascend_flash_attention import ascend_flash_attention as ascend_flash_attention
     from npu_fused_graph.ops.attention_to_ffn import npu_attention_to_ffn as npu_attention_to_ffn

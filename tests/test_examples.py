@@ -87,9 +87,9 @@ def test_03_two_ranks() -> None:
               "--rdzv-backend", "c10d", "examples/03_two_ranks.py")  # fmt: skip
     # both ranks write to one pipe: their lines may run into each other
     for rank in (0, 1):
-        assert (
-            f"rank {rank}: fused into matmul_all_reduce_add_rms_norm (same_rounding, modelled gain 1.00x): proj" in out
-        )
+        for mode in ("max-autotune", "npugraph_ex"):
+            verdict = "fused into matmul_all_reduce_add_rms_norm (same_rounding, modelled gain 1.00x): proj"
+            assert f"rank {rank}: {mode}: {verdict}" in out
 
 
 @pytest.mark.slow
@@ -161,3 +161,14 @@ def test_09_a_node_runs_the_kernel_on_the_simulator() -> None:
     said = joined(run("examples/09_kernel_on_the_simulator.py", str(free_port())))
     assert "12 rows arrived from the simulated kernel, equal to what was sent: True" in said
     assert "answer: (4, 1024) torch.bfloat16" in said
+
+
+@pytest.mark.slow
+def test_10_one_line_fuses_and_patterns_of_the_pipeline_stay() -> None:
+    fused, swish = "npu_fused_graph.npu_mm_all_reduce_add_rms_norm.transposed_x2", "mylib.swish.default"
+    for arguments, found in (((), [fused, swish]), (("--without",), [swish])):
+        out = run("examples/10_captured_pipeline.py", *arguments)
+        assert "my pre pass: []" in out, "it runs before ours"
+        assert f"my post pass: {found}" in out
+        assert out.count("largest difference to eager: ") == 3
+        assert all(float(x) < 1e-2 for x in re.findall(r"eager: (\S+)", out))

@@ -7,17 +7,19 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from npu_fused_graph.commands.demo_model import Decoder
 from npu_fused_graph.compile.backend import get_npu_backend
-from npu_fused_graph.errors import ExecutionError
+from npu_fused_graph.errors import ExecutionError, HostError
 from npu_fused_graph.host import load_torchair, mode, native
 from npu_fused_graph.ir.graph import Graph
 from npu_fused_graph.ir.order import live_nodes
@@ -90,6 +92,7 @@ def _measure(rank: int, ranks: int, layers: int, folder: Path) -> dict[str, Any]
     backend = get_npu_backend(compiler_config=config, min_rows=0, attention="none", on_sites=sites.extend)
     fused_result = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(tokens)
     before, after = graphs
+    captured = _captured(model, tokens, eager, sites)
     # one rank's: both would write one page
     dumps = sorted(str(p) for p in folder.glob("dynamo_optimized_*")) if rank == 0 else []
     return {
@@ -100,6 +103,7 @@ def _measure(rank: int, ranks: int, layers: int, folder: Path) -> dict[str, Any]
         "fused": sum(site.is_fused for site in sites),
         "legal": 2 * layers,
         "ge_nodes": {"before": node_counts(before), "after": node_counts(after)},
+        "npugraph_ex": captured,
         "dump": dumps[-1] if dumps else "",
         "page": _page(dumps[-1], folder) if dumps else "",
         "error": {
@@ -108,6 +112,27 @@ def _measure(rank: int, ranks: int, layers: int, folder: Path) -> dict[str, Any]
             "eager_vs_float64": _largest(eager, exact),
             "unfused_vs_eager": _largest(plain_result, eager),
         },
+    }
+
+
+def _captured(model: Decoder, tokens: Tensor, eager: Any, wanted: Sequence[FusionSite]) -> dict[str, Any] | None:
+    """The same model by the other back end: a captured graph of calls, replayed. None where TorchAir comes without."""
+    sites: list[FusionSite] = []
+    torch._dynamo.reset()
+    try:
+        backend = get_npu_backend(mode="npugraph_ex", min_rows=0, attention="none", on_sites=sites.extend)
+    except HostError:
+        return None
+    compiled = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)
+    compiled(tokens)
+    replayed = compiled(tokens)
+    same = [(x.layer, x.is_fused, x.numerics, x.reason) for x in sites] == [
+        (x.layer, x.is_fused, x.numerics, x.reason) for x in wanted
+    ]
+    return {
+        "fused": sum(site.is_fused for site in sites),
+        "same_verdicts": same,
+        "fused_vs_eager": _largest(replayed, eager),
     }
 
 
@@ -170,10 +195,15 @@ def format_facts(facts: dict[str, Any]) -> str:
     lines += ["", f"{facts['fused']} of {facts['legal']} legal sites fused"]
     lines += [f"GE nodes: {sum(before.values())} before, {sum(after.values())} after"]
     lines += [f"  {t:<28}{before.get(t, 0):>6} -> {after.get(t, 0)}" for t in changed]
-    error = facts["error"]
+    error, captured = facts["error"], facts["npugraph_ex"]
     lines += [
         f"largest error: fused vs eager {error['fused_vs_eager']:.2e}, "
         f"fused vs float64 {error['fused_vs_float64']:.2e} (eager vs float64 {error['eager_vs_float64']:.2e})",
+        "npugraph_ex: not in this TorchAir"
+        if captured is None
+        else f"npugraph_ex: {captured['fused']} of {facts['legal']} legal sites fused, "
+        f"{'the same' if captured['same_verdicts'] else 'OTHER'} verdicts; captured and replayed, "
+        f"fused vs eager {captured['fused_vs_eager']:.2e}",
         f"GE graph dump: {facts['dump']}",
         f"report: {facts['page']}",
         f"{facts['seconds']} s",

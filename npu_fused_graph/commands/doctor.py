@@ -79,6 +79,10 @@ def format_diagnosis(diagnosis: dict[str, Any]) -> str:
     lines += [f"{name:<16}{diagnosis[name]}" for name in ("collectives", "run")]
     if known := diagnosis["versions"]:
         lines.append(f"{'versions':<16}{known['text']}")
+        lowered = known["lowered_to"]
+        others = {stem: what for stem, what in lowered.items() if " " in what}
+        lines.append(f"{'lowered to':<16}their own GE types: {len(lowered) - len(others)} operators")
+        lines += [f"{'':<16}{stem}: {what}" for stem, what in others.items()]
         lines += [f"{'':<16}skipped by TorchAir: {file}: {why}" for file, why in known["skipped"].items()]
     for problem in diagnosis["problems"]:
         lines += ["", f"problem: {problem['problem']}", f"cure:    {problem['cure']}"]
@@ -93,6 +97,7 @@ def _known(seems_device: bool) -> tuple[dict[str, Any] | None, bool, list[dict[s
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
+            from npu_fused_graph.host.capabilities import capabilities
             from npu_fused_graph.host.load import mode
             from npu_fused_graph.host.names import CURE
             from npu_fused_graph.host.support import support
@@ -100,6 +105,9 @@ def _known(seems_device: bool) -> tuple[dict[str, Any] | None, bool, list[dict[s
             found = support()
             is_device = mode() == "device"
             facts = {**found.as_dict(), "text": str(found)}
+            unavailable, targets = capabilities()
+            lacking = {stem: f"nothing: {refusal.text}" for stem, refusal in unavailable.items()}
+            facts["lowered_to"] = {**targets, **lacking}
             if found.reasons:
                 problems.append({"problem": "; ".join(found.reasons), "cure": CURE})
         except NpuFusedGraphError as error:

@@ -6,7 +6,7 @@ import copy
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch.fx import GraphModule
 
@@ -15,15 +15,22 @@ from npu_fused_graph.aot.tensors_only import tensors_only
 from npu_fused_graph.compile.fusion import check_config, enable_fusion
 from npu_fused_graph.errors import UnsupportedModeError, argument_error
 from npu_fused_graph.host import load_torchair
+from npu_fused_graph.host.config import is_npugraph_ex
 from npu_fused_graph.host.decompositions import decompositions
 from npu_fused_graph.host.defects import torchairs_warnings_hidden
 from npu_fused_graph.host.dtypes import check_dtypes
+from npu_fused_graph.host.npugraph_ex import load_npugraph_ex
 from npu_fused_graph.passes import DEFAULT_PASSES, AttentionSites, Passes
 from npu_fused_graph.passes.verdicts import FusionSite, Numerics
+
+Mode = Literal["max-autotune", "npugraph_ex"]
+MODES: tuple[Mode, ...] = ("max-autotune", "npugraph_ex")
+"""TorchAir's back ends: a GE graph, or a captured graph of eager calls."""
 
 
 def get_npu_backend(
     *,
+    mode: Mode | None = None,
     compiler_config: Any = None,
     custom_decompositions: Mapping[Any, Callable[..., Any]] | None = None,
     numerics: Numerics = "same_rounding",
@@ -39,7 +46,9 @@ def get_npu_backend(
 
     Call the model under torch.no_grad() or torch.inference_mode() unless it is trained: with autograd some sites are
     not fused, of which a UserWarning tells once. docs/training.md says what training does.
-    compiler_config: a ``torchair.CompilerConfig``; it is not modified. custom_decompositions: as in TorchAir.
+    mode: "max-autotune" (the default) lowers to a GE graph by TorchAir; "npugraph_ex" captures eager calls, those of
+    the fused operators among them, and replays them (docs/npugraph_ex.md). compiler_config: a CompilerConfig of
+    TorchAir or of npugraph_ex, which says the mode, too; it is not modified. custom_decompositions: as in TorchAir.
     numerics: largest change of rounding a fusion may bring: "same_rounding" (only the order in which ranks are summed),
     "one_ulp" (norm_out is rounded once more) or "any"; of attention see below. min_rows: fuse only sites with at least
     that many rows; None: from 768 (more for fewer than 86 columns), where CANN's kernel begins to overlap computing and
@@ -52,33 +61,47 @@ def get_npu_backend(
     written out, too, which then rounds its scores no more; "calls": only for calls of scaled_dot_product_attention;
     "none". passes: () = TorchAir with our converters and guards, without fusion. on_sites: called with the verdict
     records of every graph; where the configuration asks for graph dumps they are stored beside these, too
-    (docs/inspect.md). Raises InvalidArgumentError for a bad option, UnsupportedModeError for TorchAir modes other than
-    "max-autotune" in host mode.
+    (docs/inspect.md). Raises InvalidArgumentError for a bad option, HostError where the mode's package is not there.
     """
-    torchair = load_torchair()
     if not isinstance(custom_decompositions, (Mapping, types.NoneType)):
         raise argument_error(
             "backend", "custom_decompositions", "a mapping from operators to functions",
             type(custom_decompositions).__name__, "As torch._decomp.get_decompositions returns it.",
         )  # fmt: skip
-    config = _private_copy(torchair.CompilerConfig() if compiler_config is None else compiler_config)
+    package = _package(mode, compiler_config)
+    config = _private_copy(package.CompilerConfig() if compiler_config is None else compiler_config)
     enable_fusion(
         config, numerics=numerics, min_rows=min_rows, in_place=in_place, grouped=grouped,
         compare_ranks=compare_ranks, attention=attention, passes=passes, on_sites=on_sites,
     )  # fmt: skip
     with warnings.catch_warnings():
         # TorchAir puts warnings.filterwarnings("once", UserWarning) in front of the user's filters (defect T6)
-        stock = torchair.get_npu_backend(
-            compiler_config=config, custom_decompositions=dict(custom_decompositions or {})
-        )
-    return _Backend(stock, config, dict(custom_decompositions or {}))
+        stock = package.get_npu_backend(compiler_config=config, custom_decompositions=dict(custom_decompositions or {}))
+    return _Backend(stock, package, config, dict(custom_decompositions or {}))
+
+
+def _package(mode: str | None, config: Any) -> types.ModuleType:
+    """TorchAir or npugraph_ex: what ``mode`` asks for, or else ``config``."""
+    if mode is not None and mode not in MODES:
+        raise argument_error("backend", "mode", f"one of {MODES}", repr(mode), "Leave it out for a GE graph.")
+    if config is not None:
+        check_config(config)
+        if mode not in (None, config.mode.value):
+            raise argument_error(
+                "backend", "mode", f"{config.mode.value!r}, as in compiler_config", repr(mode), "Leave it out."
+            )
+        return load_npugraph_ex() if is_npugraph_ex(config) else load_torchair()
+    return load_npugraph_ex() if mode == "npugraph_ex" else load_torchair()
 
 
 class _Backend:
     """Calls TorchAir's backend; graphs with DTensor inputs take a path around defects T2 and T3."""
 
-    def __init__(self, stock: Callable[..., Any], config: Any, decompositions: dict[Any, Any]) -> None:
+    def __init__(
+        self, stock: Callable[..., Any], package: types.ModuleType, config: Any, decompositions: dict[Any, Any]
+    ) -> None:
         self._stock = stock
+        self._package = package
         self._config = config
         self._decompositions = decompositions
 
@@ -102,8 +125,10 @@ class _Backend:
             return compiled
 
     def _compile_dtensor(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        compile_graph = torchairs_warnings_hidden()(tensors_only(load_torchair().get_compiler(self._config)))
-        return compile_with_aot(gm, example_inputs, compile_graph, decompositions(self._config, self._decompositions))
+        compile_graph = torchairs_warnings_hidden()(tensors_only(self._package.get_compiler(self._config)))
+        return compile_with_aot(
+            gm, example_inputs, compile_graph, decompositions(self._package, self._config, self._decompositions)
+        )
 
 
 def _is_dtensor(x: Any) -> bool:
@@ -116,8 +141,11 @@ def _private_copy(config: Any) -> Any:
     """A CompilerConfig whose hooks and experimental options can be set without touching the user's."""
     check_config(config)
     private = copy.copy(config)
-    for name in ("experimental_config", "post_grad_custom_pre_pass", "post_grad_custom_post_pass"):
+    for name in ("post_grad_custom_pre_pass", "post_grad_custom_post_pass"):
         vars(private)[name] = copy.copy(getattr(config, name))
+    if is_npugraph_ex(config):
+        return private
+    vars(private)["experimental_config"] = copy.copy(config.experimental_config)
     experimental = vars(private)["experimental_config"]
     vars(experimental)["enable_view_optimize"] = copy.copy(experimental.enable_view_optimize)
     return private

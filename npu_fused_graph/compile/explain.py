@@ -18,12 +18,15 @@ from torch.utils import _pytree as pytree
 
 from npu_fused_graph.aot.autograd import compile_with_aot
 from npu_fused_graph.comm.windows import unattended
+from npu_fused_graph.compile.backend import MODES, Mode
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.host import load_torchair
+from npu_fused_graph.host.capabilities import capabilities
+from npu_fused_graph.host.capture.communicators import first_calls
 from npu_fused_graph.host.decompositions import decompositions
+from npu_fused_graph.host.npugraph_ex import load_npugraph_ex
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.support import support
-from npu_fused_graph.host.unavailable import unavailable
 from npu_fused_graph.passes import AttentionSites, FusionOptions, fuse_all, fuse_before_autograd
 from npu_fused_graph.passes.fx import op_name
 from npu_fused_graph.passes.outside import Eager
@@ -36,7 +39,8 @@ class FusionReport:
     """sites: one FusionSite per candidate, in graph order; last the collectives that ran outside every graph.
 
     graphs: how many graphs Dynamo made. breaks: where it left one, and why. conditions: what the verdicts hold under.
-    versions: of torch and TorchAir, and what is known of them.
+    versions: of torch and TorchAir, and what is known of them. captures: of mode npugraph_ex, what has to happen before
+    a graph is captured.
     """
 
     sites: tuple[FusionSite, ...]
@@ -44,6 +48,7 @@ class FusionReport:
     breaks: tuple[str, ...] = ()
     conditions: str = ""
     versions: str = ""
+    captures: tuple[str, ...] = ()
 
     @property
     def fused(self) -> tuple[FusionSite, ...]:
@@ -61,6 +66,7 @@ class FusionReport:
                 "fused": [s.as_dict() for s in self.fused],
                 "refused": [s.as_dict() for s in self.refused],
                 "breaks": self.breaks,
+                "captures": self.captures,
                 "conditions": self.conditions,
                 "versions": self.versions,
             },
@@ -77,7 +83,7 @@ class FusionReport:
                 "  no all-reduce, attention or dispatch was called, in a graph or outside (inside a custom operator "
                 "none is seen)"
             )
-        lines += [f"  {one}" for one in self.breaks]
+        lines += [f"  {one}" for one in (*self.breaks, *self.captures)]
         lines += filter(None, (self.conditions, self.versions))
         return "\n".join(lines)
 
@@ -85,6 +91,7 @@ class FusionReport:
 def explain(
     model: Callable[..., Any],
     *inputs: Any,
+    mode: Mode = "max-autotune",
     world_size: int | None = None,
     numerics: Numerics = "same_rounding",
     min_rows: int | None = None,
@@ -100,17 +107,20 @@ def explain(
     Runs the model once on the inputs, without autograd and with dynamic=False, which its verdicts hold for: what it
     writes in place is written. Collectives inside a custom operator are not seen. Needs no other rank: where no process
     group is initialised, one of ``world_size`` ranks (default 2) that communicates nothing is used and removed again,
-    so numbers mean nothing then and only the verdicts count. numerics, min_rows, in_place, grouped, attention:
+    so numbers mean nothing then and only the verdicts count. mode, numerics, min_rows, in_place, grouped, attention:
     as in get_npu_backend. Nothing is lowered or kept.
     Raises InvalidArgumentError for a bad option, or if ``world_size`` contradicts an initialised group.
     """
     options = FusionOptions(numerics, min_rows, in_place, grouped, attention=attention)
+    if mode not in MODES:
+        raise argument_error("explain", "mode", f"one of {MODES}", repr(mode), "Leave it out for a GE graph.")
     if not callable(model):
         raise argument_error("explain", "model", "a module or function", repr(model), "Pass the model first.")
-    config = load_torchair().CompilerConfig()
-    options = replace(options, unavailable=unavailable())
+    package = load_npugraph_ex() if mode == "npugraph_ex" else load_torchair()
+    options = replace(options, **capabilities(mode)._asdict())
 
     found: list[FusionSite] = []
+    cold: dict[str, None] = {}
     graphs = 0
 
     def compile_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -118,6 +128,8 @@ def explain(
         graphs += 1
         run = _copy_of(gm)
         found.extend(fuse_all(gm, options))
+        if mode == "npugraph_ex":
+            cold.update(dict.fromkeys(first_calls(gm)))
         return _boxed(eager.hidden(run))
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -135,10 +147,10 @@ def explain(
         _isolated() as options_of_compile,
     ):
         conditions = _conditions()
-        taken_apart = decompositions(config, {})
+        taken_apart = decompositions(package, package.CompilerConfig(), {})
         compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, **options_of_compile)
         compiled(model, inputs, kwargs)
-    return FusionReport((*found, *eager.sites), graphs, tuple(map(str, left)), conditions, str(support()))
+    return FusionReport((*found, *eager.sites), graphs, tuple(map(str, left)), conditions, str(support()), tuple(cold))
 
 
 def _nobody_waits() -> AbstractContextManager[None]:

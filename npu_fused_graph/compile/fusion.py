@@ -12,15 +12,16 @@ from torch.fx import GraphModule
 from npu_fused_graph import converters
 from npu_fused_graph.aot.guards import (
     drop_assertions,
+    refuse_strides_of_copied_inputs,
     refuse_strides_of_what_is_not_dense,
     refuse_unknown_numbers,
     separate_assigned_values,
 )
 from npu_fused_graph.compile.stored import store_sites
 from npu_fused_graph.errors import argument_error, warn_once
-from npu_fused_graph.host import load_torchair
-from npu_fused_graph.host.config import check_host_mode
-from npu_fused_graph.host.unavailable import unavailable
+from npu_fused_graph.host.capabilities import capabilities
+from npu_fused_graph.host.config import check_host_mode, is_known, is_npugraph_ex
+from npu_fused_graph.host.defects import CAPTURING
 from npu_fused_graph.passes import (
     DEFAULT_PASSES,
     AttentionSites,
@@ -49,7 +50,7 @@ def enable_fusion(
     passes: Passes = DEFAULT_PASSES,
     on_sites: Callable[[list[FusionSite]], None] | None = None,
 ) -> Any:
-    """Add our passes to a ``torchair.CompilerConfig`` you already use; returns it.
+    """Add our passes to a CompilerConfig of TorchAir or of npugraph_ex you already use; returns it.
 
     The pass runs after your own ``post_grad_custom_pre_pass`` and before TorchAir's pattern passes. Our converters
     are registered, ``experimental_config.enable_view_optimize`` is switched off (it miscompiles), and guards run after
@@ -70,7 +71,8 @@ def enable_fusion(
     config.post_grad_custom_pre_pass = FusionHook(options, passes, user_pass, on_sites)
     current = config.post_grad_custom_post_pass.value
     config.post_grad_custom_post_pass = current if isinstance(current, GuardHook) else GuardHook(current)
-    config.experimental_config.enable_view_optimize = False
+    if not is_npugraph_ex(config):
+        config.experimental_config.enable_view_optimize = False
     listen(_log_break)
     return config
 
@@ -107,8 +109,7 @@ class FusionHook:
         converters.register_all()  # a model's package may have defined operators since the backend was made
         if self.user_pass is not None:
             self.user_pass(gm, example_inputs, config)
-        mode = "max-autotune" if config is None else config.mode.value
-        sites = fuse_all(gm, replace(self.options, unavailable=unavailable(mode)), self.passes)
+        sites = fuse_all(gm, self._options(config), self.passes)
         if is_for_autograd() and not all(site.is_fused for site in sites):
             # not in TorchAir's name: what it warns about is hidden while it compiles
             warn_once(_WITH_AUTOGRAD, stacklevel=2)
@@ -116,9 +117,15 @@ class FusionHook:
 
     def before_autograd(self, gm: GraphModule, config: Any) -> None:
         """Fuse what has to be fused in the graph as Dynamo hands it over."""
-        sites = fuse_before_autograd(gm, replace(self.options, unavailable=unavailable(config.mode.value)), self.passes)
+        sites = fuse_before_autograd(
+            gm, replace(self.options, **capabilities(config.mode.value)._asdict()), self.passes
+        )
         if sites:
             self._tell(sites, config)
+
+    def _options(self, config: Any) -> FusionOptions:
+        """What was asked for, and what this machine has."""
+        return replace(self.options, **capabilities("max-autotune" if config is None else config.mode.value)._asdict())
 
     def _tell(self, sites: list[FusionSite], config: Any) -> None:
         store_sites(sites, config)
@@ -131,7 +138,12 @@ class FusionHook:
 
 
 class GuardHook:
-    """The ``post_grad_custom_post_pass`` with the guards of aot/guards.py, after the pass the user had installed."""
+    """The ``post_grad_custom_post_pass`` with the guards of aot/guards.py, after the pass the user had installed.
+
+    warms_up: whether code that is captured first lets its groups allocate what they need.
+    """
+
+    warms_up = True
 
     def __init__(self, user_pass: Callable[..., Any] | None) -> None:
         self.user_pass = user_pass
@@ -140,6 +152,9 @@ class GuardHook:
     def __call__(self, gm: GraphModule, example_inputs: Any = None, config: Any = None) -> None:
         if self.user_pass is not None:
             self.user_pass(gm, example_inputs, config)
+        if config is not None and config.mode.value in CAPTURING:
+            refuse_strides_of_copied_inputs(gm)  # calls are eager ones: the rest is right there
+            return
         refuse_strides_of_what_is_not_dense(gm)
         separate_assigned_values(gm)
         drop_assertions(gm)
@@ -147,9 +162,9 @@ class GuardHook:
 
 
 def check_config(config: Any) -> None:
-    """Raise InvalidArgumentError for what is no ``torchair.CompilerConfig``."""
-    if not isinstance(config, load_torchair().CompilerConfig):
+    """Raise InvalidArgumentError for what is no CompilerConfig."""
+    if not is_known(config):
         raise argument_error(
             "backend", "compiler_config", "a torchair.CompilerConfig", type(config).__name__,
-            "Make one with torchair.CompilerConfig().",
+            "Make one with torchair.CompilerConfig() or npugraph_ex.CompilerConfig().",
         )  # fmt: skip

@@ -23,7 +23,7 @@ def store_sites(sites: Sequence[FusionSite], config: Any) -> None:
     Nothing where no graph dump was asked for. A folder that cannot be written to is a warning, as it is TorchAir's own
     dump that a user misses there.
     """
-    dump = None if config is None else config.debug.graph_dump
+    dump = config.debug.graph_dump if hasattr(config, "debug") else None  # npugraph_ex dumps no GE graph
     if dump is None or not dump.enabled:
         return
     path = Path(dump.full_path("fusion_sites", with_timestap=False)).with_suffix(".json")

@@ -1,29 +1,56 @@
-"""What a ``torchair.CompilerConfig`` can ask for on a machine without an NPU."""
+"""What a compiler configuration can ask for on a machine without an NPU."""
 
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from typing import Any
 
 from npu_fused_graph.errors import UnsupportedModeError
-from npu_fused_graph.host.load import mode
+from npu_fused_graph.host.defects import CAPTURING, guard_reinplacing
+from npu_fused_graph.host.load import load_torchair, mode
 
 _WITHOUT_EFFECT = ("dump_config.enable_dump", "aoe_config.aoe_mode")
 """Options GE's runtime or AOE acts on: on a CPU nothing would happen, silently."""
 
+_WITHOUT_EFFECT_CAPTURED = ("static_kernel_compile", "super_kernel_optimize")
+"""Options of npugraph_ex that act on kernels of an NPU."""
+
+
+def is_npugraph_ex(config: Any) -> bool:
+    """Whether ``config`` is npugraph_ex's own CompilerConfig."""
+    package = sys.modules.get("npugraph_ex")
+    return package is not None and isinstance(config, package.CompilerConfig)
+
+
+def is_known(config: Any) -> bool:
+    """Whether ``config`` is a CompilerConfig of TorchAir or of npugraph_ex."""
+    return is_npugraph_ex(config) or isinstance(config, load_torchair().CompilerConfig)
+
 
 def check_host_mode(config: Any) -> None:
-    """Without an NPU: raise UnsupportedModeError for a mode without a GE graph, warn about options without effect."""
+    """Get ready for a mode that captures; without an NPU warn about options without effect.
+
+    Raises HostError where such a mode is asked for and cannot be served, UnsupportedModeError for an option that needs
+    what only a device writes.
+    """
+    if config.mode.value in CAPTURING and not is_npugraph_ex(config):
+        guard_reinplacing("torchair")
     if mode() == "device":
         return
-    for name in _WITHOUT_EFFECT:
+    names = _WITHOUT_EFFECT_CAPTURED if is_npugraph_ex(config) else _WITHOUT_EFFECT
+    for name in names:
         option = functools.reduce(getattr, name.split("."), config)
         if option:
             text = f"[backend] {name}: expected no value without an NPU, got {option.value!r}. It has no effect."
             warnings.warn(text, stacklevel=3)
-    if config.mode.value != "max-autotune":
+    if getattr(config, "deadlock_check", False):
         raise UnsupportedModeError(
-            f"[backend] mode: expected 'max-autotune' without an NPU, got {config.mode.value!r}: it captures NPU "
-            "streams and has no GE graph. Set config.mode = 'max-autotune'."
+            "[backend] deadlock_check: expected an NPU, got a machine without one: it reads the trace of a device. "
+            "Leave it out; streams that are not joined are refused here while capturing."
         )
+    if config.mode.value in CAPTURING:
+        from npu_fused_graph.host.npugraph_ex import serve_captures
+
+        serve_captures()

@@ -31,6 +31,8 @@ from tests.benchmarks.pass_time import seconds
 
 GOALS = {
     "call": 1.0,
+    "replay": 1.15,
+    "replay_graph": 2.0,
     "peak_memory": 1.10,
     "compile": 1.05,
     "import_seconds": 0.05,
@@ -64,6 +66,8 @@ def main() -> int:
     for layers in (1, 4, 16):
         _measure_model(f"prefill H=256 2x16 float16 layers={layers}", *prefill(layers))
     _measure_model("decode H=1024 one token with cache float32 layers=4", *decode_step(4))
+    _measure_replay("decode H=1024 one token with cache float32 layers=4", *decode_step(4))
+    _measure_replay("prefill H=256 2x16 float16 layers=4", *prefill(4))
     _measure_compile(4)
     _measure_passes()
     _measure_dispatch()
@@ -88,6 +92,25 @@ def _measure_model(name: str, model: Callable[..., Any], make_inputs: Callable[[
         run, arguments = _last_run(graphs[-1], lambda: compiled(*inputs))
         _report(name, "peak_memory", [_peak(run, model, arguments)], [_peak(model, model, inputs)], "eager")
     native.graph_listeners.remove(graphs.append)
+
+
+def _measure_replay(name: str, model: Callable[..., Any], make_inputs: Callable[[], tuple[Any, ...]]) -> None:
+    """A captured graph replayed, against eager and against the GE graph on the engine."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        graph, replay = (
+            torch.compile(model, backend=get_npu_backend(mode=mode, min_rows=0), dynamic=False, fullgraph=True)
+            for mode in ("max-autotune", "npugraph_ex")
+        )
+        inputs = make_inputs()
+        for compiled in (graph, replay):
+            _compare(compiled(*make_inputs()), model(*make_inputs()))
+            _compare(compiled(*make_inputs()), model(*make_inputs()))
+        rounds = _rounds(lambda: model(*inputs))
+        calls: list[Callable[[], Any]] = [lambda: model(*inputs), lambda: graph(*inputs), lambda: replay(*inputs)]
+        eager, on_engine, replayed = _alternate(calls, rounds)
+    _report(name, "replay", replayed, eager, "eager")
+    _report(name, "replay_graph", replayed, on_engine, "the GE graph on the engine")
 
 
 def _compare(got: Any, wanted: Any) -> None:

@@ -15,6 +15,7 @@ from npu_fused_graph import __version__
 from npu_fused_graph.commands import doctor
 from npu_fused_graph.commands.cli import main
 from npu_fused_graph.errors import DumpError, NpuFusedGraphError
+from npu_fused_graph.host.support import support
 from tests.host.wheels import write_wheel
 
 FUSED = "MatmulAllReduceAddRmsNorm"
@@ -228,6 +229,7 @@ def test_doctor_where_only_torchair_was_unpacked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, torchair_folder: Path
 ) -> None:
     """An NFG_TORCHAIR without the operators' schemas compiles models and cannot run scripts."""
+    support()  # of the TorchAir the other tests of this process use
     (tmp_path / "torchair").symlink_to(torchair_folder)
     monkeypatch.setenv("NFG_TORCHAIR", str(tmp_path))
     assert main(["doctor", "--json"]) == 1

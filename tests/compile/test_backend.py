@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,20 +29,6 @@ ENTRIES: dict[str, Callable[[Any], Any]] = {
     "get_npu_backend": lambda c: nfg.get_npu_backend(compiler_config=c),
     "enable_fusion": nfg.enable_fusion,
 }
-
-
-@pytest.mark.parametrize("entry", list(ENTRIES))
-@pytest.mark.parametrize("mode", ["reduce-overhead", "npugraph_ex"])
-def test_modes_without_a_ge_graph_are_refused(entry: str, mode: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchAir: the mode is deprecated
-        wrong = config(mode=mode)
-    with pytest.raises(UnsupportedModeError) as caught:
-        ENTRIES[entry](wrong)
-    assert str(caught.value) == (
-        f"[backend] mode: expected 'max-autotune' without an NPU, got {mode!r}: it captures NPU streams and has no GE "
-        "graph. Set config.mode = 'max-autotune'."
-    )
 
 
 def test_these_are_all_modes_of_torchair() -> None:

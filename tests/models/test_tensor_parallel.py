@@ -108,6 +108,8 @@ class Result:
     error: str = ""
     eager: Any = None
     compiled: Any = None
+    replayed: Any = None
+    captured: list[Verdict] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     ge_types: list[Counter[str]] = field(default_factory=list)
     grouping: list[Verdict] = field(default_factory=list)
@@ -142,6 +144,12 @@ def _run(rank: int, folder: str, case: Case) -> Result:
         compiled = _output(torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(**inputs))
     finally:
         native.graph_listeners.remove(graphs.append)
+    captured: list[Any] = []
+    torch._dynamo.reset()
+    backend = nfg.get_npu_backend(mode="npugraph_ex", min_rows=0, on_sites=captured.extend)
+    other = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)
+    other(**inputs)
+    replayed = _output(other(**inputs))
     grouping: list[Any] = []
     if case.model in MOE:
         report = nfg.explain(model, **inputs, min_rows=0, grouped=True)
@@ -149,10 +157,16 @@ def _run(rank: int, folder: str, case: Case) -> Result:
     return Result(
         eager=eager.double().numpy(),
         compiled=compiled.double().numpy(),
-        verdicts=[(site.layer, site.is_fused, site.reason) for site in sites if site.op != "flash_attention_score"],
+        replayed=replayed.double().numpy(),
+        verdicts=_verdicts(sites),
+        captured=_verdicts(captured),
         grouping=[(site.layer, site.is_fused, site.reason) for site in grouping],
         ge_types=[Counter(node.type for node in executable.graph.nodes.values()) for executable in graphs],
     )
+
+
+def _verdicts(sites: list[Any]) -> list[Verdict]:
+    return [(site.layer, site.is_fused, site.reason) for site in sites if site.op != "flash_attention_score"]
 
 
 def _load(rank: int, folder: str, case: Case) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -210,6 +224,8 @@ def _check(case: Case, single: np.ndarray[Any, Any], results: list[Result]) -> N
         assert result.ge_types[0]["HcomAllReduce"] == len(case.verdicts) - fused
         assert np.isfinite(result.compiled).all()
         assert _distance(result.compiled, result.eager) <= LIMIT[case.dtype]
+        assert result.captured == case.verdicts, "the other back end"
+        assert _distance(result.replayed, result.eager) <= LIMIT[case.dtype]
         assert _distance(result.compiled, single) <= case.single_limit
         assert result.grouping == case.grouping
     first, second = results
