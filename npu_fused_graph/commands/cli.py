@@ -104,8 +104,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from npu_fused_graph.host.standin.state import RunOptions
 
     options = RunOptions(
-        arguments.devices, arguments.soc, arguments.seed, arguments.record, arguments.stock, tuple(arguments.register)
-    )
+        arguments.devices, arguments.soc, arguments.seed, arguments.record, arguments.stock, arguments.strict,
+        tuple(arguments.register),
+    )  # fmt: skip
     report = run_script(arguments.script, is_module=arguments.module, options=options)
     # standard output is the script's
     print(json.dumps(report.as_dict()) if arguments.json else format_report(report), file=sys.stderr)
@@ -218,7 +219,10 @@ COMMANDS = (
             _argument("-m", dest="module", action="store_true", help="the script is a module's name"),
             _argument("--seed", type=int, help="makes torch's random numbers repeatable, rank by rank"),
             _argument("--record", metavar="DIR", help="store inputs and outputs of every call of a fused operator"),
-            _argument("--strict", action="store_true", help="fail on an eager fallback or a failed child, too"),
+            _argument(
+                "--strict", action="store_true",
+                help="fail on an eager fallback or a failed child, too; overwrite what replays of captured graphs may",
+            ),
             _argument(
                 "--stock", action="store_true", help="leave TorchAir's defects as they are, and name their graphs"
             ),

@@ -50,6 +50,15 @@ def test_results_lie_where_they_lay(said: dict[str, Any]) -> None:
     assert said["outputs {'clone_output': True}"] == [True, False]
 
 
+def test_strict_overwrites_what_a_device_may(said: dict[str, Any]) -> None:
+    assert said["stale results False"] == [False, [2.0] * 6]
+    assert said["stale results True"] == [True, [2.0] * 6]
+
+
+def test_shapes_change_while_capturing(said: dict[str, Any]) -> None:
+    assert said["reshaped"] == [[1, 3, 3], True]
+
+
 def test_state_that_moves_is_captured_again(said: dict[str, Any]) -> None:
     assert said["moved state"] == [[3.0, 3.0], [1.0, 1.0]]
 

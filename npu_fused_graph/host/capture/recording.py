@@ -109,6 +109,8 @@ class Recording(TorchDispatchMode):
         if func.is_view:  # lift_fresh gives a constant, which becomes part of the graph
             view = func(*args, **kwargs)
             return self._own(view, is_on_device=False) if name == "aten::lift_fresh" else view
+        if torch.Tag.inplace_view in func.tags:  # the shape of a tensor, which is the host's matter
+            return func(*args, **kwargs)
         if name in _ALLOCATIONS:
             with torch.inference_mode(False), torch.no_grad():
                 return self._own(func(*args, **kwargs), is_on_device=_is_on_device(args, kwargs))

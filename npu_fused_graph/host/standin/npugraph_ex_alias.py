@@ -12,7 +12,7 @@ from typing import Any
 from npu_fused_graph.host.capture import graphs, recording
 from npu_fused_graph.host.npugraph_ex import load_npugraph_ex
 from npu_fused_graph.host.paths import npugraph_ex_of_npu
-from npu_fused_graph.host.standin import process, torchair_alias
+from npu_fused_graph.host.standin import process, state, torchair_alias
 from npu_fused_graph.host.standin.device import mark
 
 
@@ -20,6 +20,7 @@ def install(parent: str) -> None:
     """Let ``import npugraph_ex`` load it, and make ``<parent>.npugraph_ex`` another name of it."""
     sys.meta_path[:0] = [_Loading(), torchair_alias.AliasFinder(f"{parent}.npugraph_ex")]
     recording.allocation_listeners.append(mark)
+    graphs.poisons = state.options().strict
     graphs.capture_listeners.append(lambda graph: process.counts.update(("captured",)))
 
 

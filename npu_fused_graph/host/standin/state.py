@@ -25,7 +25,8 @@ class RunOptions:
 
     devices: how many the machine claims to have. soc: the chip's name, "" = any: operators of all chips run. seed:
     None = torch's own, different each time. record: folder for the records of fused calls, None = none. stock: leave
-    TorchAir's defects as they are. register: Python files that every process runs when it imports torch.
+    defects of TorchAir and npugraph_ex as they are. strict: overwrite what a replay of a captured graph may overwrite.
+    register: Python files that every process runs when it imports torch.
     """
 
     devices: int = 16
@@ -33,6 +34,7 @@ class RunOptions:
     seed: int | None = None
     record: str | None = None
     stock: bool = False
+    strict: bool = False
     register: tuple[str, ...] = ()
 
 

@@ -8,6 +8,8 @@ import torch
 import torch_npu  # noqa: F401
 from torch import Tensor, nn
 
+from npu_fused_graph.host.capture import graphs
+
 said: dict[str, Any] = {}
 refused: dict[str, tuple[str, bool]] = {}
 npu = torch.npu  # type: ignore[attr-defined]
@@ -142,6 +144,41 @@ def outputs() -> None:
 
 
 outputs()
+
+
+def stale_results() -> None:
+    """With --strict what a device may overwrite is overwritten: results of another shape, once it is replayed."""
+    compiled = torch.compile(lambda x: x * 2, backend="npugraph_ex", dynamic=True)
+    for strict in (False, True):
+        torch._dynamo.reset()
+        graphs.poisons = strict
+        compiled(torch.ones(4).npu())
+        compiled(torch.ones(6).npu())
+        kept = compiled(torch.ones(4).npu())
+        last = compiled(torch.ones(6).npu())
+        said[f"stale results {strict}"] = [bool(kept.isnan().all()), last.tolist()]
+    graphs.poisons = False
+
+
+stale_results()
+
+
+def reshaped() -> None:
+    """Shapes are the host's matter: they change while capturing."""
+    x = device(2, 3)
+
+    def body() -> Tensor:
+        y = x * 1
+        y.t_()
+        y.unsqueeze_(0)
+        return y @ x
+
+    graph, result = captured(body)
+    graph.replay()
+    said["reshaped"] = [list(result.shape), torch.equal(result, body())]
+
+
+reshaped()
 
 
 def moved_state() -> None:
