@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
+from npu_fused_graph.host.paths import has_npugraph_ex
 from tests.processes import run_code
 from tests.ranks import run_ranks, values
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("captured_defects"),
+    pytest.mark.skipif(not has_npugraph_ex(), reason="this TorchAir comes without npugraph_ex"),
+]
 
 CODE = '''
 import json, warnings

@@ -116,6 +116,14 @@ def find_npugraph_ex() -> Path:
     return folder
 
 
+def has_npugraph_ex() -> bool:
+    """Whether the TorchAir that is found comes with npugraph_ex, which older releases do not."""
+    try:
+        return bool(find_npugraph_ex())
+    except HostError:
+        return False
+
+
 def npugraph_ex_of_npu() -> Path:
     """The folder that holds the package ``torch_npu.npu.npugraph_ex``, which hands on to the other one."""
     folder = find_npugraph_ex()

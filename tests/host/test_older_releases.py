@@ -30,8 +30,8 @@ def test_operators_are_compiled_in_threads_that_stay(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(one_operator, "_compile", compile_here)
     for _ in range(3):
         OneOperator(torch.add, (torch.ones(1), torch.ones(1)), {}).compile()
-    assert len(set(used)) == 1
-    assert used[0].is_alive() and used[0] is not threading.current_thread()
+    # one may not be idle yet when the next call comes: then another is made, which stays, too
+    assert all(thread.is_alive() and thread is not threading.current_thread() for thread in used)
 
 
 def test_a_call_while_another_is_compiled_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
