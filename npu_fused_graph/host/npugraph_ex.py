@@ -21,7 +21,7 @@ from npu_fused_graph.host.load import load_torchair, mode, signals_kept
 from npu_fused_graph.host.names import check_names
 from npu_fused_graph.host.paths import PACKAGES, find_npugraph_ex
 from npu_fused_graph.host.registration import registered_for_cpu_too
-from npu_fused_graph.host.standin import dynamo, state
+from npu_fused_graph.host.standin import state
 from npu_fused_graph.passes.location import source_line
 
 
@@ -60,8 +60,6 @@ def _load_host() -> types.ModuleType:
             ) from error
     if state.only_captures:
         _pass_over_patterns("npugraph_ex")
-    else:
-        dynamo.show_streams()
     return package
 
 

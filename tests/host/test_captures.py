@@ -70,6 +70,7 @@ def test_state_that_moves_is_captured_again(said: dict[str, Any]) -> None:
 
 def test_streams_and_updates(said: dict[str, Any]) -> None:
     assert said["streams in a model"] == [True, True]
+    assert said["streams made inside"] == [True, 2], "calls are captured on both streams"
     assert said["streams"]
     assert said["updates"] == [[5.0] * 3, [15.0] * 3]
     assert said["attention lengths"] == [True, True, True]

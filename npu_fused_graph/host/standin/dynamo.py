@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -14,7 +15,7 @@ import torch
 
 from npu_fused_graph.host.capture import streams
 
-_MODULE = "torch._dynamo.device_interface"
+_MODULE = "torch._dynamo"
 
 
 def install() -> None:
@@ -48,7 +49,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def _register() -> None:
-    module: Any = sys.modules[_MODULE]
+    module: Any = importlib.import_module("torch._dynamo.device_interface")
     npu: Any = sys.modules["torch_npu.npu"]
 
     class NpuInterface(module.DeviceInterface):  # type: ignore[misc]
@@ -73,13 +74,25 @@ def _register() -> None:
         is_bf16_supported = staticmethod(npu.is_bf16_supported)
 
     module.register_interface_for_device("npu", NpuInterface)
+    _show_streams()
 
 
-def show_streams() -> None:
-    """Let a graph carry ``set_stream`` where a model enters and leaves a stream, which npugraph_ex looks for."""
+def _show_streams() -> None:
+    """Let a graph carry ``set_stream`` where a model enters and leaves a stream, which npugraph_ex looks for.
+
+    And let a model make streams and events while it is traced.
+    """
+    from torch._dynamo import trace_rules
     from torch._dynamo.variables.builder import wrap_fx_proxy_cls
     from torch._dynamo.variables.streams import StreamContextVariable, StreamVariable
     from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+    from torch._dynamo.variables.user_defined import UserDefinedClassVariable
+
+    UserDefinedClassVariable._in_graph_classes().update((streams.Stream, streams.Event))
+    in_graph = (streams.stream, streams.current_stream, streams.set_stream)
+    names = [f"{function.__module__}.{function.__name__}" for function in in_graph]
+    trace_rules.torch_name_rule_map.append(dict.fromkeys(names, TorchInGraphFunctionVariable))
+    trace_rules.clear_lru_cache()
 
     class Entered(StreamContextVariable):
         """``with torch.npu.stream(s)`` in a traced function."""

@@ -8,7 +8,7 @@ import torch
 import torch_npu  # noqa: F401
 from torch import Tensor, nn
 
-from npu_fused_graph.host.capture import graphs
+from npu_fused_graph.host.capture import graphs, recording
 
 said: dict[str, Any] = {}
 refused: dict[str, tuple[str, bool]] = {}
@@ -221,6 +221,31 @@ def two_streams() -> None:
     x = device(8)
     compiled = torch.compile(Model().npu(), backend="npugraph_ex", dynamic=False, fullgraph=True)
     said["streams in a model"] = [torch.equal(compiled(x), x * 2 + 1 + x * 2 * 3) for _ in range(2)]
+    torch._dynamo.reset()
+
+    def made_inside(x: Tensor) -> Tensor:
+        stream, event, end = npu.Stream(), npu.Event(), npu.Event()
+        y = x * 2
+        event.record()
+        with npu.stream(stream):
+            event.wait(stream)
+            z = y + 1
+            end.record()
+        end.wait()
+        return z
+
+    seen: list[int] = []
+    clocks = recording.Clocks
+    check = clocks.check_call
+
+    def noted(self: Any, *arguments: Any) -> None:
+        seen.append(self.stream)
+        check(self, *arguments)
+
+    clocks.check_call = noted  # type: ignore[method-assign]
+    result = torch.compile(made_inside, backend="npugraph_ex", dynamic=False, fullgraph=True)(x)
+    clocks.check_call = check  # type: ignore[method-assign]
+    said["streams made inside"] = [torch.equal(result, x * 2 + 1), len(set(seen))]
     side, begun, done = npu.Stream(), npu.Event(), npu.Event()
 
     def body() -> Tensor:

@@ -14,7 +14,7 @@ npugraph_ex_alias.install(__name__)
 npugraphs = refused("the backend npugraphs", "it captures NPU streams. Use backend='npu'")
 
 
-def _npugraph_ex_backend_entrypoint(gm: Any, example_inputs: Any, **options: Any) -> Any:
+def _npugraph_ex_backend(gm: Any, example_inputs: Any, **options: Any) -> Any:
     """The backend named ``npugraph_ex``, with its default configuration and the options of torch.compile."""
     npugraph_ex = importlib.import_module("npugraph_ex")
     return npugraph_ex.get_npu_backend(compiler_config=npugraph_ex.CompilerConfig())(gm, example_inputs, **options)
@@ -28,6 +28,11 @@ def _npu_backend_entrypoint(gm: Any, example_inputs: Any, **options: Any) -> Any
 
 
 def __getattr__(name: str) -> Any:
+    if (
+        name == "_npugraph_ex_backend_entrypoint"
+    ):  # what torch looks up when a model is to be compiled, before it traces
+        importlib.import_module("torch_npu.npu.npugraph_ex")
+        return _npugraph_ex_backend
     if name in ("torchair", "npugraph_ex"):
         return importlib.import_module(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -264,4 +265,6 @@ finalize_dump = refused("torch.npu.finalize_dump", "it dumps what ACL executes")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "npugraph_ex":
+        return importlib.import_module("torch_npu.npu.npugraph_ex")
     raise refused_attribute("torch.npu", name)
