@@ -99,8 +99,8 @@ REFUSED = {
     "not joined": ("got work nobody waits for", "let the captured stream wait for it"),
     "not forked": ("got one that has not waited for it", "let this one wait for it first"),
     "race": ("got no wait between them", "let this stream wait for it"),
-    "moved input": ("got a tensor that is gone", "copy new values into it (x.copy_(new))"),
-    "frozen and moved": ("got a tensor that is gone", "or capture again"),
+    "moved input": ("got a tensor that is gone or moved", "copy new values into it (x.copy_(new))"),
+    "frozen and moved": ("got a tensor that is gone or moved", "or capture again"),
     "in a model": ("got a random operator", "Draw them outside the capture"),
 }
 WITHOUT_A_LINE = {
@@ -121,3 +121,53 @@ def test_what_a_device_cannot_capture_is_refused_with_its_line_and_a_cure(seen: 
         what, cure = {**REFUSED, **WITHOUT_A_LINE}[name]
         assert text.startswith("CaptureError: [capture] ") and what in text and cure in text, (name, text)
         assert has_line == (name in REFUSED), (name, text)
+
+
+# -- programs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def programs() -> dict[str, Any]:
+    found = run_python(script("capture_programs.py"), env={"PYTHONPATH": PYTHONPATH})
+    assert found.returncode == 0, found.stderr
+    result: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return result
+
+
+def test_programs_are_replayed_as_they_are_called(programs: dict[str, Any], subtests: pytest.Subtests) -> None:
+    """Operators that may copy, that change shapes in place, that write elsewhere: in both modes without gradients."""
+    found = {name: equal for name, equal in programs["said"].items() if name.endswith(("no_grad", "inference_mode"))}
+    assert len(found) == 30
+    for name, equal in found.items():
+        with subtests.test(name):
+            assert equal == [True, True, True]
+
+
+def test_nothing_is_left_behind(programs: dict[str, Any]) -> None:
+    said = programs["said"]
+    assert said["a result that is turned afterwards"], "a graph's memory keeps its shape"
+    assert said["another thread"] == []
+    assert said["a graph that is dropped"] == [False, [2.0, 2.0]]
+    assert said["a graph that waits is reset"]
+    assert said["an event recorded by another graph"] == [False, True]
+    assert said["a capture works after all of that"]
+
+
+def test_more_that_is_refused(programs: dict[str, Any]) -> None:
+    wanted = {
+        "cond": "got control flow",
+        "a constant on the device": "the host waits for the copy",
+        "elements": "Stack or clone the tensors instead",
+        "to cpu": "Tensor.to at",
+        "dlpack": "Tensor.__dlpack__ at",
+        "pickle": "Tensor.__reduce_ex__ at",
+        "elapsed time": "Event.elapsed_time at",
+        "event from outside": "got one recorded outside",
+        "open task group": "expected no open task group",
+        "input that grew": "gone or moved",
+        "input without memory": "gone or moved",
+    }
+    assert programs["refused"].keys() == wanted.keys()
+    for name, text in wanted.items():
+        assert programs["refused"][name].startswith("CaptureError: [capture] "), name
+        assert text in programs["refused"][name], (name, programs["refused"][name])

@@ -39,12 +39,21 @@ class Clocks:
 
     def recorded(self, event: Any, stream: int) -> None:
         """An event was recorded on ``stream``."""
+        self._events.pop(event, None)
         if stream in self._known:
             self._events[event] = dict(self._known[stream])
 
-    def waited(self, event: Any, stream: int) -> None:
-        """``stream`` waits for an event; one of this capture takes it into the capture."""
+    def waited(self, event: Any, stream: int, *, was_recorded: bool) -> None:
+        """``stream`` waits for an event; one of this capture takes it into the capture.
+
+        was_recorded: at some time. Raises CaptureError for one that was, outside: a graph cannot wait for it.
+        """
         found = self._events.get(event)
+        if found is None and was_recorded and stream in self._known:
+            raise CaptureError(
+                f"[capture] wait{_at(lines.current())}: expected an event that was recorded on a stream of the "
+                "capture, got one recorded outside. Wait before the capture begins, or use torch.npu.ExternalEvent."
+            )
         if found is None:
             return
         if stream not in self._known:
@@ -53,7 +62,6 @@ class Clocks:
         clock = self._known[stream]
         for other, at in found.items():
             clock[other] = max(at, clock.get(other, 0))
-        clock[stream] = clock.get(stream, 0) + 1
 
     def check_call(self, reads: Sequence[Tensor], writes: Sequence[Tensor], line: str, what: str) -> None:
         """Count a call on the current stream. Raises CaptureError if it needs what its stream has not waited for."""
@@ -65,7 +73,7 @@ class Clocks:
                 "it. Record an event on the captured stream and let this one wait for it first."
             )
         now = clock[self.stream] = clock.get(self.stream, 0) + 1
-        if len(self._known) > 1 or self._writes:
+        if len(self._known) > 1:
             for x, others in [(x, self._writes) for x in reads] + [
                 (x, uses) for x in writes for uses in (self._writes, self._reads)
             ]:

@@ -24,10 +24,8 @@ def groups_of(func: Any, args: Any, kwargs: Any) -> list[str]:
         value = args[i] if i < len(args) else kwargs.get(a.name)
         if isinstance(value, str) and value and a.name in _NAMES:
             found.append(value)
-        elif isinstance(value, torch.ScriptObject) and func.namespace == "c10d":
-            group = dist.ProcessGroup.unbox(value) if hasattr(dist.ProcessGroup, "unbox") else None
-            if group is not None:
-                found.append(group.group_name)
+        elif isinstance(value, torch.ScriptObject) and str(a.type).endswith("c10d.ProcessGroup"):
+            found.append(dist.ProcessGroup.unbox(value).group_name)
     return found
 
 

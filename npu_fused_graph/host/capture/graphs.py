@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from npu_fused_graph.errors import CaptureError, argument_error, warn_once
 from npu_fused_graph.host.capture import recording, streams
-from npu_fused_graph.host.capture.recording import Recording, reads_refused
+from npu_fused_graph.host.capture.reads import reads_refused
+from npu_fused_graph.host.capture.recording import Recording, forbid
 from npu_fused_graph.host.capture.tape import Call, Group, Tape, go_on, tensors_in
 
 Pool = tuple[int, int]
@@ -108,10 +109,7 @@ class NPUGraph:
 
     def replay(self) -> None:
         """Run what was captured, in the memory it was captured with."""
-        if recording.current is not None:
-            raise recording.not_captured(
-                "NPUGraph.replay", "", "a replay", "a graph cannot hold another", "Replay it outside the capture."
-            )
+        forbid("NPUGraph.replay", "a graph cannot hold another", "Replay it outside the capture.")
         tape = self._captured("replay")
         if poisons and self._pool in _shared:
             _poison_others(self)
@@ -119,7 +117,14 @@ class NPUGraph:
 
     def reset(self) -> None:
         """Forget what was captured."""
+        if self._tape is not None:
+            self._tape.abandon()
         self._tape, self._updatable = None, []
+
+    def __del__(self) -> None:
+        """A graph that is dropped in the middle of its capture ends it: nothing else could."""
+        self.abandon()
+        self.reset()
 
     def pool(self) -> Pool:
         """The token of its memory pool."""
@@ -254,10 +259,14 @@ class _Update(TorchDispatchMode):
     def __init__(self, calls: Sequence[Call]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._calls = iter(calls)
+        self._is_over = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._is_over:  # an error was told; what follows must not be lost
+            return func(*args, **(kwargs or {}))
         call = next(self._calls, None)
         if call is None or call.func is not func:
+            self._is_over = True
             raise CaptureError(
                 f"[capture] graph_task_update: expected {'no more calls' if call is None else call.func}, as in the "
                 f"group, got {func}. Update with the calls that were captured."

@@ -108,7 +108,7 @@ class Event(torch.Event):
 
     def wait(self, stream: Any = None) -> None:
         if recording.current is not None:
-            recording.current.clocks.waited(id(self), _number(stream))
+            recording.current.clocks.waited(id(self), _number(stream), was_recorded=self._time is not None)
 
     def reset(self, stream: Any = None) -> None:
         self._time = None
@@ -123,6 +123,7 @@ class Event(torch.Event):
 
     def elapsed_time(self, end_event: Any) -> float:
         """Milliseconds from this event to ``end_event``, of wall-clock time on the CPU."""
+        forbid("Event.elapsed_time", _WAITS, "Ask outside the capture.")
         if self._time is None or end_event._time is None:
             raise RuntimeError("[run] event: expected two recorded events, got one that was not. Call record() first.")
         return float(end_event._time - self._time) * 1000
@@ -140,6 +141,9 @@ class ExternalEvent(Event):
 
     def record(self, stream: Any = None) -> None:
         self._time = time.perf_counter()
+        if recording.current is not None:
+            recording.current.open(self._gate)
+            return
         self._gate.is_open = True
         go_on()
 

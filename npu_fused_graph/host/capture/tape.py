@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from npu_fused_graph.errors import CaptureError, argument_error
+from npu_fused_graph.errors import CaptureError, NpuFusedGraphError, argument_error
 
 _COLLECTIVES = ("_c10d_functional", "c10d")
 
@@ -43,9 +43,9 @@ class Call:
         """Other arguments from now on, as the update of a task group on a device gives them."""
         self.args, self.kwargs = args, kwargs
         is_collective = self.func.namespace in _COLLECTIVES
-        form = writing_form(self.func) if all(out is not None for out in self.outs) else None
+        form = writing_form(self.func) if len(self.outs) == 1 and self.outs[0] is not None else None
         if form is not None:
-            self.run = functools.partial(form[0]._op, *args, **kwargs, **dict(zip(form[1], self.outs, strict=True)))
+            self.run = functools.partial(form._op, *args, **kwargs, out=self.outs[0])
         elif is_collective or any(out is not None for out in self.outs):
             self.run = functools.partial(_run_and_copy, self.func, args, kwargs, self.outs, is_collective)
         else:
@@ -90,15 +90,41 @@ class Close:
     gate: Gate
 
 
-Step = Call | Wait | Close
+@dataclass
+class Open:
+    """``gate`` opens, which other graphs may wait for."""
+
+    gate: Gate
+
+
+Step = Call | Wait | Close | Open
+
+
+@dataclass
+class Outside:
+    """Memory that was there before the capture. count: tensors of the tape on it. line: of the user's that uses it."""
+
+    storage: torch.UntypedStorage
+    line: str
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.address, self.nbytes = self.storage.data_ptr(), self.storage.nbytes()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody else still holds it, where it was."""
+        is_held = torch._C._storage_Use_Count(self.storage._cdata) > self.count + 1  # and one for ``storage``
+        return is_held and (self.storage.data_ptr(), self.storage.nbytes()) == (self.address, self.nbytes)
 
 
 def _run_and_copy(func: Any, args: Any, kwargs: Any, outs: Sequence[Tensor | None], is_collective: bool) -> None:
     results = func(*args, **kwargs)
     if is_collective:
         _wait(results)
-    for out, result in zip(outs, tensors_in(results), strict=True):
-        if out is not None:
+    given = [x for x in pytree.tree_leaves(results) if x is None or isinstance(x, Tensor)]  # some give no tensor
+    for out, result in zip(outs, given, strict=True):
+        if out is not None and result is not None:
             out.copy_(result)
 
 
@@ -114,45 +140,51 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor)]
 
 
+_WRITING = frozenset(
+    (
+        "mm", "addmm", "bmm", "baddbmm", "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "pow.Tensor_Scalar",
+        "pow.Tensor_Tensor", "exp", "neg", "rsqrt", "sqrt", "sigmoid", "tanh", "silu", "gelu", "cos", "sin", "maximum",
+        "minimum", "_softmax", "sum.dim_IntList", "mean.dim", "gather",
+    )
+)  # fmt: skip
+"""Operators of torch's whose ``out`` form computes the same; of others it need not (binary_cross_entropy)."""
+
+
 @functools.cache
-def writing_form(func: Any) -> tuple[Any, tuple[str, ...]] | None:
-    """The overload of an operator of torch's that writes its results, and the names of these arguments."""
-    if func.namespace != "aten":
+def writing_form(func: Any) -> Any:
+    """The overload of an operator of torch's that writes its one result into ``out``; None where there is none."""
+    if func.namespace != "aten" or str(func).removeprefix("aten.").removesuffix(".default") not in _WRITING:
         return None
-    packet, wanted = func._overloadpacket, [(a.name, str(a.type)) for a in func._schema.arguments]
-    for name in packet.overloads():
-        other = getattr(packet, name)
+    wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
+    for other in (getattr(func._overloadpacket, name) for name in func._overloadpacket.overloads()):
         arguments = other._schema.arguments
-        written = [a.name for a in arguments if a.is_out]
-        if len(written) != len(func._schema.returns) or any(str(a.type) != "Tensor" for a in arguments if a.is_out):
-            continue
-        if [(a.name, str(a.type)) for a in arguments if not a.is_out] == wanted:
-            return other, tuple(written)
+        rest = [(a.name, str(a.type)) for a in arguments if not a.is_out]
+        if rest == wanted and [a.name for a in arguments if a.is_out] == ["out"]:
+            return other
     return None
 
 
 class Tape:
     """The steps of a captured graph.
 
-    owned: memory that was allocated while capturing, by address. outside: memory that was there before, with how many
-    tensors of the tape refer to it and the line that uses it.
+    owned: memory that was allocated while capturing, by address. outside: other memory, by its storage.
     """
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.owned: dict[int, torch.UntypedStorage] = {}
-        self.outside: dict[int, tuple[torch.UntypedStorage, int, str]] = {}
+        self.outside: dict[int, Outside] = {}
         self._at: int | None = None
 
     def addresses(self) -> set[int]:
         """Of all memory it uses."""
-        return {*self.owned, *(storage.data_ptr() for storage, *_ in self.outside.values())}
+        return {*self.owned, *(one.address for one in self.outside.values())}
 
     def storage_at(self, address: int) -> torch.UntypedStorage | None:
         """Its memory at an address, None if it has none there."""
         if address in self.owned:
             return self.owned[address]
-        return next((x for x, *_ in self.outside.values() if x.data_ptr() == address), None)
+        return next((one.storage for one in self.outside.values() if one.address == address), None)
 
     @property
     def is_waiting(self) -> bool:
@@ -182,24 +214,44 @@ class Tape:
             for place in range(at, len(self.steps)):
                 step = self.steps[place]
                 if isinstance(step, Call):
-                    step.run()
+                    _run(step)
+                elif isinstance(step, Open):
+                    step.gate.is_open = True
+                    go_on()
                 elif isinstance(step, Close):
                     step.gate.is_open = False
                 elif not step.gate.is_open:
                     self._at = place
                     return
 
+    def abandon(self) -> None:
+        """Wait no longer."""
+        self._at = None
+        if self in _waiting:
+            _waiting.remove(self)
+
     def _check_outside(self) -> None:
-        for storage, count, line in self.outside.values():
-            if torch._C._storage_Use_Count(storage._cdata) <= count + 1:  # and one for ``storage``
+        for one in self.outside.values():
+            if not one.is_there:
                 raise CaptureError(
-                    f"[capture] input{f' of {line}' if line else ''}: expected it at the address it was captured at, "
-                    "got a tensor that is gone, whose memory a device may have given to another. Keep the tensor and "
-                    "copy new values into it (x.copy_(new)), or capture again."
+                    f"[capture] input{f' of {one.line}' if one.line else ''}: expected it at the address it was "
+                    "captured at, got a tensor that is gone or moved, whose memory a device may have given to another. "
+                    "Keep the tensor and copy new values into it (x.copy_(new)), or capture again (a weight autocast "
+                    "has cached is gone with its context: autocast(cache_enabled=False))."
                 )
 
     def calls(self) -> Iterable[Call]:
         return (step for step in self.steps if isinstance(step, Call))
+
+
+def _run(call: Call) -> None:
+    try:
+        call.run()
+    except NpuFusedGraphError:
+        raise
+    except RuntimeError as error:
+        where = f" at {call.line}" if call.line else ""
+        raise CaptureError(f"[capture] replay of {call.func}{where}: expected it to run, got: {error}") from error
 
 
 _waiting: list[Tape] = []

@@ -187,6 +187,8 @@ def _replace_methods() -> None:
             return to(self, *args, **kwargs) if args or kwargs else self
         if is_wanted_there:
             _refuse_copy(self, "to", bool(kwargs.get("non_blocking")) or (len(args) > 2 and args[2] is True))
+        if _target(args, kwargs) == "cpu" and not _is_traced(self):
+            forbid("Tensor.to", "a captured graph runs without the host", "Read it after the replay.", is_copy=True)
         result = to(self, *args, **kwargs)
         # a snapshot: on a device this is a copy, and scripts write into the original afterwards
         return self.clone() if result is self and _target(args, kwargs) == "cpu" else result
