@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from npu_fused_graph.host.paths import has_npugraph_ex
 from tests.host.stand_ins import PYTHONPATH
-from tests.processes import run_python
+from tests.processes import free_port, run_python
 from tests.scripts import script
 
 pytestmark = [
@@ -171,3 +172,14 @@ def test_more_that_is_refused(programs: dict[str, Any]) -> None:
     for name, text in wanted.items():
         assert programs["refused"][name].startswith("CaptureError: [capture] "), name
         assert text in programs["refused"][name], (name, programs["refused"][name])
+
+
+def test_collectives_are_captured(tmp_path: Path) -> None:
+    command = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
+    path = script("captured_collectives.py")
+    found = run_python(*command, path, str(tmp_path), env={"PYTHONPATH": PYTHONPATH}, timeout=200)
+    assert found.returncode == 0, found.stderr
+    for rank in (0, 1):
+        said = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(said) == 10
+        assert {name for name, equal in said.items() if not all(equal)} == set(), rank

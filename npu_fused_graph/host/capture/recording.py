@@ -183,7 +183,7 @@ class Recording(TorchDispatchMode):
         is_c10d = func.namespace == "c10d"  # whose schemas do not say what they write
         writes = [x for x in outs if x is not None] + (reads if is_c10d else _mutated(func, args, kwargs))
         self.clocks.check_call(reads, writes, line, str(func))
-        if outs and not writes:
+        if tensors_in(results) and not writes:
             return results  # views, of which its schema does not tell: nothing is computed
         kept_args, kept_kwargs = pytree.tree_map_only(Tensor, functools.partial(self._kept, line=line), (args, kwargs))
         call = Call(func, kept_args, kept_kwargs, [x if x is None else self._kept(x) for x in outs], line)

@@ -44,16 +44,16 @@ class _Deferred(dist.Work):
     def run(self, agreement: Agreement, started: Callable[[], None]) -> None:
         """On the thread that works them off."""
         try:
-            try:
-                agreement.meet(self.call, self.text)
-                inference, grad = self._modes
-                assert self._start is not None
-                with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            inference, grad = self._modes
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+                try:
+                    agreement.meet(self.call, self.text)
+                    assert self._start is not None
                     self._work = self._start()
-            finally:
-                self._start = None  # and with it the tensors
-                started()
-            self._work.wait()
+                finally:
+                    self._start = None  # and with it the tensors
+                    started()
+                self._work.wait()  # which may write the results
         except BaseException as error:
             self._error = error
         self._done.set()
@@ -179,9 +179,7 @@ _OPERATORS: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "allgather_": ("allgather", ("output_tensors", "input_tensors"), c10d.AllgatherOptions),
     "_allgather_base_": ("_allgather_base", ("output_tensor", "input_tensor"), c10d.AllgatherOptions),
     "allgather_coalesced_": ("allgather_coalesced", ("output_lists", "input_list"), c10d.AllgatherOptions),
-    "allgather_into_tensor_coalesced_": (
-        "allgather_into_tensor_coalesced", ("outputs", "inputs"), c10d.AllgatherOptions,
-    ),
+    "allgather_into_tensor_coalesced_": ("_allgather_base", ("outputs", "inputs"), c10d.AllgatherOptions),
     "reduce_": ("reduce", ("tensors",), c10d.ReduceOptions),
     "reduce_scatter_": ("reduce_scatter", ("output_tensors", "input_tensors"), c10d.ReduceScatterOptions),
     "_reduce_scatter_base_": ("_reduce_scatter_base", ("output_tensor", "input_tensor"), c10d.ReduceScatterOptions),
@@ -196,6 +194,8 @@ _OPERATORS: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "barrier": ("barrier", (), c10d.BarrierOptions),
 }  # fmt: skip
 """For each operator the method of gloo's, the arguments it is given, and the class of its options."""
+_ONE_BY_ONE = ("allgather_into_tensor_coalesced_", "reduce_scatter_tensor_coalesced_")
+"""Of several pairs of tensors, by a method of gloo's for one: those for several Python cannot call."""
 _OPTIONS = {"root_rank": "rootRank", "root_tensor": "rootTensor", "device_ids": "device_ids", "async_op": "asyncOp"}
 _MAY_DIFFER = {"gather_": ("output_tensors",), "scatter_": ("input_tensors",)}
 """Arguments that ranks do not have alike: the root's alone."""
@@ -255,7 +255,7 @@ def _start(name: str, backend: Any, found: dict[str, Any]) -> Any:
     if found.get("timeout", -1) >= 0:
         options.timeout = timedelta(milliseconds=found["timeout"])
     call, arguments = getattr(backend, method), [found[argument] for argument in names]
-    if name != "reduce_scatter_tensor_coalesced_":  # which Python cannot call
+    if name not in _ONE_BY_ONE:
         return call(*arguments, options)
     *others, last = [call(output, x, options) for output, x in zip(*arguments, strict=True)]
     for work in others:

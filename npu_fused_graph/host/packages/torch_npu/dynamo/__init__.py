@@ -28,6 +28,10 @@ def _npu_backend_entrypoint(gm: Any, example_inputs: Any, **options: Any) -> Any
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_npugraph_ex_backend_entrypoint":
+        # looked up before a model is traced, and tracing differs: its import lets Dynamo trace collectives in place
+        importlib.import_module("npugraph_ex")
+        return _npugraph_ex_backend
     if (
         name == "_npugraph_ex_backend_entrypoint"
     ):  # what torch looks up when a model is to be compiled, before it traces
