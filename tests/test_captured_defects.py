@@ -87,14 +87,17 @@ config = ex.CompilerConfig()
 said["mode"] = text(nfg.get_npu_backend, mode="max")
 said["two modes"] = text(nfg.get_npu_backend, mode="max-autotune", compiler_config=config)
 said["explain mode"] = text(nfg.explain, differences, torch.ones(2, 2), mode="x")
-config.deadlock_check = True
-said["deadlock"] = text(nfg.enable_fusion, config)
-config = ex.CompilerConfig()
-config.static_kernel_compile = True
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    nfg.enable_fusion(config)
-said["static kernels"] = [str(w.message) for w in caught]
+for name in ("deadlock_check", "dump_tensor_data", "static_kernel_compile", "super_kernel_optimize"):
+    config = ex.CompilerConfig()
+    setattr(config, name, True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = [
+            text(compiled, lambda x: x + 1, (torch.ones(2),), package.get_npu_backend(compiler_config=config))
+            for package in (ex, nfg)
+        ]
+    results = [x if isinstance(x, str) else x.tolist() for x in results]
+    said[name] = [results, [str(w.message) for w in caught if "[" in str(w.message)[:1]]]
 mine = ex.CompilerConfig()
 nfg.get_npu_backend(compiler_config=mine)
 said["untouched"] = mine.post_grad_custom_pre_pass.value is None
@@ -186,8 +189,16 @@ def test_options(said: dict[str, Any]) -> None:
     text = "InvalidArgumentError: [backend] mode: expected 'npugraph_ex', as in compiler_config, got 'max-autotune'"
     assert said["two modes"].startswith(text)
     assert said["explain mode"].startswith("InvalidArgumentError: [explain] mode: expected one of")
-    assert said["deadlock"].startswith("UnsupportedModeError: [backend] deadlock_check: expected an NPU")
-    assert [x.partition(":")[0] for x in said["static kernels"]] == ["[backend] static_kernel_compile"]
+    for name in ("deadlock_check", "dump_tensor_data"):
+        results, _ = said[name]
+        assert all(f"[backend] {name}: expected an NPU, got a machine without one" in x for x in results), results
+    for name, warned in (
+        ("static_kernel_compile", "[backend] static_kernel_compile"),
+        ("super_kernel_optimize", "[capture] super_kernel_optimize"),
+    ):
+        results, texts = said[name]
+        assert results == [[2.0, 2.0]] * 2
+        assert [x.partition(":")[0] for x in texts] == [warned], "said once"
     assert said["untouched"]
     assert said["npu is not available"], "packages that look for an NPU find none"
 

@@ -7,15 +7,11 @@ import sys
 import warnings
 from typing import Any
 
-from npu_fused_graph.errors import UnsupportedModeError
 from npu_fused_graph.host.defects import CAPTURING, guard_reinplacing
 from npu_fused_graph.host.load import load_torchair, mode
 
 _WITHOUT_EFFECT = ("dump_config.enable_dump", "aoe_config.aoe_mode")
 """Options GE's runtime or AOE acts on: on a CPU nothing would happen, silently."""
-
-_WITHOUT_EFFECT_CAPTURED = ("static_kernel_compile", "super_kernel_optimize")
-"""Options of npugraph_ex that act on kernels of an NPU."""
 
 
 def is_npugraph_ex(config: Any) -> bool:
@@ -30,26 +26,19 @@ def is_known(config: Any) -> bool:
 
 
 def check_host_mode(config: Any) -> None:
-    """Get ready for a mode that captures; without an NPU warn about options without effect.
+    """Get ready for a mode that captures; without an NPU warn about options of GE's without effect.
 
-    Raises HostError where such a mode is asked for and cannot be served, UnsupportedModeError for an option that needs
-    what only a device writes.
+    Raises HostError where such a mode is asked for and cannot be served.
     """
     if config.mode.value in CAPTURING and not is_npugraph_ex(config):
         guard_reinplacing("torchair")
     if mode() == "device":
         return
-    names = _WITHOUT_EFFECT_CAPTURED if is_npugraph_ex(config) else _WITHOUT_EFFECT
-    for name in names:
+    for name in () if is_npugraph_ex(config) else _WITHOUT_EFFECT:
         option = functools.reduce(getattr, name.split("."), config)
         if option:
             text = f"[backend] {name}: expected no value without an NPU, got {option.value!r}. It has no effect."
             warnings.warn(text, stacklevel=3)
-    if getattr(config, "deadlock_check", False):
-        raise UnsupportedModeError(
-            "[backend] deadlock_check: expected an NPU, got a machine without one: it reads the trace of a device. "
-            "Leave it out; streams that are not joined are refused here while capturing."
-        )
     if config.mode.value in CAPTURING:
         from npu_fused_graph.host.npugraph_ex import serve_captures
 

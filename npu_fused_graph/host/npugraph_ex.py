@@ -8,13 +8,13 @@ import importlib.machinery
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from npu_fused_graph.errors import HostError
+from npu_fused_graph.errors import HostError, UnsupportedModeError, warn_once
 from npu_fused_graph.host.capture import communicators, lines, recording
 from npu_fused_graph.host.defects import guard_registration, guard_reinplacing
 from npu_fused_graph.host.load import load_torchair, mode, signals_kept
@@ -58,6 +58,7 @@ def _load_host() -> types.ModuleType:
                 f"[host] npugraph_ex in {folder}: expected it to import, got: {error}. "
                 "Run: npu-fused-graph host install --force"
             ) from error
+    _without_a_device("npugraph_ex")
     if state.only_captures:
         _pass_over_patterns("npugraph_ex")
     return package
@@ -78,7 +79,11 @@ class _Finder:
 
 
 def serve_captures() -> None:
-    """Host mode: the stand-in torch_npu, of which only what captures graphs is used: no device, no operators."""
+    """Host mode: TorchAir's modes that capture, and without ``run`` the stand-in torch_npu.
+
+    Of that only what captures graphs is used: no device, no operators.
+    """
+    _without_a_device("torchair")
     if "torch_npu" in sys.modules:
         return
     state.only_captures = True
@@ -92,6 +97,36 @@ def serve_captures() -> None:
         # asked of inputs while a graph is captured: every tensor is on the device then
         torch.Tensor.is_npu = property(lambda x: recording.current is not None)  # type: ignore[attr-defined]
     _pass_over_patterns("torchair")
+
+
+def _without_a_device(package: str) -> None:
+    """What both back ends do with an NPU besides capturing: static kernels are left out, the rest is refused."""
+    graphs: Any = importlib.import_module(f"{package}._acl_concrete_graph.acl_graph")
+    graphs.compile_static_kernel = _no_static_kernels
+    if hasattr(graphs, "run_deadlock_check"):
+        graphs.run_deadlock_check = _refused(
+            "deadlock_check", "it reads the trace of a device", "streams that are not joined are refused here anyway"
+        )
+    for name in ("utils", "fx2acl_converter"):
+        module: Any = importlib.import_module(f"{package}._acl_concrete_graph.{name}")
+        module.insert_save_npugraph_tensor = _refused(
+            "dump_tensor_data",
+            "torch_npu's save_npugraph_tensor writes it",
+            "in mode max-autotune `npu-fused-graph record` keeps values",
+        )
+
+
+def _no_static_kernels(*args: Any, **kwargs: Any) -> None:
+    warn_once("[backend] static_kernel_compile: expected an NPU, got a machine without one. It has no effect.")
+
+
+def _refused(option: str, why: str, instead: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedModeError(
+            f"[backend] {option}: expected an NPU, got a machine without one: {why}. Leave it out; {instead}."
+        )
+
+    return refuse
 
 
 def _pass_over_patterns(package: str) -> None:

@@ -127,6 +127,7 @@ torch.npu.synchronize()
 torch.accelerator.synchronize()
 torch.npu.empty_cache()
 torch.npu.reset_peak_memory_stats()
+said["is"]["snapshot"] = torch.npu.memory_snapshot() == []
 free, total = torch.npu.mem_get_info()
 said["is"]["memory"] = 0 < free <= total and 0 < torch.npu.memory_allocated() <= torch.npu.max_memory_allocated()
 said["is"]["stats"] = torch.npu.memory_stats()["allocated_bytes.all.peak"] > 0 < torch.accelerator.memory_allocated()

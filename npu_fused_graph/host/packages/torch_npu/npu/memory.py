@@ -47,6 +47,11 @@ def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
     return "\n".join(f"{name}: {value}" for name, value in memory_stats().items())
 
 
+def memory_snapshot(mempool_id: Any = None) -> list[dict[str, Any]]:
+    """No segments: the CPU's allocator tells of none."""
+    return []
+
+
 def reset_peak_memory_stats(device: Any = None) -> None:
     """The kernel's record of this process stays."""
 
