@@ -101,19 +101,20 @@ def serve_captures() -> None:
 
 def _without_a_device(package: str) -> None:
     """What both back ends do with an NPU besides capturing: static kernels are left out, the rest is refused."""
-    graphs: Any = importlib.import_module(f"{package}._acl_concrete_graph.acl_graph")
-    graphs.compile_static_kernel = _no_static_kernels
-    if hasattr(graphs, "run_deadlock_check"):
-        graphs.run_deadlock_check = _refused(
+    replacements = {
+        "compile_static_kernel": _no_static_kernels,
+        "run_deadlock_check": _refused(
             "deadlock_check", "it reads the trace of a device", "streams that are not joined are refused here anyway"
-        )
-    for name in ("utils", "fx2acl_converter"):
-        module: Any = importlib.import_module(f"{package}._acl_concrete_graph.{name}")
-        module.insert_save_npugraph_tensor = _refused(
-            "dump_tensor_data",
-            "torch_npu's save_npugraph_tensor writes it",
+        ),
+        "insert_save_npugraph_tensor": _refused(
+            "dump_tensor_data", "torch_npu's save_npugraph_tensor writes it",
             "in mode max-autotune `npu-fused-graph record` keeps values",
-        )
+        ),
+    }  # fmt: skip
+    for part in ("acl_graph", "fx2acl_converter", "utils"):
+        module: Any = importlib.import_module(f"{package}._acl_concrete_graph.{part}")
+        for name in replacements.keys() & vars(module).keys():
+            setattr(module, name, replacements[name])
 
 
 def _no_static_kernels(*args: Any, **kwargs: Any) -> None:

@@ -21,6 +21,8 @@ ANY = (*FLOATS, "int32", "int64")
 
 OTHER_RESULT_DTYPE = {
     "AddRmsNorm",
+    "AddRmsNormCast",
+    "AddRmsNormDynamicQuant",
     "AscendDequant",
     "BNTrainingUpdateGrad",
     "BatchNormV3",

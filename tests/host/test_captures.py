@@ -45,6 +45,11 @@ def test_without_a_graph_the_numbers_are_the_same(said: dict[str, Any], options:
     assert (equal, state) == (100, True)
 
 
+def test_its_own_patterns_have_operators_to_turn_into(said: dict[str, Any]) -> None:
+    assert said["pattern cast"] == [[True] * 3, ["npu.npu_add_rms_norm_cast.default"]]
+    assert said["pattern quantised"] == [[True] * 3, ["npu.npu_add_rms_norm_dynamic_quant.default"]]
+
+
 def test_what_a_graph_writes_is_written_by_each_replay(said: dict[str, Any]) -> None:
     assert said["in place"] == [True, True, True]
     assert said["constants"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -161,7 +162,86 @@ def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, *, epsilon: float = 1e-6
     if total.dtype is torch.bfloat16 and (n > 12288 or (n > 2000 and total.numel() // n > _VECTOR_CORES)):
         source = x1.float() + x2.float()
         normalised = wide if n > 12288 else source
-    dims = tuple(range(-gamma.dim(), 0))
-    rstd = source.square().sum(dims, keepdim=True).div_(n).add_(epsilon).rsqrt_()
+    rstd = _rstd(source, gamma, epsilon)
     norm = (normalised * rstd).to(total.dtype)
     return (norm.float() * gamma.float()).to(total.dtype), rstd, total
+
+
+def _rstd(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
+    dims = tuple(range(-gamma.dim(), 0))
+    return x.square().sum(dims, keepdim=True).div_(gamma.numel()).add_(epsilon).rsqrt_()
+
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+@kernel("AddRmsNormCast", same_dtype=("x1", "x2", "gamma"))
+def add_rms_norm_cast(
+    x1: Tensor, x2: Tensor, gamma: Tensor, *, epsilon: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(norm in float32, norm, rstd, sum) with the roundings of CANN's kernel on A2 and A3, which are not AddRmsNorm's.
+
+    float16: everything from the rounded sum, the norm rounded before gamma. bfloat16: from the sum before it is
+    rounded, for rows of over 8704 elements the statistics only; the norm rounded after gamma. The norm in float32 is
+    the rounded one, but of bfloat16 with few rows of up to 8704 elements that before its rounding.
+    """
+    if x1.dtype not in _HALVES:
+        raise unsupported("AddRmsNormCast", "x1", "float16 or bfloat16", x1.dtype)
+    total = x1 + x2
+    if x1.dtype is torch.float16 or not total.numel():
+        rstd = _rstd(total.float(), gamma, epsilon)
+        norm = ((total.float() * rstd).to(x1.dtype).float() * gamma.float()).to(x1.dtype)
+        return norm.float(), norm, rstd, total
+    exact = x1.float() + x2.float()
+    is_split = gamma.numel() > 8704
+    rstd = _rstd(exact, gamma, epsilon)
+    wide = (total.float() if is_split else exact) * rstd * gamma.float()
+    norm = wide.to(x1.dtype)
+    has_few_rows = total.numel() // gamma.numel() <= _VECTOR_CORES
+    return (wide if has_few_rows and not is_split else norm.float()), norm, rstd, total
+
+
+@kernel("AddRmsNormDynamicQuant", same_dtype=("x1", "x2", "gamma"), allowed={"dst_type": (torch.int8,)})
+def add_rms_norm_dynamic_quant(
+    x1: Tensor,
+    x2: Tensor,
+    gamma: Tensor,
+    smooth_scale1: Tensor | None = None,
+    smooth_scale2: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    epsilon: float = 1e-6,
+    output_mask: Sequence[bool] = (),
+    dst_type: torch.dtype = torch.int8,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(quantised by the first scale, by the second, sum, scale 1, scale 2) as CANN's kernel on A2 and A3.
+
+    Nothing is rounded between the 16-bit addends and int8. What the mask leaves out has the shape [1]; without one the
+    second is given if both smooth scales are.
+    """
+    name = "AddRmsNormDynamicQuant"
+    if x1.dtype not in _HALVES:
+        raise unsupported(name, "x1", "float16 or bfloat16", x1.dtype)
+    smooth = (smooth_scale1, smooth_scale2)
+    if len(output_mask) not in (0, 2) or (output_mask and not any(output_mask)):
+        raise unsupported(name, "output_mask", "two flags, one of them true, or none", list(output_mask))
+    may_have = output_mask or (True, smooth_scale1 is not None)
+    for place, (scale, is_given) in enumerate(zip(smooth, may_have, strict=True), 1):
+        if scale is not None and not is_given:
+            raise unsupported(name, f"smooth_scale{place}", "none, as output_mask leaves its result out", "a tensor")
+    is_wanted = output_mask or (True, smooth_scale2 is not None)
+    exact = x1.float() + x2.float()
+    norm = exact * _rstd(exact, gamma, epsilon) * gamma.float()
+    if beta is not None:
+        norm = norm + beta.float()
+    quantised, scales = [], []
+    for scale, is_given in zip(smooth, is_wanted, strict=True):
+        if is_given:
+            wide = norm if scale is None else norm * scale.float()
+            factor = 127 / wide.abs().amax(-1, keepdim=True)
+            quantised.append((wide * factor).round_().to(torch.int8))
+            scales.append((1 / factor).squeeze(-1))
+        else:
+            quantised.append(torch.zeros(1, dtype=torch.int8))
+            scales.append(torch.zeros(1))
+    return quantised[0], quantised[1], exact.to(x1.dtype), scales[0], scales[1]

@@ -56,6 +56,20 @@ def _trained(
     ]
 
 
+def _quantised(norm: Tensor, total: Tensor, first: Any, second: Any) -> list[Tensor]:
+    """Largest element of each row at 127; a result that is left out is [0]."""
+    results, scales = [], []
+    for smooth in (first, second):
+        if smooth is None:
+            results.append(torch.zeros(1))
+            scales.append(torch.zeros(1))
+        else:
+            largest = (norm * smooth).abs().max(-1, keepdim=True)[0]
+            results.append((norm * smooth / largest * 127).round())
+            scales.append(largest[..., 0] / 127)
+    return [*results, total, *scales]
+
+
 def _rms(x: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     dims = list(range(x.dim() - gamma.dim(), x.dim()))
     rstd = 1 / ((x * x).mean(dims, keepdim=True) + eps).sqrt()
@@ -226,5 +240,47 @@ CASES = [
         {"epsilon": 0.5},
         outputs=("y", "rstd", "x"),
         widen=False,
+    ),
+    OpCase(
+        "AddRmsNormCast",
+        lambda m: {"x1": m(3, 7), "x2": m(3, 7), "gamma": m(7)},
+        lambda x1, x2, gamma: [*(_rms(x1 + x2, gamma, 0.5)[i] for i in (0, 0, 1)), x1 + x2],
+        {"epsilon": 0.5},
+        outputs=("y1", "y2", "rstd", "x"),
+        dtypes=("bfloat16",),
+    ),
+    OpCase(
+        "AddRmsNormDynamicQuant",
+        lambda m: {
+            "x1": m(3, 7),
+            "x2": m(3, 7),
+            "gamma": m(7),
+            "smooth_scale1": m(7),
+            "smooth_scale2": m(7),
+            "beta": m(7),
+        },
+        lambda x1, x2, gamma, smooth_scale1, smooth_scale2, beta: _quantised(
+            _rms(x1 + x2, gamma, 0.5)[0] + beta, x1 + x2, smooth_scale1, smooth_scale2
+        ),
+        {"epsilon": 0.5, "output_mask": [], "dst_type": 2},
+        outputs=("y1", "y2", "x", "scale1", "scale2"),
+        dtypes=("float16", "bfloat16"),
+    ),
+    OpCase(
+        "AddRmsNormDynamicQuant",
+        lambda m: {"x1": m(2, 3, 8), "x2": m(2, 3, 8), "gamma": m(8)},
+        lambda x1, x2, gamma: _quantised(_rms(x1 + x2, gamma, 1e-6)[0], x1 + x2, 1, None),
+        {"output_mask": [True, False]},
+        outputs=("y1", "y2", "x", "scale1", "scale2"),
+        dtypes=("float16", "bfloat16"),
+        name="one",
+    ),
+    OpCase(
+        "AddRmsNormDynamicQuant",
+        lambda m: {"x1": torch.zeros(2, 4, dtype=m.dtype), "x2": torch.zeros(2, 4, dtype=m.dtype), "gamma": m(4)},
+        lambda x1, x2, gamma: [torch.zeros(2, 4), torch.zeros(1), x1, torch.zeros(2), torch.zeros(1)],
+        outputs=("y1", "y2", "x", "scale1", "scale2"),
+        dtypes=("float16",),
+        name="zeros",
     ),
 ]

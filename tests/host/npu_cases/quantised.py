@@ -70,6 +70,30 @@ def dynamic_quant_cases() -> Cases:
             yield f"{name} {short(dtype)}", Case("npu_dynamic_quant", (x,), expected, kwargs)
 
 
+def add_rms_norm_dynamic_quant_cases() -> Cases:
+    for dtype in HALVES:
+        for name in ("one", "both", "second"):
+            x1, x2 = (steps(2, 3, 16, most=8, step=0.125, dtype=dtype) for _ in range(2))  # sums are exact
+            gamma, beta = normal(16, dtype=dtype), normal(16, dtype=dtype)
+            first, second = (positive(16, around=1.0, dtype=dtype) for _ in range(2))
+            x = wide(x1) + wide(x2)
+            norm = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * wide(gamma)
+            kwargs: dict[str, Any] = {
+                "one": {"output_mask": [True, False]},
+                "both": {"smooth_scale1": first, "smooth_scale2": second},
+                "second": {"smooth_scale2": second, "beta": beta, "output_mask": [False, True]},
+            }[name]
+            norm = norm + wide(beta) if "beta" in kwargs else norm
+            quantised, scales = [], []
+            for key, is_given in (("smooth_scale1", name != "second"), ("smooth_scale2", name != "one")):
+                value = norm * (wide(kwargs[key]) if key in kwargs else 1)
+                scale = np.abs(value).max(-1, keepdims=True) / 127
+                quantised.append((rounded_clear_of_ties(value / scale) if is_given else np.zeros(0), torch.int8))
+                scales.append((scale[..., 0] if is_given else np.zeros(0), torch.float32))
+            expected = (*quantised, (x, dtype), *scales)
+            yield f"{name} {short(dtype)}", Case("npu_add_rms_norm_dynamic_quant", (x1, x2, gamma), expected, kwargs)
+
+
 def fp19(scale: Tensor, round_mode: int) -> np.ndarray:
     """The bits of ``scale`` without the lowest 13, cut off or rounded to nearest even."""
     bits = scale.numpy().view(np.uint32).astype(np.int64)
@@ -284,7 +308,8 @@ def quantised_grouped_matmul_cases() -> Cases:
 
 def cases() -> Cases:
     for family in (
-        quantize_cases, dynamic_quant_cases, trans_quant_param_cases, format_cast_cases, quant_matmul_cases,
+        quantize_cases, dynamic_quant_cases, add_rms_norm_dynamic_quant_cases,
+        trans_quant_param_cases, format_cast_cases, quant_matmul_cases,
         grouped_matmul_cases,
     ):  # fmt: skip
         yield from family()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch_npu  # noqa: F401
+import torch_npu
 from torch import Tensor, nn
 
 from npu_fused_graph.host.capture import graphs, recording
@@ -70,6 +70,36 @@ decode()
 decode(clone_input=False)
 decode(force_eager=True)
 decode(capture_limit=1, force_recapture=True)
+
+
+def its_own_patterns() -> None:
+    """npugraph_ex turns a norm and what stands behind it into one operator, of which the replay gives the numbers."""
+
+    def cast(x: Tensor, r: Tensor, g: Tensor) -> list[Tensor]:
+        y, _, total = torch_npu.npu_add_rms_norm(x, r, g, 1e-6)
+        return [y * 1, y.to(torch.float32) * 1, total * 1]
+
+    def quantised(x: Tensor, r: Tensor, g: Tensor) -> list[Tensor]:
+        y, _, total = torch_npu.npu_add_rms_norm(x, r, g)
+        return [*torch_npu.npu_dynamic_quant(y), total * 1]
+
+    x, r, g = (device(*shape).bfloat16() for shape in ((2, 3, 64), (2, 3, 64), (64,)))
+    in_float32, y, _, total = torch_npu.npu_add_rms_norm_cast(x, r, g)
+    mask = [True, False]
+    in_int8, _, _, scale, _ = torch_npu.npu_add_rms_norm_dynamic_quant(x, r, g, output_mask=mask)
+    for model, wanted in ((cast, [y, in_float32, total]), (quantised, [in_int8, scale, total])):
+        names: list[str] = []
+        listener = lambda graph, names=names: names.extend(str(call.func) for call in graph.tape.calls())  # noqa: E731
+        graphs.capture_listeners.append(listener)
+        compiled = torch.compile(model, backend="npugraph_ex", dynamic=False, fullgraph=True)
+        with torch.no_grad():
+            results = compiled(x, r, g)
+        graphs.capture_listeners.remove(listener)
+        same = [torch.equal(a, b) for a, b in zip(results, wanted, strict=True)]
+        said[f"pattern {model.__name__}"] = [same, [name for name in names if name.startswith("npu.")]]
+
+
+its_own_patterns()
 
 
 def in_place() -> None:
