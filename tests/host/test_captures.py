@@ -22,7 +22,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:
-    found = run_python(script("captures.py"), env={"PYTHONPATH": PYTHONPATH})
+    # npu_fused_infer_attention_score.out gives back what it writes, which torch takes for an error where CI is set
+    env = {"PYTHONPATH": PYTHONPATH, "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING": "0"}
+    found = run_python(script("captures.py"), env=env)
     assert found.returncode == 0, found.stderr
     result: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
     return result
