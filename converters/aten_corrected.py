@@ -129,6 +129,8 @@ CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.select_backward.default: by_torch(aten_grad.select_backward),
     aten.upsample_nearest2d_backward.default: aten_grad.upsample_nearest2d_backward,
     aten.native_batch_norm_backward.default: aten_grad.native_batch_norm_backward,
+    aten.mm.default: aten_matmul.mm,
+    aten.matmul.default: aten_matmul.matmul,
     aten.baddbmm.default: by_torch(aten_matmul.baddbmm),
     aten.max_pool2d_with_indices.default: aten_pool.max_pool2d,
     aten._native_batch_norm_legit_functional.default: batch_norm_functional,

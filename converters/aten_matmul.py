@@ -10,12 +10,37 @@ import torch
 from npu_fused_graph.converters.aten_lowering import (
     by_torch,
     ge,
+    stock,
     to,
     torch_dtype,
+    typed,
     unsupported,
 )
 
 aten = torch.ops.aten
+
+
+def mm(x: Any, mat2: Any) -> Any:
+    """Operands of two dtypes, as torch_npu's eager product takes them: in float32, the result in the first one's.
+
+    TorchAir hands both on to a MatMul, whose operands have one dtype.
+    """
+    return _mixed(x, mat2) or stock(aten.mm.default, x, mat2)
+
+
+def matmul(x: Any, other: Any, meta_outputs: Any = None) -> Any:
+    """Likewise; TorchAir casts both to the result's dtype first, or neither."""
+    return _mixed(x, other) or stock(aten.matmul.default, x, other, meta_outputs=meta_outputs)
+
+
+def _mixed(x: Any, other: Any) -> Any:
+    first, second = torch_dtype(x), torch_dtype(other)
+    if first is second or not (first.is_floating_point and second.is_floating_point):
+        return None
+    multiply = ge.BatchMatMul if max(x.rank, other.rank) > 2 else ge.MatMul
+    operands = (to(x, torch.float32), to(other, torch.float32))
+    product = multiply(*operands) if multiply is ge.BatchMatMul else multiply(*operands, None)
+    return to(typed(product, torch.float32), first)
 
 
 def mv(x: torch.Tensor, vec: torch.Tensor) -> torch.Tensor:

@@ -604,6 +604,29 @@ def test_t18_our_converter_cuts_factors_off() -> None:
     assert torch.equal(ours(scaled_product, WHOLE), WHOLE[:, :, :3])
 
 
+# -- T27: products of two dtypes ------------------------------------------------------------------------------------
+
+ROWS, GATE = torch.linspace(-1, 1, 24).reshape(3, 8).bfloat16(), torch.linspace(-2, 3, 40).reshape(8, 5)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight
+
+
+def test_t27_stock_torchair_multiplies_two_dtypes() -> None:
+    with pytest.raises(Exception, match="expected inputs of one dtype, got x1 torch.bfloat16, x2 torch.float32"):
+        stock_with(torch.ops.aten.mm.default, "mm", product, ROWS, GATE)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("shape", [(3, 8), (1, 3, 8)])
+def test_t27_our_converter_multiplies_in_float32(shape: tuple[int, ...], mode: Callable[[], Any]) -> None:
+    with mode():
+        result = ours(product, ROWS.reshape(shape), GATE)
+    assert result.dtype is torch.bfloat16
+    assert torch.equal(result.float(), (ROWS.double() @ GATE.double()).bfloat16().float().reshape(*shape[:-1], 5))
+
+
 # -- T19: nodes with effects and an optional input that nothing feeds ------------------------------------------------
 
 

@@ -35,6 +35,7 @@ class OneOperator(torch.nn.Module):
         self.tensors = [x for x in leaves if isinstance(x, Tensor)]
         self._places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         self._leaves = [None if isinstance(x, Tensor) else x for x in leaves]
+        self._given = _given(op, args, kwargs, self.tensors)
         self._out_structure: Any = None
 
     def forward(self, *tensors: Tensor) -> Any:
@@ -43,7 +44,7 @@ class OneOperator(torch.nn.Module):
             leaves[place] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
         flat, self._out_structure = pytree.tree_flatten(self.op(*args, **kwargs))
-        return tuple(flat)
+        return tuple(x for i, x in enumerate(flat) if i not in self._given)
 
     def compile(self) -> Callable[[Sequence[Tensor]], Any]:  # type: ignore[override]
         """A function of tensors like those of the call, giving what the operator gives. Raises what TorchAir raises."""
@@ -64,9 +65,30 @@ class OneOperator(torch.nn.Module):
         self.tensors = []
 
         def run(tensors: Sequence[Tensor]) -> Any:
-            return pytree.tree_unflatten(list(graph(*tensors)), self._out_structure)
+            results = list(graph(*tensors))
+            for place, index in self._given.items():
+                results.insert(place, tensors[index])
+            return pytree.tree_unflatten(results, self._out_structure)
 
         return run
+
+
+def _given(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> dict[int, int]:
+    """Results that are arguments: by place among the results, ascending, the place among the tensors.
+
+    They stay out of the graph: AOTAutograd would make them anew as views at the offset that was seen when compiling.
+    """
+    schema = getattr(op, "_schema", None)
+    if schema is None or any(r.alias_info is not None and str(r.type) != "Tensor" for r in schema.returns):
+        return {}
+    given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | dict(kwargs)
+    names = {name: a.name for a in schema.arguments if a.alias_info for name in a.alias_info.before_set}
+    return {
+        place: next(i for i, x in enumerate(tensors) if x is given[names[name]])
+        for place, result in enumerate(schema.returns)
+        if result.alias_info is not None
+        for name in result.alias_info.before_set
+    }
 
 
 def _settle(pending: Future[Any], work: Callable[[], Any]) -> None:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from npu_fused_graph.errors import CommunicationError, ExecutionError, InvalidArgumentError, UnsupportedOpError
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
-from npu_fused_graph.host.standin import attention
+from npu_fused_graph.host.standin import attention, in_place
 from npu_fused_graph.host.standin.device import mark
 from npu_fused_graph.host.standin.refusal import refused_attribute
 from npu_fused_graph.host.standin.wrong_arguments import overload_of, told_by_meta_functions, wrong_arguments
@@ -44,12 +44,15 @@ def install() -> None:
         library.define(schema)
         names.append(schema.partition("(")[0].strip())
     _run_meta_file(wheel_file("_meta_registrations.py"))
+    pairs = dict(in_place.pairs())
+    own = dict(in_place.without_twin()) | {name: pairs[name] for name in _WITH_EFFECTS} | _OWN
     for name in names:
-        own = _OWN.get(name)
-        library.impl(name, own if own is not None else functools.partial(_call, name), "CPU")
+        library.impl(name, own[name] if name in own else functools.partial(_call, name), "CPU")
     attention.install(library)
-    for name in _BY_THEIR_FUNCTIONAL_FORM:
-        library.impl(name, _in_place(name.removesuffix("_")), "Functionalize")
+    for name, call in pairs.items():
+        if name not in _OWN:
+            library.impl(name, call, "Functionalize")
+            _writing.add(name)
     for name in ("empty_with_format", "unsafe_empty_with_format"):
         library.impl(name, empty_with_format, "PrivateUse1")
     for name in _INFERENCE_ATTENTION:
@@ -92,6 +95,7 @@ def _run_meta_file(path: Path) -> None:
 # -- eager calls ---------------------------------------------------------------------------------------------
 
 _compiled: dict[Any, Callable[..., Any]] = {}
+_writing: set[str] = set()
 _MOST = 512
 _lock = threading.RLock()
 
@@ -103,7 +107,8 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     CommunicationError.
     """
     leaves, structure = pytree.tree_flatten((args, kwargs))
-    key = (name, structure, tuple(_key(x) for x in leaves))
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    key = (name, structure, tuple(_key(x) for x in leaves), in_place.sharing(tensors) if name in _writing else None)
     try:
         run = _compiled.get(key)
         if run is None:
@@ -112,7 +117,7 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
                 if len(_compiled) >= _MOST:
                     _compiled.pop(next(iter(_compiled)))
                 _compiled[key] = run
-        results = run([x for x in leaves if isinstance(x, Tensor)])
+        results = run(tensors)
     except (InvalidArgumentError, CommunicationError):
         raise
     except ExecutionError as error:
@@ -182,15 +187,6 @@ def npu_apply_rotary_pos_emb(query: Tensor, key: Tensor, *args: Any, **kwargs: A
     return query, key
 
 
-def _in_place(name: str) -> Callable[..., Any]:
-    """An operator that writes its first argument, by its functional form; in eager calls and in graphs."""
-
-    def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x.copy_(getattr(torch.ops.npu, name)(x, *args, **kwargs))
-
-    return call
-
-
 def _into(name: str) -> Callable[..., Any]:
     """The ``.out`` form of an operator of inference attention, which a captured graph calls with its own workspace."""
 
@@ -210,7 +206,8 @@ def _workspace(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 _INFERENCE_ATTENTION = ("npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2")
-_BY_THEIR_FUNCTIONAL_FORM = ("ffn_worker_scheduler_", "attention_worker_scheduler_")
+_WITH_EFFECTS = ("ffn_worker_scheduler_", "attention_worker_scheduler_")
+"""In place, and with effects, which TorchAir orders: in a graph of nothing else, the result before the operator."""
 _OWN: dict[str, Callable[..., Any]] = {
     "npu_format_cast": npu_format_cast,
     "npu_format_cast.Tensor": npu_format_cast,
@@ -220,7 +217,6 @@ _OWN: dict[str, Callable[..., Any]] = {
     "npu_format_cast_": npu_format_cast_,
     "npu_format_cast_.acl_format": npu_format_cast_,
     "npu_apply_rotary_pos_emb": npu_apply_rotary_pos_emb,
-    **{name: _in_place(name.removesuffix("_")) for name in _BY_THEIR_FUNCTIONAL_FORM},
     **{f"{name}.out": _into(name) for name in _INFERENCE_ATTENTION},
     **{f"_{name}_get_max_workspace": _workspace for name in _INFERENCE_ATTENTION},
     "get_npu_format": get_npu_format,

@@ -1,0 +1,55 @@
+"""Products of two floating dtypes, which torch_npu computes and torch on a CPU refuses."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_keep: list[Any] = []
+
+
+def install() -> None:
+    """Let mm and addmm on the CPU multiply two floating dtypes as on a device.
+
+    All operands are promoted to float32; the result has the dtype of the first one.
+    """
+    library = torch.library.Library("aten", "IMPL")
+    _keep.append(library)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for name in ("mm", "addmm"):
+            known = torch.library.get_kernel(f"aten::{name}", "CPU")
+            library.impl(name, _widening(name, known), "CPU", with_keyset=True, allow_override=True)
+            known = torch.library.get_kernel(f"aten::{name}.out", "CPU")
+            library.impl(f"{name}.out", _into(name, known), "CPU", with_keyset=True, allow_override=True)
+
+
+def _is_mixed(operands: tuple[Tensor, ...]) -> bool:
+    dtype = operands[0].dtype
+    for x in operands:
+        if x.dtype is not dtype:
+            return all(x.is_floating_point() for x in operands)
+    return False
+
+
+def _widening(name: str, known: Any) -> Callable[..., Tensor]:
+    def call(keys: Any, *operands: Tensor, **factors: Any) -> Any:
+        if not _is_mixed(operands):
+            return known.call_boxed(keys, *operands, **factors)
+        return getattr(torch, name)(*(x.float() for x in operands), **factors).to(operands[0].dtype)
+
+    return call
+
+
+def _into(name: str, known: Any) -> Callable[..., Tensor]:
+    def call(keys: Any, *operands: Tensor, out: Tensor, **factors: Any) -> Any:
+        if not _is_mixed(operands):
+            return known.call_boxed(keys, *operands, out=out, **factors)
+        result = getattr(torch, name)(*operands, **factors)
+        return out.resize_(result.shape).copy_(result)
+
+    return call

@@ -1,0 +1,113 @@
+"""Operators of torch_npu that write their arguments, and products of two dtypes: under ``run``, in every way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from npu_fused_graph.testing import assert_close
+from tests.host.stand_ins import PYTHONPATH
+from tests.processes import run_python
+from tests.scripts import script
+
+pytestmark = [pytest.mark.xdist_group("in_place_operators"), pytest.mark.slow]
+
+WAYS = ("eager", "max-autotune", "npugraph_ex")
+GE = ("eager", "max-autotune")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path: Path = tmp_path_factory.mktemp("in_place") / "found.pt"
+    done = run_python(script("in_place_operators.py"), str(path), env={"PYTHONPATH": PYTHONPATH})
+    assert done.returncode == 0, done.stderr
+    return dict(torch.load(path))
+
+
+VIEWS: dict[str, tuple[tuple[int, ...], Any]] = {
+    "whole": ((5, 2), np.s_[:]),
+    "reshaped": ((6, 2), np.s_[:]),  # [2, 3, 2] in memory
+    "selected": ((2, 4, 2), np.s_[1]),
+    "strided": ((4, 2, 2), np.s_[:, 1]),
+    "rows": ((7, 2), np.s_[3:]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", list(VIEWS))
+def test_the_callers_memory_is_written_through_views(found: dict[str, Any], name: str, way: str) -> None:
+    shape, place = VIEWS[name]
+    expected = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    expected[place][[2, 0]] = [[-1, -2], [-3, -4]]
+    result, total, cache = found["views"][name, way]
+    assert np.array_equal(cache.numpy().reshape(shape), expected)
+    assert np.array_equal(result.numpy(), expected[place])
+    assert total.item() == expected.sum()
+    assert np.array_equal(found["views"][f"{name} outside", way].numpy().reshape(shape), expected)
+
+
+@pytest.mark.parametrize("way", GE)
+@pytest.mark.parametrize("name", ["whole", "reshaped", "selected", "rows"])
+def test_what_is_written_does_not_grow_with_the_cache(found: dict[str, Any], name: str, way: str) -> None:
+    """Elements: two rows of eight and some indices, whether the cache has 1,024 rows or 32,768."""
+    short, long = (found["written"][name, way, length] for length in (1024, 32768))
+    assert 16 <= short == long < 64
+
+
+def test_the_argument_itself_is_returned(found: dict[str, Any]) -> None:
+    assert found["identity"] is True
+
+
+@pytest.mark.parametrize("way", GE)
+def test_two_arguments_written_and_a_new_result(found: dict[str, Any], way: str) -> None:
+    """x1 becomes the norm, x2 the sum; 1 / rms is new."""
+    rstd, (norm, total, _) = found["results"]["add_rms_norm_v2", way]
+    x, other, gamma = (t.double() for t in found["inputs"])
+    assert_close(total, x + other)
+    total = total.double()  # float16 sums are rounded before the statistics
+    wanted = 1 / (total.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert_close(rstd, wanted)
+    assert_close(norm, total * wanted * gamma)
+
+
+@pytest.mark.parametrize("way", GE)
+def test_scatter_update(found: dict[str, Any], way: str) -> None:
+    wanted = np.zeros((2, 3, 8, 4))
+    wanted[0, :, 1] = wanted[1, :, 2] = 1
+    result, (cache, *_) = found["results"]["scatter_update", way]
+    assert np.array_equal(cache.numpy(), wanted)
+    assert np.array_equal(result.numpy(), wanted)
+
+
+def test_operators_that_are_a_copy(found: dict[str, Any]) -> None:
+    _, other, _ = found["inputs"]
+    assert torch.equal(found["results"]["one", "eager"][1][0], torch.ones(2, 8, dtype=torch.float16))
+    for name in ("copy_memory", "dtype_cast"):
+        result, (written, _) = found["results"][name, "eager"]
+        assert written.dtype is result.dtype is torch.float16
+        assert torch.equal(written, other), name
+        assert torch.equal(result, other), name
+
+
+def test_one_without_functional_form_is_refused_by_name(found: dict[str, Any]) -> None:
+    kind, text = found["refused"]
+    assert kind == "UnsupportedOpError"
+    assert text.startswith("[run] npu_attn_softmax_: expected an operator that writes its arguments and has a function")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_products_of_two_dtypes(found: dict[str, Any], way: str) -> None:
+    left, right, bias = (t.double() for t in found["operands"])
+
+    def check(result: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
+        assert result.dtype is dtype
+        assert_close(result, wanted)
+
+    check(found["mixed"]["mm", way], left @ right, torch.bfloat16)
+    check(found["mixed"]["linear", way][0], left @ right, torch.bfloat16)
+    check(found["mixed"]["addmm", way], left @ right + bias, torch.float32)
