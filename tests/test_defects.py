@@ -614,7 +614,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def test_t27_stock_torchair_multiplies_two_dtypes() -> None:
-    with pytest.raises(Exception, match="expected inputs of one dtype, got x1 torch.bfloat16, x2 torch.float32"):
+    with pytest.raises(Exception, match=r"expected inputs of one dtype, got x1 torch\.bfloat16, x2 torch\.float32"):
         stock_with(torch.ops.aten.mm.default, "mm", product, ROWS, GATE)
 
 
