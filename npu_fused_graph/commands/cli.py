@@ -105,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     options = RunOptions(
         arguments.devices, arguments.soc, arguments.seed, arguments.record, arguments.stock, arguments.strict,
-        tuple(arguments.register),
+        arguments.survey, tuple(arguments.register),
     )  # fmt: skip
     report = run_script(arguments.script, is_module=arguments.module, options=options)
     # standard output is the script's
@@ -222,6 +222,10 @@ COMMANDS = (
             _argument(
                 "--strict", action="store_true",
                 help="fail on an eager fallback or a failed child, too; overwrite what replays of captured graphs may",
+            ),
+            _argument(
+                "--survey", action="store_true",
+                help="go on where an operator is missing, with zeros of the right shapes, and list what is missing",
             ),
             _argument(
                 "--stock", action="store_true", help="leave TorchAir's defects as they are, and name their graphs"

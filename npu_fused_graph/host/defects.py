@@ -215,11 +215,14 @@ def _overwrites_an_operand(node: Node) -> bool:
     return any(isinstance(x, Tensor) and StorageWeakRef(x.untyped_storage()) == storage for x in others)
 
 
-def watch(tell: Tell, *, repairs: bool, package: str = "torchair") -> None:
+def watch(
+    tell: Tell, *, repairs: bool, package: str = "torchair",
+    instead: Callable[[GraphModule, Exception], Any] | None = None,
+) -> None:  # fmt: skip
     """Tell of every graph from now on what the defects spoil in it. repairs: and repair it. package: or npugraph_ex.
 
     T1: the view becomes a node. T9: each input gets a value of its own. T10, D3: the graph runs eagerly. D1: the
-    operator keeps its own memory.
+    operator keeps its own memory. instead: makes what runs in the place of a graph that cannot be compiled.
     """
     global _repairs, _repairs_captured
     _repairs = _repairs_captured = repairs
@@ -248,6 +251,10 @@ def watch(tell: Tell, *, repairs: bool, package: str = "torchair") -> None:
             return generate(self, gm, *args, **kwargs)
         except _RunsEagerly:
             return gm
+        except Exception as error:
+            if instead is None:
+                raise
+            return instead(gm, error)
         finally:
             _current.pop()
             for defect in sorted(compilation.found):

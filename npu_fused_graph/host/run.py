@@ -93,14 +93,15 @@ class RunReport:
     """What happened in a run.
 
     exit_code: the script's (128 + n for signal n). ranks: processes that joined a process group. graphs: GE graphs
-    TorchAir built, summed over processes, like captured: graphs of calls, and fused: calls by operator, eager, replayed
-    or as a node. graph_breaks: reason ->
-    times Dynamo gave a part of a model back to Python. fallbacks: errors of TorchAir after which a model ran eagerly,
-    with how often. sites: what was or would be fused in these graphs. guarded: defect of TorchAir -> graphs in which it
-    was repaired. spoiled: defect -> graphs whose numbers it spoils, with --stock. failures: processes that did not end
-    well, whether or not the script looked, those at fault first; who only hands on a failure that is in the list is
-    left out. recorded: calls that --record wrote, None without it. left: processes that had to be ended. versions: of
-    torch and TorchAir, and what is known of them; "" where no process needed TorchAir.
+    TorchAir built, summed over processes, like captured: graphs of calls, and fused: calls by operator, eager,
+    replayed or as a node. graph_breaks: reason -> times Dynamo gave a part of a model back to Python. fallbacks:
+    errors of TorchAir after which a model ran eagerly, with how often. gaps: with --survey, what was missing and
+    where -> calls that got zeros instead. sites: what was or would be fused in these graphs. guarded: defect of
+    TorchAir -> graphs in which it was repaired. spoiled: defect -> graphs whose numbers it spoils, with --stock.
+    failures: processes that did not end well, whether or not the script looked, those at fault first; who only hands
+    on a failure that is in the list is left out. recorded: calls that --record wrote, None without it. left:
+    processes that had to be ended. versions: of torch and TorchAir, and what is known of them; "" where no process
+    needed TorchAir.
     """
 
     exit_code: int = 0
@@ -110,6 +111,7 @@ class RunReport:
     fused: dict[str, int] = field(default_factory=dict)
     graph_breaks: dict[str, int] = field(default_factory=dict)
     fallbacks: dict[str, int] = field(default_factory=dict)
+    gaps: dict[str, int] = field(default_factory=dict)
     sites: SiteCounts = field(default_factory=SiteCounts)
     guarded: dict[str, int] = field(default_factory=dict)
     spoiled: dict[str, list[str]] = field(default_factory=dict)
@@ -121,7 +123,7 @@ class RunReport:
     @property
     def is_clean(self) -> bool:
         """Whether nothing happened that ``--strict`` refuses."""
-        return self.exit_code == 0 and not (self.fallbacks or self.failures)
+        return self.exit_code == 0 and not (self.fallbacks or self.failures or self.gaps)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -301,6 +303,7 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
     guarded: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     unexamined: Counter[str] = Counter()
+    gaps: Counter[str] = Counter()
     handed_on: dict[Failure, set[int]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         events = {}
@@ -328,7 +331,7 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
             setattr(report.sites, name, total)
         for kind, found in (
             ("fused ", fused), ("fallback ", fallbacks), ("guarded ", guarded), ("refused ", refused),
-            ("unexamined ", unexamined),
+            ("unexamined ", unexamined), ("gap ", gaps),
         ):  # fmt: skip
             found.update({k.removeprefix(kind): v for k, v in end["counts"].items() if k.startswith(kind)})
         who = f"rank {rank}" if rank >= 0 else f"pid {path.stem}"
@@ -338,6 +341,7 @@ def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
     report.fused = dict(sorted(fused.items()))
     report.graph_breaks = dict(breaks)
     report.fallbacks = dict(fallbacks)
+    report.gaps = dict(sorted(gaps.items(), key=lambda item: (-item[1], item[0])))
     report.sites.refused = dict(sorted(refused.items()))
     report.sites.unexamined = dict(unexamined)
     report.guarded = dict(sorted(guarded.items(), key=lambda item: (item[0][0], int(item[0][1:]))))
@@ -362,6 +366,10 @@ def format_report(report: RunReport) -> str:
     ]
     for reason, n in report.fallbacks.items():
         lines.append(f"  eager fallback ({n}): TorchAir failed, and the model ran eagerly instead: {reason}")
+    for gap, n in report.gaps.items():
+        lines.append(f"  missing ({n}): {gap}")
+    if report.gaps:
+        lines.append("  results of what is missing were zeros: the numbers of this run mean nothing")
     lines += _site_lines(report.sites, report.ranks)
     for defect, n in report.guarded.items():
         how = "ran eagerly" if defect in ("T10", "D3") else "repaired"

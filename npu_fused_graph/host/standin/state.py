@@ -26,7 +26,8 @@ class RunOptions:
     devices: how many the machine claims to have. soc: the chip's name, "" = any: operators of all chips run. seed:
     None = torch's own, different each time. record: folder for the records of fused calls, None = none. stock: leave
     defects of TorchAir and npugraph_ex as they are. strict: overwrite what a replay of a captured graph may overwrite.
-    register: Python files that every process runs when it imports torch.
+    survey: go on with zeros where an operator is missing. register: Python files that every process runs when it
+    imports torch.
     """
 
     devices: int = 16
@@ -35,6 +36,7 @@ class RunOptions:
     record: str | None = None
     stock: bool = False
     strict: bool = False
+    survey: bool = False
     register: tuple[str, ...] = ()
 
 

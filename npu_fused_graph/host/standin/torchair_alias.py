@@ -36,7 +36,7 @@ def on_load() -> None:
 def watch(package: str) -> None:
     """Count what becomes of the graphs of ``package``, torchair or npugraph_ex, and repair what its defects spoil."""
     from npu_fused_graph.host import defects
-    from npu_fused_graph.host.standin import causes, fusable, process, state
+    from npu_fused_graph.host.standin import causes, fusable, process, state, survey
 
     is_stock = state.options().stock
 
@@ -44,7 +44,8 @@ def watch(package: str) -> None:
         process.counts[f"spoiled {defect} {graph}" if is_stock else f"guarded {defect}"] += 1
 
     _watch_backend(package)
-    defects.watch(tell, repairs=not is_stock, package=package)
+    instead = survey.run_eagerly if survey.is_on() else None
+    defects.watch(tell, repairs=not is_stock, package=package, instead=instead)
     fusable.watch(
         process.count_sites, lambda error: process.counts.update((f"unexamined {causes.one_line(error)}",)), package
     )

@@ -32,11 +32,6 @@ def __getattr__(name: str) -> Any:
         # looked up before a model is traced, and tracing differs: its import lets Dynamo trace collectives in place
         importlib.import_module("npugraph_ex")
         return _npugraph_ex_backend
-    if (
-        name == "_npugraph_ex_backend_entrypoint"
-    ):  # what torch looks up when a model is to be compiled, before it traces
-        importlib.import_module("torch_npu.npu.npugraph_ex")
-        return _npugraph_ex_backend
     if name in ("torchair", "npugraph_ex"):
         return importlib.import_module(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
