@@ -80,13 +80,13 @@ def _reason(error: Exception) -> str:
     text = str(error).strip().splitlines()[0]
     if isinstance(error, UnsupportedOpError):
         text = text.partition(", got: ")[2] or text
-    return (
-        text.partition(" See docs/")[0]
-        .partition(" Node: ")[0]
-        .partition(" Give it one with")[0]
-        .partition(". Please")[0]
-        .rstrip(". ")
-    )
+    for rest in _CURES:
+        text = text.partition(rest)[0]
+    return text.rstrip(". ")
+
+
+_CURES = (" See docs/", " Node: ", " Give it one with", ". Please")
+"""How what follows the reason begins."""
 
 
 def _tell(text: str) -> None:
