@@ -1,94 +1,31 @@
-"""Attention of the inference operators, in the layouts BSH, BSND, BNSD and BNSD_BSND."""
+"""Attention of the inference operators: dense, packed and paged."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.kernels.attention_scores import FEW_ROWS, SPARSE_MODES, Sight, attention, hidden_4d
+from npu_fused_graph.engine.kernels.attention_tokens import (
+    PACKED,
+    Sequences,
+    in_a_pack,
+    in_pages,
+    in_rows,
+    laid_out,
+    tokens,
+)
 from npu_fused_graph.engine.registry import Ints, kernel, unsupported
 
-LAYOUTS = ("BSH", "BSND", "BNSD", "BNSD_BSND")
-SPARSE_MODES = (0, 1, 2, 3, 4)
-
-
-def _heads_first(x: Tensor, layout: str, heads: int, ge_type: str, attribute: str) -> Tensor:
-    """x as [B, N, S, D]. attribute: where ``heads`` comes from."""
-    if layout == "BSH":
-        if x.shape[2] % heads:
-            raise unsupported(ge_type, attribute, f"a divisor of the hidden size {x.shape[2]}", heads)
-        return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
-    x = x.transpose(1, 2) if layout == "BSND" else x
-    if x.shape[1] != heads:
-        raise unsupported(ge_type, attribute, f"{x.shape[1]}, the N axis in layout {layout}", heads)
-    return x
-
-
-def _as_laid_out(x: Tensor, layout: str) -> Tensor:
-    """[B, N, S, D] back in the layout of the result."""
-    if layout == "BSH":
-        return x.transpose(1, 2).flatten(2)
-    return x if layout == "BNSD" else x.transpose(1, 2)
-
-
-def _lengths(lengths: list[int] | None, batch: int, full: int) -> Tensor | None:
-    """Valid lengths as [B, 1, 1]; None when every sequence is full."""
-    if lengths is None:
-        return None
-    values = list(lengths) * batch if len(lengths) == 1 else list(lengths)[:batch]
-    return None if all(n == full for n in values) else torch.tensor(values).view(-1, 1, 1)
-
-
-def _mask_4d(mask: Tensor, q_len: int, kv_len: int, ge_type: str) -> Tensor:
-    """The mask as bool [B or 1, 1 or N, Sq or 1, Skv], True = hidden; a 2-D mask of one query is [B, Skv]."""
-    if mask.dim() == 2:
-        mask = mask[:, None, None] if q_len == 1 else mask[None, None]
-    elif mask.dim() == 3:
-        mask = mask[:, None]
-    if mask.shape[-1] < kv_len or mask.shape[-2] < q_len:
-        raise unsupported(ge_type, "atten_mask", f"at least {q_len} x {kv_len}", tuple(mask.shape))
-    return mask[..., :q_len, :kv_len] != 0
-
-
-def _visible(
-    mask: Tensor | None,
-    q_len: int,
-    kv_len: int,
-    q_lengths: Tensor | None,
-    kv_lengths: Tensor | None,
-    sparse_mode: int,
-    pre_tokens: int,
-    next_tokens: int,
-    ge_type: str,
-) -> Tensor | None:
-    """Which keys each query sees, broadcastable to [B, N, Sq, Skv]; None = all.
-
-    sparse_mode 0: mask and band from the top left corner (no mask: all); 1: mask; 2: causal from the top left;
-    3: causal from the bottom right; 4: band from the bottom right. The mask of 2, 3 and 4 is a fixed triangle that
-    says nothing new.
-    """
-    seen: Tensor | None = None
-    if sparse_mode < 2:
-        if mask is not None:
-            seen = ~_mask_4d(mask, q_len, kv_len, ge_type)
-    elif mask is None:
-        raise unsupported(ge_type, "atten_mask", f"a mask with sparse_mode {sparse_mode}", None)
-    if sparse_mode > 1 or (sparse_mode == 0 and mask is not None):
-        # distance of key j behind query i, counted from the corner the mode is anchored to
-        ahead: Tensor = torch.arange(kv_len) - torch.arange(q_len).unsqueeze(1)
-        if sparse_mode > 2:
-            rows = q_len if q_lengths is None else q_lengths
-            columns = kv_len if kv_lengths is None else kv_lengths
-            ahead = ahead - (columns - rows)
-        if sparse_mode in (2, 3):
-            pre_tokens, next_tokens = kv_len + q_len, 0
-        if sparse_mode in (2, 3) or next_tokens < kv_len + q_len or pre_tokens < kv_len + q_len:
-            band = (ahead <= next_tokens) & (ahead >= -pre_tokens)
-            band = band.unsqueeze(-3) if band.dim() == 3 else band
-            seen = band if seen is None else seen & band
-    if kv_lengths is not None:
-        valid = (torch.arange(kv_len) < kv_lengths).unsqueeze(1)
-        seen = valid if seen is None else seen & valid
-    return seen
+LAYOUTS = ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND")
+FUSED_LAYOUTS = (
+    *LAYOUTS, "NTD", "NSD", "TND_NTD", "NTD_TND", "BSH_BNSD", "BSND_BNSD", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD"
+)  # fmt: skip
+"""The layout of query, key and value, then that of the result where it is another one."""
+WASTE = 2
+"""Sequences of different lengths are padded to one batch unless that multiplies the work by more."""
 
 
 def attend(
@@ -107,55 +44,111 @@ def attend(
     sparse_mode: int,
     pre_tokens: int,
     next_tokens: int,
-    with_lse: bool,
     ge_type: str,
+    with_lse: bool = False,
+    block_table: Tensor | None = None,
+    block_size: int = 0,
+    rope: tuple[Tensor, Tensor] | None = None,
+    sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(attention, log-sum-exp [B, N, Sq, 1]). A row without visible keys gives 0 and +inf."""
+    """(attention, log-sum-exp [B, N, Sq, 1] or [T, N, 1]). A row without visible keys gives 0 and +inf.
+
+    rope: further columns of query and key.
+    """
     layout, _, out_layout = layout.partition("_")
+    is_packed, is_paged = layout in PACKED, block_table is not None
+
+    def rows(x: Tensor) -> Tensor:
+        return tokens(x, layout, num_heads, ge_type, "num_heads")
+
+    def kv_rows(x: Tensor) -> Tensor:
+        return x if is_paged else tokens(x, layout, kv_heads, ge_type, "num_key_value_heads")
+
     kv_heads = num_key_value_heads or num_heads
-    q = _heads_first(query, layout, num_heads, ge_type, "num_heads")
-    k = _heads_first(key, layout, kv_heads, ge_type, "num_key_value_heads")
-    v = _heads_first(value, layout, kv_heads, ge_type, "num_key_value_heads")
-    batch, _, q_len, _ = q.shape
-    kv_len = k.shape[2]
-    q_valid = _lengths(q_lengths, batch, q_len)
-    kv_valid = _lengths(kv_lengths, batch, kv_len)
-    seen = _visible(mask, q_len, kv_len, q_valid, kv_valid, sparse_mode, pre_tokens, next_tokens, ge_type)
-    if kv_valid is not None:
-        # what lies behind the end of a sequence may be anything, NaN too, and a weight of 0 does not silence it
-        behind = (torch.arange(kv_len) >= kv_valid.squeeze(-1)).view(-1, 1, kv_len, 1)
-        k, v = k.masked_fill(behind, 0), v.masked_fill(behind, 0)
-    bias = seen
-    if pse_shift is not None:
-        bias = pse_shift[..., :q_len, :kv_len]
-        if seen is not None:
-            bias = bias.masked_fill(~seen, float("-inf"))
-    if with_lse:
-        out, lse = _with_lse(q, k, v, bias, scale)
+    q, k, v = rows(query), kv_rows(key), kv_rows(value)
+    if is_packed:
+        queries = in_a_pack(q, q_lengths, ge_type, "actual_seq_lengths")
+    elif q.shape[1] == 1:
+        # a single query has no lengths and, without rope, no sparse mode, as documented
+        queries = in_rows(q, None, ge_type, "actual_seq_lengths")
+        if rope is None:
+            sparse_mode, mask = 1, mask if sparse_mode < 2 else None
     else:
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, bias, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        lse = torch.empty(0)
-    if q_valid is not None:
-        padding = (torch.arange(q_len).unsqueeze(1) >= q_valid).unsqueeze(1)
-        out = out.masked_fill(padding, 0)
-        if with_lse:
-            lse = lse.masked_fill(padding, float("inf"))
-    return _as_laid_out(out, out_layout or layout), lse
+        queries = in_rows(q, q_lengths, ge_type, "actual_seq_lengths")
+    batch = len(queries.lengths)
+    keys: Sequences
+    if block_table is not None:
+        keys = in_pages(k, block_table, kv_lengths, batch, kv_heads, block_size, ge_type)
+    elif is_packed:
+        keys = in_a_pack(k, kv_lengths, ge_type, "actual_seq_lengths_kv")
+    else:
+        keys = in_rows(k, kv_lengths, ge_type, "actual_seq_lengths_kv")
+    if len(keys.lengths) != batch:
+        raise unsupported(ge_type, "actual_seq_lengths_kv", f"{batch} of them, one per sequence", keys.lengths)
+
+    hidden = None
+    if sparse_mode > 1 and mask is None:
+        raise unsupported(ge_type, "atten_mask", f"a mask with sparse_mode {sparse_mode}", None)
+    if sparse_mode < 2 and mask is not None:
+        if is_packed:
+            raise unsupported(ge_type, "atten_mask", f"none with sparse_mode {sparse_mode} in layout {layout}", mask)
+        hidden = hidden_4d(mask, q.shape[1], max(keys.lengths, default=0) if is_paged else k.shape[1], ge_type)
+    sight = Sight.of(sparse_mode, hidden, pre_tokens, next_tokens)
+    if sight.from_the_end and pse_shift is None:
+        # what lies in front of the first query's window is not even read
+        sizes = zip(keys.lengths, queries.lengths, strict=True)
+        keys = keys.without_first([min(max(0, n - own - sight.before), n) for n, own in sizes])
+
+    q_parts, k_parts = [queries], [keys]
+    if rope is not None:
+        q_parts, k_parts = [queries, queries.of(rows(rope[0]))], [keys, keys.of(kv_rows(rope[1]))]
+    values = None if _is_same(k, v) else keys.of(v)
+    width = keys.of(v).width
+    out = queries.of(q.new_zeros(*q.shape[:3], width))
+    lse = queries.of(torch.full(q.shape[:3], float("inf")))
+    for members in _batches(queries.lengths, keys.lengths):
+        q_own, kv_own = [queries.lengths[i] for i in members], [keys.lengths[i] for i in members]
+        q, k = _columns(q_parts, members), _columns(k_parts, members)
+        v = k if values is None else values.take(members)
+        shift = _of_members(pse_shift, members, max(q_own), max(kv_own))
+        causal = shift is None and q.shape[1] > FEW_ROWS and sight.is_causal(q_own, kv_own)
+        seen = None if causal else sight.seen(members, q_own, kv_own)
+        results, sums = attention(
+            q, k, v, seen, shift, sink, scale=scale, width=width, causal=causal, with_lse=with_lse
+        )  # fmt: skip
+        out.put(members, results)
+        if sums is not None:
+            lse.put(members, sums)
+    if not with_lse:
+        return laid_out(out.x, out_layout or layout), torch.empty(0)
+    lse_ = lse.x[0] if is_packed else lse.x.transpose(1, 2)
+    return laid_out(out.x, out_layout or layout), lse_.unsqueeze(-1)
 
 
-def _with_lse(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention written out in float32, for the log-sum-exp that torch's own does not hand out."""
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = torch.matmul(q.float(), k.float().mT).mul_(scale)
-    if bias is not None:
-        scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype is torch.bool else scores + bias
-    lse = torch.logsumexp(scores, -1, keepdim=True)
-    lse = lse.masked_fill(lse == float("-inf"), float("inf"))
-    return torch.matmul(torch.exp(scores - lse), v.float()).to(q.dtype), lse
+def _is_same(x: Tensor, y: Tensor) -> bool:
+    """Whether both are the same memory: the latent cache that serves as key and as value."""
+    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
+
+
+def _columns(parts: Sequence[Sequences], members: Sequence[int]) -> Tensor:
+    taken = [part.take(members) for part in parts]
+    return torch.cat(taken, -1) if len(taken) > 1 else taken[0]
+
+
+def _of_members(shift: Tensor | None, members: Sequence[int], rows: int, columns: int) -> Tensor | None:
+    if shift is None:
+        return None
+    shift = shift[torch.tensor(members)] if shift.shape[0] > 1 else shift
+    return shift[..., :rows, :columns]
+
+
+def _batches(q_lengths: Sequence[int], kv_lengths: Sequence[int]) -> list[list[int]]:
+    """Sequences to compute together: all that have queries and keys, or each by itself where padding costs too much."""
+    work = {i: q * kv for i, (q, kv) in enumerate(zip(q_lengths, kv_lengths, strict=True)) if q * kv}
+    if not work:
+        return []
+    padded = len(work) * max(q_lengths[i] for i in work) * max(kv_lengths[i] for i in work)
+    return [list(work)] if padded <= WASTE * sum(work.values()) else [[i] for i in work]
 
 
 @kernel(
@@ -163,13 +156,12 @@ def _with_lse(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
     ignored=(
         "inner_precise",
         # the attributes below qualify inputs that the kernel refuses
-        "block_size",
         "antiquant_mode",
         "key_antiquant_mode",
         "value_antiquant_mode",
         "query_quant_mode",
     ),
-    allowed={"input_layout": LAYOUTS, "sparse_mode": SPARSE_MODES, "pse_type": (0,), "out_dtype": (0,)},
+    allowed={"input_layout": FUSED_LAYOUTS, "sparse_mode": SPARSE_MODES, "pse_type": (0,), "out_dtype": (0,)},
     unfed=(
         "dequant_scale1",
         "quant_scale1",
@@ -178,7 +170,6 @@ def _with_lse(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
         "quant_offset2",
         "antiquant_scale",
         "antiquant_offset",
-        "block_table",
         "query_padding_size",
         "kv_padding_size",
         "key_antiquant_scale",
@@ -188,11 +179,8 @@ def _with_lse(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
         "key_shared_prefix",
         "value_shared_prefix",
         "actual_shared_prefix_len",
-        "query_rope",
-        "key_rope",
         "key_rope_antiquant_scale",
         "dequant_scale_query",
-        "learnable_sink",
         "q_start_idx",
         "kv_start_idx",
     ),
@@ -237,16 +225,19 @@ def fused_infer_attention_score(
     input_layout: str = "BSH",
     num_key_value_heads: int = 0,
     sparse_mode: int = 0,
+    block_size: int = 0,
     softmax_lse_flag: bool = False,
     pse_type: int = 0,
     out_dtype: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """For a single query token sparse_mode and the band do not count, as documented."""
+    """Attention of prefill and decoding, over dense, packed or paged keys and values."""
+    ge_type = "FusedInferAttentionScore"
     if len(key) != 1 or len(value) != 1:
-        raise unsupported("FusedInferAttentionScore", "key", "one tensor", len(key))
-    if query.shape[2 if input_layout.startswith("BNSD") else 1] == 1:
-        atten_mask = atten_mask if sparse_mode < 2 else None
-        sparse_mode = 1
+        raise unsupported(ge_type, "key", "one tensor", len(key))
+    if (query_rope is None) != (key_rope is None):
+        raise unsupported(ge_type, "query_rope", "key_rope with it, or neither", query_rope)
+    if learnable_sink is not None and softmax_lse_flag:
+        raise unsupported(ge_type, "softmax_lse_flag", "False with learnable_sink", True)
     return attend(
         query,
         key[0],
@@ -262,8 +253,12 @@ def fused_infer_attention_score(
         sparse_mode=sparse_mode,
         pre_tokens=pre_tokens,
         next_tokens=next_tokens,
+        ge_type=ge_type,
         with_lse=softmax_lse_flag,
-        ge_type="FusedInferAttentionScore",
+        block_table=block_table,
+        block_size=block_size,
+        rope=None if query_rope is None or key_rope is None else (query_rope, key_rope),
+        sink=learnable_sink,
     )
 
 
@@ -310,14 +305,13 @@ def prompt_flash_attention(
         sparse_mode=sparse_mode,
         pre_tokens=pre_tokens,
         next_tokens=next_tokens,
-        with_lse=False,
         ge_type="PromptFlashAttention",
     )[0]
 
 
 @kernel(
     "IncreFlashAttention",
-    ignored=("inner_precise", "block_size"),
+    ignored=("inner_precise",),
     allowed={"input_layout": ("BSH", "BSND", "BNSD")},
     unfed=(
         "dequant_scale1",
@@ -327,7 +321,6 @@ def prompt_flash_attention(
         "quant_offset2",
         "antiquant_scale",
         "antiquant_offset",
-        "block_table",
         "kv_padding_size",
     ),
 )
@@ -352,6 +345,7 @@ def incre_flash_attention(
     scale_value: float = 1.0,
     input_layout: str = "BSH",
     num_key_value_heads: int = 1,
+    block_size: int = 0,
 ) -> Tensor:
     """One query token; actual_seq_lengths are those of key and value."""
     if len(key) != 1 or len(value) != 1:
@@ -371,6 +365,7 @@ def incre_flash_attention(
         sparse_mode=1,
         pre_tokens=0,
         next_tokens=0,
-        with_lse=False,
         ge_type="IncreFlashAttention",
+        block_table=block_table,
+        block_size=block_size,
     )[0]
