@@ -155,13 +155,14 @@ def _batches(q_lengths: Sequence[int], kv_lengths: Sequence[int]) -> list[list[i
     "FusedInferAttentionScore",
     ignored=(
         "inner_precise",
+        "out_dtype",  # says something of quantised results only
         # the attributes below qualify inputs that the kernel refuses
         "antiquant_mode",
         "key_antiquant_mode",
         "value_antiquant_mode",
         "query_quant_mode",
     ),
-    allowed={"input_layout": FUSED_LAYOUTS, "sparse_mode": SPARSE_MODES, "pse_type": (0,), "out_dtype": (0,)},
+    allowed={"input_layout": FUSED_LAYOUTS, "sparse_mode": SPARSE_MODES, "pse_type": (0,)},
     unfed=(
         "dequant_scale1",
         "quant_scale1",
@@ -228,7 +229,6 @@ def fused_infer_attention_score(
     block_size: int = 0,
     softmax_lse_flag: bool = False,
     pse_type: int = 0,
-    out_dtype: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention of prefill and decoding, over dense, packed or paged keys and values."""
     ge_type = "FusedInferAttentionScore"

@@ -20,6 +20,10 @@ def matmul_with_nz_weight(x1, x2, scale, **kwargs):
     return torch_npu.npu_quant_matmul(x1, torch_npu.npu_format_cast(x2, 29), scale, **kwargs)
 
 
+def attention_over_latent(query, cache, **kwargs):
+    return torch_npu.npu_fused_infer_attention_score_v2(query, cache, cache, **kwargs)
+
+
 def error_of(function, *args):
     try:
         function(*args)
