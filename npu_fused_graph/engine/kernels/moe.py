@@ -108,9 +108,12 @@ def moe_finalize_routing_v2(
     *,
     drop_pad_mode: int = 0,
     K: int = 1,
+    k: int | None = None,
 ) -> Tensor:
-    """drop_pad_mode: 2 and 3 number the places row by row, 0 and 1 choice by choice; 1 and 3 have dropped ones (-1)."""
-    k = K if scales is None else scales.shape[1]
-    return _finalize(
-        expanded_x, expanded_row_idx, x1, x2, bias, scales, expert_idx, k, drop_pad_mode > 1, drop_pad_mode % 2 == 1
-    )
+    """drop_pad_mode: 2 and 3 number the places row by row, 0 and 1 choice by choice; 1 and 3 have dropped ones (-1).
+
+    k: TorchAir's spelling of K.
+    """
+    choices = scales.shape[1] if scales is not None else K if k is None else k
+    by_row, drop_pad = drop_pad_mode > 1, drop_pad_mode % 2 == 1
+    return _finalize(expanded_x, expanded_row_idx, x1, x2, bias, scales, expert_idx, choices, by_row, drop_pad)

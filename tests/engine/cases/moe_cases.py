@@ -177,6 +177,13 @@ CASES = [
     ),
     OpCase(
         "MoeFinalizeRoutingV2",
+        lambda m: {"expanded_x": m(6, 5), "expanded_row_idx": _permuted(m, 6)},
+        lambda **inputs: _finalize(**inputs, k=3),
+        {"k": 3},
+        name="no_scales_of_torchair",
+    ),
+    OpCase(
+        "MoeFinalizeRoutingV2",
         lambda m: (
             _routed(m)
             | {"expanded_x": m(4, 2, 5), "expanded_row_idx": torch.tensor([7, -1, 0, 3, 4, -1], dtype=torch.int32)}
