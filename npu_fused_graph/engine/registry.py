@@ -67,6 +67,7 @@ FAMILIES = (
     "attention",
     "flash_attention",
     "moe",
+    "moe_init_routing",
     "quant",
     "grad",
     "loss",

@@ -37,6 +37,51 @@ def moe_gating_top_k_softmax_v2(
     return values.to(x.dtype), experts, softmax if output_softmax else torch.empty(0)
 
 
+@kernel(
+    "MoeGatingTopK",
+    allowed={"group_select_mode": (0, 1), "renorm": (0,), "norm_type": (0, 1)},
+    unfed=("input_ids", "tid2eid"),
+)
+def moe_gating_top_k(
+    x: Tensor,
+    bias: Tensor | None = None,
+    input_ids: Tensor | None = None,
+    tid2eid: Tensor | None = None,
+    *,
+    k: int,
+    k_group: int = 1,
+    group_count: int = 1,
+    group_select_mode: int = 0,
+    renorm: int = 0,
+    norm_type: int = 0,
+    out_flag: bool = False,
+    routed_scaling_factor: float = 1.0,
+    eps: float = 1e-20,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights and numbers of the k experts with the largest norm + bias in the k_group best groups, and norm itself.
+
+    norm_type 0: norm = softmax(x), y = norm * routed_scaling_factor; 1: norm = sigmoid(x), and y is divided by the sum
+    of the k + eps first. A group is as good as its best expert, or as the sum of its best two (group_select_mode 1).
+    """
+    norm = torch.sigmoid(x.float()) if norm_type else torch.softmax(x, -1, dtype=torch.float32)
+    merit = norm if bias is None else norm + bias
+    if k_group < group_count:
+        groups = merit.unflatten(-1, (group_count, -1))
+        best = groups.topk(2, -1).values.sum(-1) if group_select_mode else groups.amax(-1)
+        is_out = torch.ones_like(best, dtype=torch.bool).scatter_(-1, _first(best, k_group), False)
+        merit = groups.masked_fill(is_out.unsqueeze(-1), -torch.inf).flatten(-2)
+    experts = _first(merit, k)
+    y = norm.gather(-1, experts)
+    if norm_type:
+        y = y / (y.sum(-1, keepdim=True) + eps)
+    return (y * routed_scaling_factor).to(x.dtype), experts.to(torch.int32), norm
+
+
+def _first(scores: Tensor, k: int) -> Tensor:
+    """Places of the k largest; of equal ones, as bfloat16 has many, the first."""
+    return torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :k]
+
+
 @kernel("MoeInitRouting")
 def moe_init_routing(
     x: Tensor, row_idx: Tensor, expert_idx: Tensor, *, active_num: int
@@ -48,6 +93,33 @@ def moe_init_routing(
     place[source] = torch.arange(source.numel())
     active = min(x.shape[0], active_num) * expert_idx.shape[1]
     return x[source[:active] % max(x.shape[0], 1)], place.to(torch.int32), experts
+
+
+@kernel("MoeComputeExpertTokens")
+def moe_compute_expert_tokens(sorted_experts: Tensor, *, num_experts: int) -> Tensor:
+    """For each expert, where its rows end."""
+    experts = torch.arange(num_experts, dtype=sorted_experts.dtype)
+    return torch.searchsorted(sorted_experts, experts, right=True, out_int32=True)
+
+
+@kernel("MoeReRouting", allowed={"expert_token_num_type": (1,), "idx_type": (0,)})
+def moe_re_routing(
+    tokens: Tensor,
+    expert_token_num_per_rank: Tensor,
+    per_token_scales: Tensor | None = None,
+    *,
+    expert_token_num_type: int = 1,
+    idx_type: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows that came rank by rank, expert by expert: rows, scales, where each came from, and rows per expert."""
+    ranks, local = expert_token_num_per_rank.shape
+    experts = torch.arange(local).repeat(ranks).repeat_interleave(expert_token_num_per_rank.flatten().long())
+    # rows that no count covers stay behind the others
+    experts = torch.cat([experts, experts.new_full((tokens.shape[0] - experts.numel(),), local)])
+    order = torch.argsort(experts, stable=True)
+    scales = torch.zeros(tokens.shape[0]) if per_token_scales is None else per_token_scales[order]
+    counts = expert_token_num_per_rank.sum(0, dtype=expert_token_num_per_rank.dtype)
+    return tokens[order], scales, order.to(torch.int32), counts
 
 
 def _finalize(

@@ -42,6 +42,70 @@ def _gating_v2(x: Tensor, finished: Tensor | None = None, *, renorm: bool, softm
     return [chosen, experts, weights.float() if softmax else torch.empty(0)]
 
 
+def _gate_grouped(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    k: int,
+    k_group: int = 1,
+    group_count: int = 1,
+    group_select_mode: int = 0,
+    norm_type: int = 0,
+    routed_scaling_factor: float = 1.0,
+    eps: float = 1e-20,
+) -> list[Tensor]:
+    """Row by row; ties, where there are any, go to the first."""
+    norm = 1 / (1 + (-x).exp()) if norm_type else x.exp() / x.exp().sum(-1, keepdim=True)
+    size = x.shape[1] // group_count
+    weights, experts = [], []
+    for row in norm:
+        merit = (row if bias is None else row + bias).tolist()
+        groups = [sorted(merit[g * size : (g + 1) * size], reverse=True) for g in range(group_count)]
+        worth = [sum(group[: 2 if group_select_mode else 1]) for group in groups]
+        chosen = sorted(range(group_count), key=lambda g, worth=worth: -worth[g])[:k_group]  # type: ignore[misc]
+        open_ = sorted(e for g in chosen for e in range(g * size, (g + 1) * size))
+        best = sorted(open_, key=lambda e, merit=merit: -merit[e])[:k]  # type: ignore[misc]
+        value = row[best]
+        weights.append((value / (value.sum() + eps) if norm_type else value) * routed_scaling_factor)
+        experts.append(torch.tensor(best, dtype=torch.int32))
+    return [torch.stack(weights), torch.stack(experts), norm.float()]
+
+
+def _gate_case(name: str, with_bias: bool = False, **attrs: Any) -> OpCase:
+    def inputs(m: Make) -> dict[str, Any]:
+        found = {"x": _distinct(m, 5, 16)}
+        return found | {"bias": _distinct(m, 16) / 4} if with_bias else found
+
+    return OpCase(
+        "MoeGatingTopK",
+        inputs,
+        lambda **tensors: _gate_grouped(**tensors, **attrs),
+        {**attrs, "out_flag": True},
+        outputs=("y", "expert_idx", "out"),
+        name=name,
+    )
+
+
+def _tied(x: Tensor) -> list[Tensor]:
+    return _gate_grouped(x, k=3, k_group=2, group_count=4, norm_type=1)
+
+
+def _re_route(
+    tokens: Tensor, expert_token_num_per_rank: Tensor, per_token_scales: Tensor | None = None
+) -> list[Tensor]:
+    counts = expert_token_num_per_rank.tolist()
+    blocks: dict[tuple[int, int], list[int]] = {}
+    row = 0
+    for rank, line in enumerate(counts):
+        for expert, count in enumerate(line):
+            blocks[expert, rank] = list(range(row, row + count))
+            row += count
+    order = [place for key in sorted(blocks) for place in blocks[key]]
+    order += range(len(order), tokens.shape[0])
+    scales = torch.zeros(tokens.shape[0]) if per_token_scales is None else per_token_scales[order]
+    return [tokens[order], scales, torch.tensor(order, dtype=torch.int32), expert_token_num_per_rank.sum(0)]
+
+
 def _init(x: Tensor, row_idx: Tensor, expert_idx: Tensor, active: int) -> list[Tensor]:
     pairs = sorted(zip(expert_idx.flatten().tolist(), range(expert_idx.numel()), strict=True))
     source = [row_idx.flatten()[i].item() for _, i in pairs]
@@ -98,6 +162,7 @@ def _routed(m: Make) -> dict[str, Any]:
 
 GATED = ("y", "expert_idx", "row_idx")
 GATED_V2 = ("y", "expert_idx", "softmax_result")
+RE_ROUTED = ("permute_tokens", "permute_per_token_scales", "permute_token_idx", "expert_token_num")
 
 CASES = [
     OpCase("MoeGatingTopKSoftmax", lambda m: {"x": _distinct(m, 5, 8)}, _gating, {"k": 2}, outputs=GATED),
@@ -123,6 +188,49 @@ CASES = [
         {"k": 2, "renorm": 1, "output_softmax": False},
         outputs=GATED_V2,
         name="renorm",
+    ),
+    _gate_case("softmax", k=3),
+    _gate_case("scaled", k=16, routed_scaling_factor=2.5),
+    _gate_case("bias", True, k=4),
+    _gate_case("sigmoid", k=4, norm_type=1, eps=0.25),
+    _gate_case("best_of_groups", k=4, k_group=2, group_count=4),
+    _gate_case("best_two_of_groups", True, k=4, k_group=2, group_count=4, group_select_mode=1, norm_type=1),
+    _gate_case("all_groups", True, k=3, k_group=4, group_count=4, group_select_mode=1, routed_scaling_factor=0.5),
+    OpCase(
+        "MoeGatingTopK",
+        lambda m: {"x": torch.tensor([[1, 2, 2, 0, 2, 1, 0, 2], [3, 3, 3, 3, 3, 3, 3, 3]]).to(m.dtype)},
+        _tied,
+        {"k": 3, "k_group": 2, "group_count": 4, "norm_type": 1},
+        outputs=("y", "expert_idx", "out"),
+        name="ties",
+    ),
+    OpCase(
+        "MoeComputeExpertTokens",
+        lambda m: {"sorted_experts": torch.tensor([0, 0, 2, 2, 2, 3, 6], dtype=torch.int32)},
+        lambda sorted_experts: torch.tensor([int((sorted_experts <= e).sum()) for e in range(6)], dtype=torch.int32),
+        {"num_experts": 6},
+        outputs=("total_rows_before_expert",),
+        dtypes=("int32",),
+    ),
+    OpCase(
+        "MoeReRouting",
+        lambda m: {"tokens": m(9, 4), "expert_token_num_per_rank": torch.tensor([[2, 0, 1], [1, 3, 2]])},
+        _re_route,
+        outputs=RE_ROUTED,
+        dtypes=("float16", "bfloat16"),
+    ),
+    OpCase(
+        "MoeReRouting",
+        lambda m: {
+            "tokens": m(9, 4),
+            "expert_token_num_per_rank": torch.tensor([[2, 1], [0, 0], [1, 3]], dtype=torch.int32),
+            "per_token_scales": Make("float32")(9),
+        },
+        _re_route,
+        {"expert_token_num_type": 1, "idx_type": 0},
+        outputs=RE_ROUTED,
+        dtypes=("int8",),
+        name="scales_and_rows_left_over",
     ),
     OpCase(
         "MoeInitRouting",
