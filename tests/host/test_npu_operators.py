@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.testing import assert_close
-from tests.host.npu_cases import attention, packed_attention, pointwise, quantised
+from tests.host.npu_cases import (
+    attention,
+    moe,
+    packed_attention,
+    pointwise,
+    quantised,
+)
 from tests.host.npu_cases.base import Case
 from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
@@ -25,7 +31,14 @@ from tests.scripts import script
 pytestmark = pytest.mark.xdist_group("npu_operators")
 
 CASES: dict[str, Case] = {}
-for _name, _case in chain(pointwise.cases(), quantised.cases(), attention.cases(), packed_attention.cases()):
+_FAMILIES = (
+    attention,
+    moe,
+    packed_attention,
+    pointwise,
+    quantised,
+)
+for _name, _case in chain.from_iterable(family.cases() for family in _FAMILIES):
     assert CASES.setdefault(f"{_case.operator}: {_name}", _case) is _case
 
 
