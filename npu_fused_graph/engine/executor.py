@@ -335,8 +335,7 @@ def _at(instruction: Instruction, error: BaseException, values: dict[int, Tensor
         f"{item.desc.name}={_describe(bound.get(item.desc.name), values, item.source)}" for item in node.inputs
     )
     kind = CommunicationError if isinstance(error, CommunicationError) else ExecutionError
-    group = node.attrs.get("group")
-    where = f" on group {group!r}" if isinstance(group, str) and group else ""
+    where = f" on group {node.group!r}" if node.group else ""
     found: Any = kind(f"[engine] {node.name} ({node.type}{where}){comm.rank_text()}: {error} Inputs: {inputs}.")
     found.node = node.name
     return found  # type: ignore[no-any-return]

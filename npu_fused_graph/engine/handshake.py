@@ -73,8 +73,12 @@ def _shapes_hash(inputs: Iterable[Tensor]) -> int:
     return hash((tuple(sizes), repr(values)))
 
 
+_OF_ONE_RANK = {"group", "group_ep", "group_tp", "ep_rank_id", "tp_rank_id"}
+"""Attributes that a rank has for itself: its number, and groups, which are known and may be spelled in another way."""
+
+
 def _line(node: Node) -> str:
-    """``name = Type {attributes}``; the group is known, its spelling may differ."""
-    bare = Node("", node.type, attrs={k: v for k, v in node.attrs.items() if k != "group"})
+    """``name = Type {attributes}``."""
+    bare = Node("", node.type, attrs={k: v for k, v in node.attrs.items() if k not in _OF_ONE_RANK})
     text = node_text(bare)
     return f"{node.name} = {node.type} {text[text.find('{') :] if '{' in text else ''}".rstrip()

@@ -126,9 +126,8 @@ class _Builder:
                 instruction = self._instruction(node)
                 if not self._fold(instruction):
                     instructions.append(instruction)
-                    group = node.attrs.get("group")
-                    if isinstance(group, str) and group and not instruction.kernel.is_one_sided:
-                        groups.setdefault(group, []).append(node)
+                    if node.group and not instruction.kernel.is_one_sided:
+                        groups.setdefault(node.group, []).append(node)
         assert net_output is not None  # verify() saw exactly one
         inputs.sort(key=lambda spec: _index(self.graph.nodes[spec.name]))
         results = [self.slots[source] for source in net_output.sources()]

@@ -68,6 +68,7 @@ FAMILIES = (
     "flash_attention",
     "moe",
     "moe_init_routing",
+    "moe_distribute",
     "quant",
     "grad",
     "loss",

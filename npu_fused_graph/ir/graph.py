@@ -111,6 +111,12 @@ class Node:
     def input_names(self) -> list[str]:
         return [item.desc.name for item in self.inputs]
 
+    @property
+    def group(self) -> str | None:
+        """Of a collective, the group whose ranks run it together."""
+        named = (self.attrs.get(name) for name in ("group", "group_ep"))
+        return next((group for group in named if isinstance(group, str)), None)
+
 
 @dataclass(slots=True)
 class Graph:

@@ -23,7 +23,7 @@ def live_nodes(graph: Graph) -> set[str]:
         for node in graph.nodes.values()
         if node.type == NET_OUTPUT
         or (not node.outputs and node.type not in _HAS_NO_EFFECT_WITHOUT_OUTPUT)
-        or isinstance(node.attrs.get("group"), str)  # the other ranks wait, whether the result is read here or not
+        or node.group is not None  # the other ranks wait, whether the result is read here or not
     ]
     live: set[str] = set()
     while stack:

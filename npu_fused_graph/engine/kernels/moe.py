@@ -102,6 +102,12 @@ def moe_compute_expert_tokens(sorted_experts: Tensor, *, num_experts: int) -> Te
     return torch.searchsorted(sorted_experts, experts, right=True, out_int32=True)
 
 
+def by_last(counts: Tensor) -> Tensor:
+    """Rows that lie in blocks of counts[i, j], i by i, in the order of j; of one j they stay i by i."""
+    first, last = counts.shape
+    return torch.arange(last).repeat(first).repeat_interleave(counts.flatten().long()).argsort(stable=True)
+
+
 @kernel("MoeReRouting", allowed={"expert_token_num_type": (1,), "idx_type": (0,)})
 def moe_re_routing(
     tokens: Tensor,
@@ -112,11 +118,9 @@ def moe_re_routing(
     idx_type: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows that came rank by rank, expert by expert: rows, scales, where each came from, and rows per expert."""
-    ranks, local = expert_token_num_per_rank.shape
-    experts = torch.arange(local).repeat(ranks).repeat_interleave(expert_token_num_per_rank.flatten().long())
+    order = by_last(expert_token_num_per_rank)
     # rows that no count covers stay behind the others
-    experts = torch.cat([experts, experts.new_full((tokens.shape[0] - experts.numel(),), local)])
-    order = torch.argsort(experts, stable=True)
+    order = torch.cat([order, torch.arange(order.numel(), tokens.shape[0])])
     scales = torch.zeros(tokens.shape[0]) if per_token_scales is None else per_token_scales[order]
     counts = expert_token_num_per_rank.sum(0, dtype=expert_token_num_per_rank.dtype)
     return tokens[order], scales, order.to(torch.int32), counts
