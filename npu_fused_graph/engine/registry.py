@@ -64,6 +64,7 @@ FAMILIES = (
     "conv",
     "linalg",
     "norm",
+    "rope",
     "attention",
     "flash_attention",
     "moe",

@@ -22,6 +22,7 @@ from tests.host.npu_cases import (
     packed_attention,
     pointwise,
     quantised,
+    rope,
 )
 from tests.host.npu_cases.base import Case
 from tests.host.stand_ins import PYTHONPATH
@@ -37,6 +38,7 @@ _FAMILIES = (
     packed_attention,
     pointwise,
     quantised,
+    rope,
 )
 for _name, _case in chain.from_iterable(family.cases() for family in _FAMILIES):
     assert CASES.setdefault(f"{_case.operator}: {_name}", _case) is _case

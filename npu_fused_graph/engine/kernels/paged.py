@@ -1,0 +1,54 @@
+"""Writing rows into KV caches: only the rows that an index names are touched, however long the cache is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npu_fused_graph.engine.registry import unsupported
+
+Where = tuple[Tensor, Tensor, Tensor]
+"""Per token its block, the place in it and whether it is written at all: a negative index says that it is not."""
+CACHE_MODES = ("Norm", "PA", "PA_BNSD", "PA_NZ", "PA_BLK_BNSD", "PA_BLK_NZ")
+
+
+def nz(ge_type: str, name: str, cache: Tensor) -> Tensor:
+    """A contiguous cache [blocks, block_size, heads, size] whose blocks lie in memory as FRACTAL_NZ, that is as [heads,
+    size / width, block_size, width] with 32 bytes of width: a view [blocks, block_size, heads, size / width, width].
+    """
+    blocks, block_size, heads, size = cache.shape
+    width = 32 // cache.element_size()
+    if size % width:
+        raise unsupported(ge_type, name, f"a multiple of {width}, the width of NZ, as last axis", cache)
+    return cache.view(blocks, heads, size // width, block_size, width).permute(0, 3, 1, 2, 4)
+
+
+def write(ge_type: str, name: str, cache: Tensor, is_nz: bool, where: Where, values: Tensor) -> None:
+    """cache[block[i], place[i]] = values[i] for what is wanted; is_nz: see :func:`nz`."""
+    block, place, is_wanted = where
+    dense = cache.contiguous() if is_nz else cache  # itself, unless it is a view of other memory
+    rows = nz(ge_type, name, dense) if is_nz else cache
+    values = values.reshape(values.shape[0], *rows.shape[2:])
+    if not bool(is_wanted.all()):
+        block, place, values = block[is_wanted], place[is_wanted], values[is_wanted]
+    torch.ops.aten.index_put_.default(rows, [block, place], values, False)
+    if dense.data_ptr() != cache.data_ptr():
+        cache.copy_(dense)
+
+
+def places(cache_mode: str, index: Tensor, batches: int, length: int, block_size: int) -> Where:
+    """Of each of ``batches * length`` tokens.
+
+    Norm: index[b, s] is the place in batch b. PA*: index[token] = block * block_size + place. PA_BLK*: one such number
+    per block of a sequence, whose tokens fill the block from its first place on.
+    """
+    tokens = torch.arange(batches * length)
+    flat = index.reshape(-1).long()
+    if cache_mode == "Norm":
+        return tokens // length, flat, flat >= 0
+    if not cache_mode.startswith("PA_BLK"):
+        return flat.div(block_size, rounding_mode="floor"), flat % block_size, flat >= 0
+    in_sequence = tokens % length
+    per_sequence = -(-length // block_size)
+    first = flat[tokens // length * per_sequence + in_sequence // block_size]
+    return first.div(block_size, rounding_mode="floor"), in_sequence % block_size, first >= 0
