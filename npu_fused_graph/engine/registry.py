@@ -65,6 +65,7 @@ FAMILIES = (
     "linalg",
     "norm",
     "rope",
+    "mla",
     "attention",
     "flash_attention",
     "moe",

@@ -35,6 +35,8 @@ OTHER_RESULT_DTYPE = {
     "Imag",
     "LayerNormV3",
     "LayerNormV4",
+    "MlaPrologV2",
+    "MlaPrologV3",
     "MoeGatingTopK",
     "MoeGatingTopKSoftmaxV2",
     "MoeInitRoutingV3",

@@ -13,15 +13,22 @@ from torch.utils._pytree import tree_leaves
 
 from npu_fused_graph.engine import compile_graph, registered_types
 from npu_fused_graph.errors import ExecutionError, UnsupportedOpError
+from npu_fused_graph.testing import assert_close
 from tests.engine.op_case import Make, OpCase, build_graph
 
 SAMPLES: dict[str, OpCase] = {
     case.id(): case
-    for module in ("rope_cases",)
+    for module in ("rope_cases", "mla_cases")
     for case in importlib.import_module(f"tests.engine.cases.{module}").CASES
 }
-CACHES = {"KvRmsNormRopeCache": ("k_cache", "ckv_cache")}
-WRITERS = [name for name, case in SAMPLES.items() if case.ge_type in CACHES]
+CACHES = {
+    "KvRmsNormRopeCache": ("k_cache", "ckv_cache"),
+    **dict.fromkeys(("MlaProlog", "MlaPrologV2", "MlaPrologV3"), ("kv_cache", "kr_cache")),
+}
+WITH_CACHES = [name for name, case in SAMPLES.items() if case.ge_type in CACHES]
+OWN = ("BSND", "TND")
+"""Cache modes whose caches are as long as the tokens: written whole."""
+WRITERS = [name for name in WITH_CACHES if SAMPLES[name].attrs.get("cache_mode") not in OWN]
 
 
 class Allocations(TorchDispatchMode):
@@ -46,10 +53,10 @@ class Allocations(TorchDispatchMode):
 
 
 def lengthened(case: OpCase, cache: Tensor) -> Tensor:
-    """With four thousand times as many blocks, or places per batch."""
+    """With a hundred times as many blocks, or places per batch."""
     if case.attrs.get("cache_mode") == "Norm" and case.ge_type == "KvRmsNormRopeCache":
-        return torch.zeros(*cache.shape[:2], 4000 * cache.shape[2], cache.shape[3], dtype=cache.dtype)
-    return torch.zeros(4000 * cache.shape[0], *cache.shape[1:], dtype=cache.dtype)
+        return torch.zeros(*cache.shape[:2], 100 * cache.shape[2], cache.shape[3], dtype=cache.dtype)
+    return torch.zeros(100 * cache.shape[0], *cache.shape[1:], dtype=cache.dtype)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -72,6 +79,44 @@ def test_caches_are_the_callers_and_their_length_costs_nothing(name: str) -> Non
     assert largest[0] == largest[1]
 
 
+@pytest.mark.parametrize("alpha", [None, torch.tensor([0.5])])
+@pytest.mark.parametrize("mode", ["PA_BSND", "TND"])
+def test_a_cache_in_tiles_holds_int8_the_rope_part_and_scales(alpha: Tensor | None, mode: str) -> None:
+    """Bytes of a row: elements, rope part in bfloat16, a float32 scale per tile; clipped to alpha of the largest."""
+    sample = "MlaPrologV3-1-1-0-TND-7"
+    case, tile = SAMPLES[sample], 32
+    inputs = case.inputs(Make("bfloat16"))
+    plain = case.expected(
+        **{k: v.double() if v is not None and v.is_floating_point() else v for k, v in inputs.items()}
+    )
+    latent, rope = plain[2].flatten(0, -2), plain[3].flatten(0, -2)
+    index = torch.tensor([17, 0, -1, 31])
+    lead = (4,) if mode == "TND" else (2, 16)
+    width = latent.shape[-1] + 2 * rope.shape[-1] + 4 * (latent.shape[-1] // tile)
+    cache = torch.full((*lead, 1, width), 99, dtype=torch.int8)
+    inputs |= {"kv_cache": cache, "kr_cache": torch.zeros(0, dtype=torch.bfloat16), "k_nope_clip_alpha": alpha}
+    inputs["cache_index"] = None if mode == "TND" else index
+    attrs = case.attrs | {
+        "kv_cache_quant_mode": 3, "ckvkr_repo_mode": 1, "quant_scale_repo_mode": 1, "tile_size": tile,
+        "cache_mode": mode,
+    }  # fmt: skip
+    registered_types()["MlaPrologV3"].fn(**inputs, **attrs)
+    rows = cache.view(-1, width)
+    if mode == "PA_BSND":
+        untouched = [i for i in range(32) if i not in (0, 17, 31)]
+        assert (rows[untouched] == 99).all()
+        rows, latent, rope = rows[[17, 0, 31]], latent[[0, 1, 3]], rope[[0, 1, 3]]
+    values, turned, scales = rows.split(
+        (latent.shape[-1], 2 * rope.shape[-1], width - latent.shape[-1] - 2 * rope.shape[-1]), -1
+    )
+    tiles = latent.unflatten(-1, (-1, tile))
+    most = tiles.abs().amax(-1, keepdim=True) * (1 if alpha is None else 0.5)
+    assert_close(scales.contiguous().view(torch.float32), most.squeeze(-1) / 127)
+    assert_close(turned.contiguous().view(torch.bfloat16), rope)
+    exact = tiles.clamp(-most, most) / (most / 127)
+    assert (values.unflatten(-1, (-1, tile)) - exact).abs().max() <= 0.5 + 1e-4
+
+
 REFUSED = [
     ("KvRmsNormRopeCache-Norm-1", {"v": torch.ones(2, 1, 3, 8)}, {}, "v: expected the input left out"),
     ("KvRmsNormRopeCache-Norm-1", {}, {"cache_mode": "PA_BSND"}, "cache_mode"),
@@ -79,6 +124,34 @@ REFUSED = [
     ("KvRmsNormRopeCache-Norm-1", {"c_kv_scale": torch.ones(32)}, {}, "ckv_cache: expected int8 with a scale"),
     ("KvRmsNormRopeCache-PA_BNSD-Kc-kv-1", {"k_rope_scale": None}, {}, "k_cache: expected int8 with a scale"),
     ("KvRmsNormRopeCache-PA-1", {"index": torch.tensor([0, 1, 2, 3, 4, 128])}, {}, "out of bounds"),
+    ("MlaProlog-1-0-0-PA_BSND-2", {"quant_scale_ckv": torch.ones(1)}, {}, "quant_scale_ckv: expected none next to bf"),
+    ("MlaProlog-1-2-0-PA_NZ-3", {"quant_scale_ckv": torch.ones(1)}, {}, "quant_scale_ckv: expected none next to token"),
+    ("MlaProlog-1-2-0-PA_NZ-3", {"dequant_scale_x": None}, {}, "dequant_scale_x: expected a scale next to int8"),
+    ("MlaProlog-1-0-0-PA_BSND-2", {"weight_dq": torch.ones(64, 48).to(torch.int8)}, {}, "weight_dq: expected torch.bf"),
+    ("MlaProlog-2-1-2-PA_NZ-3", {"quant_scale_ckr": None}, {}, "quant_scale_ckr: expected one next to"),
+    (
+        "MlaProlog-2-1-2-PA_NZ-3",
+        {"kv_cache": torch.zeros(3, 16, 1, 64).bfloat16()},
+        {},
+        "kv_cache: expected torch.int8",
+    ),
+    ("MlaPrologV2-1-2-1-PA_NZ-3", {"quant_scale_ckv": torch.ones(1, 64)}, {}, "quant_scale_ckv: expected one element"),
+    ("MlaProlog-1-0-0-PA_BSND-2", {}, {"cache_mode": "PA_BLK_NZ"}, "cache_mode"),
+    ("MlaPrologV3-2-0-0-PA_BSND-5", {}, {"weight_quant_mode": 3}, "weight_quant_mode"),
+    ("MlaPrologV3-2-0-0-PA_BSND-5", {}, {"weight_quant_mode": 2}, "weight_quant_mode: expected 0"),
+    ("MlaPrologV3-2-0-0-PA_BSND-5", {}, {"kv_cache_quant_mode": 3}, "kv_cache_quant_mode: expected 0"),
+    ("MlaPrologV3-2-0-0-PA_BSND-5", {}, {"query_quant_mode": 1}, "query_quant_mode: expected 0"),
+    ("MlaPrologV3-2-0-0-PA_BSND-5", {}, {"ckvkr_repo_mode": 1}, "ckvkr_repo_mode: expected 0"),
+    ("MlaPrologV3-2-0-0-PA_BSND-5", {}, {"quant_scale_repo_mode": 1}, "quant_scale_repo_mode: expected 0"),
+    ("MlaPrologV3-2-0-0-PA_BSND-5", {"cache_index": None}, {}, "cache_index: expected one"),
+    ("MlaPrologV3-2-0-0-PA_BSND-5", {}, {"cache_mode": "TND"}, "kv_cache: expected TND"),
+    ("MlaPrologV3-1-0-0-PA_BLK_NZ-6", {"actual_seq_len": None}, {}, "actual_seq_len: expected one"),
+    (
+        "MlaPrologV3-1-2-0-PA_BSND-5",
+        {},
+        {"kv_cache_quant_mode": 3, "cache_mode": "PA_NZ"},
+        "cache_mode: expected PA_BSND",
+    ),
     (
         "KvRmsNormRopeCache-PA_NZ-kv-1",
         {"k_cache": torch.zeros(4, 32, 1, 40).half()},
@@ -94,7 +167,7 @@ def test_what_is_not_covered_is_refused_by_name(
 ) -> None:
     case = SAMPLES[sample]
     case = OpCase(case.ge_type, case.inputs, case.expected, case.attrs | attrs, case.outputs, case.dtypes)
-    graph, data = build_graph(case, case.inputs(Make("float16")) | inputs)
+    graph, data = build_graph(case, case.inputs(Make(case.dtypes[0])) | inputs)
     with pytest.raises((UnsupportedOpError, ExecutionError), match=f"{case.ge_type}.*{text}"):
         compile_graph(graph).run(data)
 

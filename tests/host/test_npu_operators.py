@@ -18,6 +18,7 @@ from torch import Tensor
 from npu_fused_graph.testing import assert_close
 from tests.host.npu_cases import (
     attention,
+    mla,
     moe,
     packed_attention,
     pointwise,
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.xdist_group("npu_operators")
 CASES: dict[str, Case] = {}
 _FAMILIES = (
     attention,
+    mla,
     moe,
     packed_attention,
     pointwise,

@@ -36,19 +36,31 @@ def write(ge_type: str, name: str, cache: Tensor, is_nz: bool, where: Where, val
         cache.copy_(dense)
 
 
+def slots(index: Tensor, block_size: int) -> Where:
+    """Of tokens whose index is block * block_size + place."""
+    flat = index.reshape(-1).long()
+    return flat.div(block_size, rounding_mode="floor"), flat % block_size, flat >= 0
+
+
+def filled_blocks(block: Tensor, lengths: Tensor, block_size: int) -> Where:
+    """Of sequences of these lengths, back to back, each in blocks of its own that it fills from the first place on."""
+    sequence = torch.repeat_interleave(torch.arange(lengths.numel()), lengths)
+    place = torch.arange(sequence.numel()) - (lengths.cumsum(0) - lengths)[sequence]
+    blocks = -(-lengths // block_size)
+    found = block.reshape(-1).long()[(blocks.cumsum(0) - blocks)[sequence] + place // block_size]
+    return found, place % block_size, found >= 0
+
+
 def places(cache_mode: str, index: Tensor, batches: int, length: int, block_size: int) -> Where:
     """Of each of ``batches * length`` tokens.
 
-    Norm: index[b, s] is the place in batch b. PA*: index[token] = block * block_size + place. PA_BLK*: one such number
-    per block of a sequence, whose tokens fill the block from its first place on.
+    Norm: index[b, s] is the place in batch b. PA*: index[token] = block * block_size + place. PA_BLK*: such a number
+    per block of a sequence.
     """
-    tokens = torch.arange(batches * length)
-    flat = index.reshape(-1).long()
     if cache_mode == "Norm":
-        return tokens // length, flat, flat >= 0
-    if not cache_mode.startswith("PA_BLK"):
-        return flat.div(block_size, rounding_mode="floor"), flat % block_size, flat >= 0
-    in_sequence = tokens % length
-    per_sequence = -(-length // block_size)
-    first = flat[tokens // length * per_sequence + in_sequence // block_size]
-    return first.div(block_size, rounding_mode="floor"), in_sequence % block_size, first >= 0
+        place = index.reshape(-1).long()
+        return torch.arange(batches * length) // length, place, place >= 0
+    if cache_mode.startswith("PA_BLK"):
+        block = index.reshape(-1).div(block_size, rounding_mode="floor")
+        return filled_blocks(block, torch.full((batches,), length), block_size)
+    return slots(index, block_size)
