@@ -33,8 +33,8 @@ def register_all() -> None:
 
     Covered: our operators; the aten ops TorchAir has no working converter for, or one that means something else
     (docs/torchair_defects.md). From the first call after another package defined them: MindSpeed's
-    npu_mm_all_reduce_add_rms_norm, transformers' grouped_mm_fallback, torch_npu's npu_rotary_mul (T11) and
-    npu_fusion_attention (T26).
+    npu_mm_all_reduce_add_rms_norm, transformers' grouped_mm_fallback, torch_npu's npu_rotary_mul (T11),
+    npu_fusion_attention (T26) and npu_gather_pa_kv_cache_functional.
     TorchAir is imported already or importable: on a laptop after ``npu_fused_graph.load_torchair()``. Raises HostError
     otherwise.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from npu_fused_graph.converters import npu_attention
+from npu_fused_graph.converters import npu_attention, npu_caches
 from npu_fused_graph.converters.fused import converter
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.ops.attention_worker_combine import SPEC as combine
@@ -22,6 +22,7 @@ def register_late() -> None:
     own = {
         "npu_rotary_mul": rotary_mul, combine.torch_name: converter(combine, None), **npu_attention.CONVERTERS,
         "npu_moe_gating_top_k_softmax_v2": moe_gating_top_k_softmax_v2,
+        **npu_caches.CONVERTERS,
     }  # fmt: skip
     if (stock := _stock("npu_moe_init_routing_v2")) is not None:
         own["npu_moe_init_routing_v2"] = _with_a_range(stock)

@@ -18,11 +18,13 @@ from tests.engine.op_case import Make, OpCase, build_graph
 
 SAMPLES: dict[str, OpCase] = {
     case.id(): case
-    for module in ("rope_cases", "mla_cases")
+    for module in ("rope_cases", "mla_cases", "scatter_cases")
     for case in importlib.import_module(f"tests.engine.cases.{module}").CASES
 }
 CACHES = {
     "KvRmsNormRopeCache": ("k_cache", "ckv_cache"),
+    "QkvRmsNormRopeCache": ("k_cache", "v_cache"),
+    "ScatterPaKvCache": ("key_cache", "value_cache"),
     **dict.fromkeys(("MlaProlog", "MlaPrologV2", "MlaPrologV3"), ("kv_cache", "kr_cache")),
 }
 WITH_CACHES = [name for name, case in SAMPLES.items() if case.ge_type in CACHES]
@@ -63,19 +65,20 @@ def lengthened(case: OpCase, cache: Tensor) -> Tensor:
 def test_caches_are_the_callers_and_their_length_costs_nothing(name: str) -> None:
     """What is written into them goes there by index, and nothing that grows with them is allocated."""
     case = SAMPLES[name]
-    names = CACHES[case.ge_type]
+    names, kernel = CACHES[case.ge_type], registered_types()[case.ge_type]
+    attrs = {key: value for key, value in case.attrs.items() if key not in kernel.ignored}
     inputs = case.inputs(Make(case.dtypes[0]))
     long = {key: lengthened(case, value) if key in names else value for key, value in inputs.items()}
     largest = []
     for given in (inputs, long):
         before = [given[key].clone() for key in names]
         with Allocations([given[key] for key in names]) as seen:
-            results = registered_types()[case.ge_type].fn(**given, **case.attrs)
+            results = kernel.fn(**given, **attrs)
         assert seen.writers == {"aten::index_put_"}
         largest.append(seen.largest)
         for key, old, result in zip(names, before, (results[case.outputs.index(key)] for key in names), strict=True):
             assert result is given[key]
-            assert not torch.equal(result, old)
+            assert not old.numel() or not torch.equal(result, old)
     assert largest[0] == largest[1]
 
 
@@ -152,6 +155,11 @@ REFUSED = [
         {"kv_cache_quant_mode": 3, "cache_mode": "PA_NZ"},
         "cache_mode: expected PA_BSND",
     ),
+    ("QkvRmsNormRopeCache", {}, {"cache_mode": "PA"}, "cache_mode"),
+    ("QkvRmsNormRopeCache", {}, {"head_nums": [2, 2, 2]}, "head_nums: expected 448 / 64 heads in all"),
+    ("QkvRmsNormRopeCache", {"v_scale": torch.ones(2, 64)}, {}, "v_cache: expected int8 with a scale"),
+    ("GatherPaKvCache-lengths", {"seq_lens": torch.tensor([1, 5])}, {}, "seq_lens: expected those of 3 sequences"),
+    ("GatherPaKvCache-lengths", {}, {"cache_mode": "BNSD"}, "cache_mode"),
     (
         "KvRmsNormRopeCache-PA_NZ-kv-1",
         {"k_cache": torch.zeros(4, 32, 1, 40).half()},

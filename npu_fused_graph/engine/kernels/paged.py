@@ -42,10 +42,15 @@ def slots(index: Tensor, block_size: int) -> Where:
     return flat.div(block_size, rounding_mode="floor"), flat % block_size, flat >= 0
 
 
-def filled_blocks(block: Tensor, lengths: Tensor, block_size: int) -> Where:
-    """Of sequences of these lengths, back to back, each in blocks of its own that it fills from the first place on."""
+def within(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """(sequence, place in it) of every token of sequences of these lengths, back to back."""
     sequence = torch.repeat_interleave(torch.arange(lengths.numel()), lengths)
-    place = torch.arange(sequence.numel()) - (lengths.cumsum(0) - lengths)[sequence]
+    return sequence, torch.arange(sequence.numel()) - (lengths.cumsum(0) - lengths)[sequence]
+
+
+def filled_blocks(block: Tensor, lengths: Tensor, block_size: int) -> Where:
+    """Of such tokens where each sequence has blocks of its own, which it fills from the first place on."""
+    sequence, place = within(lengths)
     blocks = -(-lengths // block_size)
     found = block.reshape(-1).long()[(blocks.cumsum(0) - blocks)[sequence] + place // block_size]
     return found, place % block_size, found >= 0

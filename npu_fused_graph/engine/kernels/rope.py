@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels.paged import CACHE_MODES, places, write
+from npu_fused_graph.engine.kernels.paged import CACHE_MODES, places, slots, write
 from npu_fused_graph.engine.registry import kernel, unsupported
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -91,3 +93,73 @@ def kv_rms_norm_rope_cache(
     if not is_output_kv:
         return k_cache, ckv_cache, kv.new_zeros(rotated.shape), kv.new_zeros(norm.shape)
     return k_cache, ckv_cache, rotated.to(kv.dtype), norm.to(kv.dtype)
+
+
+def _halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x * cos + (-second half of x, its first half) * sin."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+@kernel(
+    "QkvRmsNormRopeCache",
+    mutates=("q_out", "k_cache", "v_cache"),
+    same_dtype=("qkv", "q_gamma", "k_gamma", "cos", "sin", "q_out"),
+    allowed={"cache_mode": ("PA_NZ",)},
+)
+def qkv_rms_norm_rope_cache(
+    qkv: Tensor,
+    q_gamma: Tensor,
+    k_gamma: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    index: Tensor,
+    q_out: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    k_offset: Tensor | None = None,
+    v_offset: Tensor | None = None,
+    *,
+    qkv_size: Sequence[int],
+    head_nums: Sequence[int],
+    epsilon: float = 1e-6,
+    cache_mode: str = "PA_NZ",
+    is_output_qkv: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(q_out, k_cache, v_cache, q, k, v): q and k [T, heads * D] are normalised per head and rotated by halves.
+
+    The caches [blocks, heads * D / width, block_size, width] take k and v, in int8 (x / scale + offset) where they have
+    a scale. Without is_output_qkv the last three are numbers.
+    """
+    name = "QkvRmsNormRopeCache"
+    if qkv.dtype not in HALVES:
+        raise unsupported(name, "qkv", "float16 or bfloat16", qkv)
+    tokens, size = qkv.shape[0], qkv_size[3]
+    if qkv.shape[1] != sum(head_nums) * size:
+        raise unsupported(name, "head_nums", f"{qkv.shape[1]} / {size} heads in all", list(head_nums))
+    q, k, v = qkv.view(tokens, -1, size).split(list(head_nums), 1)
+    angles = cos.float().unsqueeze(1), sin.float().unsqueeze(1)
+    q = _halves(normalised(q, q_gamma, epsilon), *angles)
+    k = _halves(normalised(k, k_gamma, epsilon), *angles)
+    q_out.copy_(q.view(q_out.shape))
+    where = slots(index, k_cache.shape[2])
+    for parameter, cache, wide, scale, offset in (
+        ("k_cache", k_cache, k, k_scale, k_offset), ("v_cache", v_cache, v.float(), v_scale, v_offset)
+    ):  # fmt: skip
+        if cache.dtype is not (qkv.dtype if scale is None else torch.int8):
+            raise unsupported(name, parameter, f"int8 with a scale, {qkv.dtype} without", cache)
+        values = wide.to(qkv.dtype) if scale is None else _divided(wide, scale, offset)
+        write(name, parameter, cache.transpose(1, 2), False, where, values.flatten(1))
+    if not is_output_qkv:
+        nothing = qkv.new_zeros(())
+        return q_out, k_cache, v_cache, nothing, nothing.clone(), nothing.clone()
+    q, k, v = (x.to(qkv.dtype).reshape(tokens, -1) for x in (q, k, v))
+    return q_out, k_cache, v_cache, q, k, v
+
+
+def _divided(x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """round(x / scale + offset) in int8."""
+    x = x / scale
+    return (x if offset is None else x + offset).round_().clamp_(-128, 127).to(torch.int8)

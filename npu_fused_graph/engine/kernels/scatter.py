@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.engine.kernels.index import refuse_negative, spread
+from npu_fused_graph.engine.kernels.paged import slots, within, write
 from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
 
 # use_locking and validate_shape tell a device how to go about it; here writes are whole and shapes always checked.
@@ -261,8 +262,8 @@ def scatter_list(
             f"{list(updates.shape)}."
         )
     wanted = [True] * len(var) if mask is None else mask.tolist()
-    for item, offset, update, write in zip(var, indice.tolist(), torch.unbind(updates, 0), wanted, strict=True):
-        if write:
+    for item, offset, update, is_written in zip(var, indice.tolist(), torch.unbind(updates, 0), wanted, strict=True):
+        if is_written:
             _write_window(item, offset, axis % item.dim(), update)
     return (var,)
 
@@ -302,17 +303,6 @@ def quant_update_scatter(
     return _scatter_windows("QuantUpdateScatter", var, indices, values.to(var.dtype), axis)
 
 
-def _put_tokens(cache: Tensor, tokens: Tensor, slots: Tensor, cache_mode: str) -> None:
-    """Token i goes to slot slots[i] = block * block_size + place.
-
-    Norm: cache [blocks, block_size, heads, size]. PA_NZ: [blocks, heads * size / width, block_size, width].
-    """
-    places = cache if cache_mode == "Norm" else cache.transpose(1, 2)
-    block_size = places.shape[1]
-    rows = tokens.reshape(slots.numel(), *places.shape[2:])
-    _index_put(places, [slots // block_size, slots % block_size], rows, False)
-
-
 # strides and offsets belong to the scatter_mode Nct, which is refused.
 @kernel(
     "ScatterPaKvCache",
@@ -334,9 +324,52 @@ def scatter_pa_kv_cache(
     cache_mode: str = "Norm",
     scatter_mode: str = "None",
 ) -> tuple[Tensor, Tensor]:
-    """Write one key and one value per token into paged caches."""
-    slots = slot_mapping.reshape(-1)
-    refuse_negative(slots)
-    _put_tokens(key_cache, key, slots, cache_mode)
-    _put_tokens(value_cache, value, slots, cache_mode)
+    """Write one key and one value per token into paged caches: to block * block_size + place, nowhere if negative.
+
+    Norm: caches [blocks, block_size, heads, size]. PA_NZ: [blocks, heads * size / width, block_size, width]. There may
+    be no values.
+    """
+    for name, cache, tokens in (("key_cache", key_cache, key), ("value_cache", value_cache, value)):
+        if cache.numel():
+            places = cache if cache_mode == "Norm" else cache.transpose(1, 2)
+            write("ScatterPaKvCache", name, places, False, slots(slot_mapping, places.shape[1]), tokens)
     return key_cache, value_cache
+
+
+@kernel(
+    "GatherPaKvCache",
+    mutates=("key", "value"),
+    same_dtype=("key_cache", "key"),
+    allowed={"cache_mode": ("Norm", "PA_NZ")},
+)
+def gather_pa_kv_cache(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seq_offset: Tensor | None = None,
+    *,
+    cache_mode: str = "Norm",
+    is_seq_lens_cumsum: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Read sequences out of paged caches, back to back: row b of block_tables lists the blocks of sequence b.
+
+    seq_lens: lengths, or where sequences begin and the last one ends. seq_offset: tokens that a sequence leaves out at
+    its beginning, in whole blocks.
+    """
+    lengths = seq_lens.diff() if is_seq_lens_cumsum else seq_lens
+    if lengths.shape[0] != block_tables.shape[0]:
+        raise unsupported("GatherPaKvCache", "seq_lens", f"those of {block_tables.shape[0]} sequences", seq_lens)
+    keys, values = ((x if cache_mode == "Norm" else x.transpose(1, 2)) for x in (key_cache, value_cache))
+    block_size = keys.shape[1]
+    sequence, place = within(lengths.long())
+    column = place // block_size
+    if seq_offset is not None:
+        column = column + (seq_offset.long() // block_size)[sequence]
+    block = block_tables[sequence, column].long()
+    start = int(seq_lens[0]) if is_seq_lens_cumsum else 0
+    for rows, out in ((keys, key), (values, value)):
+        out[start : start + sequence.numel()] = rows[block, place % block_size].reshape(-1, *out.shape[1:])
+    return key, value

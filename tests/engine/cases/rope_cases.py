@@ -113,7 +113,64 @@ def kv_cache_case(
     )
 
 
+def qkv_case(scales: str = "", outputs: bool = False) -> OpCase:
+    """scales: which of k and v are int8, and K or V with an offset."""
+    tokens, heads, size, block_size = 4, (3, 2, 2), 64, 32
+
+    def inputs(m: Any) -> dict[str, Any]:
+        made: dict[str, Any] = {"qkv": m(tokens, sum(heads) * size), "q_gamma": m(size), "k_gamma": m(size)}
+        made |= {name: m(tokens, size, low=-1, high=1) for name in ("cos", "sin")}
+        made |= {"index": t(33, -1, 0, 63), "q_out": m(tokens, heads[0] * size)}
+        for name in ("k", "v"):
+            is_int8 = name in scales.lower()
+            width = 32 if is_int8 else 16
+            shape = (2, heads[1] * size // width, block_size, width)
+            made[f"{name}_cache"] = m.ints(*shape, low=-99, high=99, dtype=torch.int8) if is_int8 else m(*shape)
+        for name in ("k", "v"):
+            made[f"{name}_scale"] = m(heads[1], size, low=0.035, high=0.11).float() if name in scales.lower() else None
+        for name in ("k", "v"):
+            made[f"{name}_offset"] = m(heads[1], size).float() * 9 if name.upper() in scales else None
+        return made
+
+    def expected(**g: Any) -> list[Tensor]:
+        parts = g["qkv"].view(tokens, -1, size).split(heads, 1)
+        half = size // 2
+
+        def turned(x: Tensor, gamma: Tensor) -> Tensor:
+            y = rms(x, gamma, 1e-2)
+            cos, sin = g["cos"][:, None], g["sin"][:, None]
+            return y * cos + torch.cat((-y[..., half:], y[..., :half]), -1) * sin
+
+        q, k, v = turned(parts[0], g["q_gamma"]), turned(parts[1], g["k_gamma"]), parts[2]
+        caches = []
+        for name, value in (("k", k), ("v", v)):
+            cache = g[f"{name}_cache"].clone()
+            if g[f"{name}_scale"] is not None:
+                value = quantised(value, 1 / g[f"{name}_scale"], g[f"{name}_offset"])
+            for token, slot in enumerate(g["index"].tolist()):
+                if slot >= 0:
+                    row = value[token].reshape(cache.shape[1], cache.shape[3])
+                    cache[slot // block_size, :, slot % block_size] = row.to(cache.dtype)
+            caches.append(cache)
+        rest = [x.flatten(1) if outputs else torch.tensor(0.0) for x in (q, k, v)]
+        return [q.flatten(1), *caches, *rest]
+
+    return OpCase(
+        "QkvRmsNormRopeCache",
+        inputs,
+        expected,
+        {"qkv_size": [2, 2, sum(heads), size], "head_nums": list(heads), "epsilon": 1e-2, "is_output_qkv": outputs},
+        outputs=("q_out", "k_cache", "v_cache", "q_out_before_quant", "k_out_before_quant", "v_out_before_quant"),
+        dtypes=HALVES,
+        name="-".join(filter(None, (scales, "qkv" * outputs))),
+    )
+
+
 CASES = [
+    qkv_case(),
+    qkv_case("k", outputs=True),
+    qkv_case("Kv"),
+    qkv_case("V", outputs=True),
     OpCase(
         "InterleaveRope",
         lambda m: {"x": m(2, 3, 4, 8), "cos": m(2, 1, 4, 8), "sin": m(2, 1, 4, 8)},

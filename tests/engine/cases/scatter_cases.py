@@ -38,7 +38,9 @@ def _quantised(inputs: dict[str, Tensor], zero: bool) -> Tensor:
 def _paged(cache: Tensor, tokens: Tensor, slots: Tensor, nz: bool) -> Tensor:
     result = cache.clone()
     block = cache.shape[2] if nz else cache.shape[1]
-    for token, slot in zip(tokens, slots.tolist(), strict=True):
+    for token, slot in zip(tokens, slots.flatten().tolist(), strict=True):
+        if slot < 0:
+            continue
         if nz:
             result[slot // block, :, slot % block, :] = token.reshape(cache.shape[1], cache.shape[3])
         else:
@@ -51,6 +53,21 @@ def _paged_both(nz: bool) -> Any:
         _paged(key_cache, key, slot_mapping, nz),
         _paged(value_cache, value, slot_mapping, nz),
     ]
+
+
+def _gathered(places: list[tuple[int, int]]) -> Any:
+    """Token i of block, place = places[i]; the rest of key and value stays."""
+
+    def expected(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, **_: Any) -> list[Tensor]:
+        results = []
+        for cache, out in ((key_cache, key.clone()), (value_cache, value.clone())):
+            for i, (block, place) in enumerate(places):
+                token = cache[block, place] if out.dim() == 3 else cache[block, :, place]
+                out[i] = token.reshape(out.shape[1:])
+            results.append(out)
+        return results
+
+    return expected
 
 
 VIEW = ("dst_size", "dst_stride", "dst_storage_offset", "src_size", "src_stride", "src_storage_offset")
@@ -416,5 +433,54 @@ CASES = [
         outputs=("key_cache", "value_cache"),
         attrs={"cache_mode": "PA_NZ", "scatter_mode": "None", "strides": [1, 1], "offsets": [0, 0]},
         name="nz",
+    ),
+    moved(
+        "ScatterPaKvCache",
+        lambda m: {
+            "key": m(3, 2, 8),
+            "key_cache": m(2, 4, 5, 4),
+            "slot_mapping": t(9, -1, 3),
+            "value": m(0),
+            "value_cache": m(0),
+        },
+        lambda key, key_cache, slot_mapping, value, value_cache: [
+            _paged(key_cache, key, slot_mapping, True),
+            value_cache,
+        ],
+        outputs=("key_cache", "value_cache"),
+        attrs={"cache_mode": "PA_NZ"},
+        name="nz-a_token_nowhere-no_values",
+    ),
+    moved(
+        "GatherPaKvCache",
+        lambda m: {
+            "key_cache": m(4, 2, 2, 3),
+            "value_cache": m(4, 2, 2, 5),
+            "block_tables": t([3, 0, 0], [1, 2, 3], [0, 0, 0], dtype=torch.int32),
+            "seq_lens": t(1, 5, 0, dtype=torch.int32),
+            "key": m(8, 2, 3),
+            "value": m(8, 2, 5),
+            "seq_offset": None,
+        },
+        _gathered([(3, 0), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]),
+        outputs=("key", "value"),
+        attrs={"is_seq_lens_cumsum": False},
+        name="lengths",
+    ),
+    moved(
+        "GatherPaKvCache",
+        lambda m: {
+            "key_cache": m(4, 2, 3, 4),
+            "value_cache": m(4, 1, 3, 4),
+            "block_tables": t([3, 0], [1, 2]),
+            "seq_lens": t(0, 2, 5),
+            "key": m(5, 8),
+            "value": m(5, 4),
+            "seq_offset": t(3, 0),
+        },
+        _gathered([(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]),
+        outputs=("key", "value"),
+        attrs={"cache_mode": "PA_NZ"},
+        name="nz-ends-offset",
     ),
 ]

@@ -109,7 +109,86 @@ def kv_rmsnorm_rope_cache_cases(is_functional: bool) -> Cases:
         yield f"{mode} {scales} {has_outputs}", Case(name, (kv, gamma, cos, sin, index, *caches), results, kwargs)
 
 
+def pa_kv_cache_cases() -> Cases:
+    for mode, dtype in (("Norm", torch.float16), ("PA_NZ", torch.bfloat16), ("PA_NZ", torch.int8)):
+        key, value = (int8(3, 2, size) if dtype is torch.int8 else normal(3, 2, size, dtype=dtype) for size in (32, 64))
+        width = 32 if dtype is torch.int8 else 16
+        index = torch.tensor([17, -1, 3], dtype=torch.int32)
+        caches, expected = [], []
+        for x in (key, value):
+            size = x.shape[-1]
+            shape = (2, 16, 2, size) if mode == "Norm" else (2, 2 * size // width, 16, width)
+            cache = int8(*shape) if dtype is torch.int8 else normal(*shape, dtype=dtype)
+            filled = wide(cache)
+            for token, slot in ((0, 17), (2, 3)):
+                if mode == "Norm":
+                    filled[slot // 16, slot % 16] = wide(x[token])
+                else:
+                    filled[slot // 16, :, slot % 16] = wide(x[token]).reshape(-1, width)
+            caches.append(cache)
+            expected.append((filled, dtype))
+        kwargs = {} if mode == "PA_NZ" else {"cache_mode": mode}
+        yield (
+            mode + short(dtype),
+            Case("npu_scatter_pa_kv_cache_functional", (key, value, *caches, index), expected, kwargs),
+        )
+    for is_ends in (False, True):
+        caches = [normal(4, 16, 2, size, dtype=torch.float16) for size in (24, 8)]
+        outs = [normal(40, 2, size, dtype=torch.float16) for size in (24, 8)]
+        tables = torch.tensor([[3, 1, 0], [2, 0, 0]], dtype=torch.int32)
+        lengths = torch.tensor([0, 20, 33] if is_ends else [20, 13], dtype=torch.int32)
+        offset = torch.tensor([16, 0], dtype=torch.int32) if is_ends else None
+        blocks = [[1, 0], [2]] if is_ends else [[3, 1], [2]]
+        expected = []
+        for cache, out in zip(caches, outs, strict=True):
+            rows = [wide(cache)[ids].reshape(-1, *out.shape[1:])[:n] for ids, n in zip(blocks, (20, 13), strict=True)]
+            expected.append((np.concatenate((*rows, wide(out)[33:])), torch.float16))
+        kwargs = {"seq_offset": offset, "is_seq_lens_cumsum": is_ends}
+        call = Case("npu_gather_pa_kv_cache_functional", (*caches, tables, lengths, *outs), expected, kwargs)
+        yield f"{is_ends}", call
+
+
+def qkv_cases() -> Cases:
+    heads, size = [3, 1, 1], 128
+    for place, (scales, is_output) in enumerate((("", False), ("kv", True), ("V", False))):
+        dtype = HALVES[place % 2]
+        qkv, cos, sin = normal(4, 5 * size, dtype=dtype), normal(4, size, dtype=dtype), normal(4, size, dtype=dtype)
+        gammas, index = [normal(size, dtype=dtype) for _ in range(2)], torch.tensor([33, -1, 0, 63])
+        kwargs: dict[str, Any] = {"is_output_qkv": is_output}
+        parts = np.split(wide(qkv).reshape(4, 5, size), np.cumsum(heads)[:2], axis=1)
+        turned = []
+        for x, gamma in zip(parts, gammas, strict=False):
+            y = rms_norm(x, wide(gamma), 1e-6)
+            half = np.concatenate((-y[..., size // 2 :], y[..., : size // 2]), -1)
+            turned.append((y * wide(cos)[:, None] + half * wide(sin)[:, None]).reshape(4, -1))
+        q, k, v = *turned, parts[2].reshape(4, -1)
+        q_out, caches, expected = normal(*q.shape, dtype=dtype), [], []
+        for value, letter in ((k, "k"), (v, "v")):
+            is_int8 = letter in scales.lower()
+            width = 32 if is_int8 else 16
+            shape = (2, size // width, 32, width)
+            cache = int8(*shape) if is_int8 else normal(*shape, dtype=dtype)
+            if is_int8:
+                kwargs[f"{letter}_scale"] = 1 / clear_scales(value, around=20.0)
+                value = value / wide(kwargs[f"{letter}_scale"])
+                if letter.upper() in scales:
+                    kwargs[f"{letter}_offset"] = torch.full((1, size), 3.0)
+                    value = value + 3
+                value = rounded_clear_of_ties(value)
+            filled = wide(cache)
+            for token, slot in ((0, 33), (2, 0), (3, 63)):
+                filled[slot // 32, :, slot % 32] = value[token].reshape(-1, width)
+            caches.append(cache)
+            expected.append((filled, cache.dtype))
+        rest = [(x if is_output else np.zeros(()), dtype) for x in (q, k, v)]
+        args = (qkv, *gammas, cos, sin, index, q_out, *caches, [2, 2, 5, size], heads)
+        results = (*rest, (q, dtype), *expected)
+        yield f"{scales} {is_output}", Case("npu_qkv_rms_norm_rope_cache_functional", args, results, kwargs)
+
+
 def cases() -> Cases:
+    yield from pa_kv_cache_cases()
+    yield from qkv_cases()
     yield from interleave_rope_cases()
     for is_functional in (False, True):
         yield from kv_rmsnorm_rope_cache_cases(is_functional)
