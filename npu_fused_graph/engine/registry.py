@@ -72,6 +72,8 @@ FAMILIES = (
     "moe_init_routing",
     "moe_distribute",
     "quant",
+    "quant_matmul",
+    "dequant_swiglu",
     "grad",
     "loss",
     "random",

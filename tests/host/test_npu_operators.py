@@ -18,6 +18,7 @@ from torch import Tensor
 from npu_fused_graph.testing import assert_close
 from tests.host.npu_cases import (
     attention,
+    low_bits,
     mla,
     moe,
     packed_attention,
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.xdist_group("npu_operators")
 CASES: dict[str, Case] = {}
 _FAMILIES = (
     attention,
+    low_bits,
     mla,
     moe,
     packed_attention,

@@ -334,9 +334,12 @@ def bitcast(x: Tensor, *, type: torch.dtype) -> Tensor:
     """The bytes of x as another dtype; where the element sizes differ, the last dim is scaled.
 
     That is GE's keep_dim=True. Without it GE adds or drops a last dim, but TorchAir emits aten.view.dtype so and
-    expects the shape of torch; its other converters reshape right after. int4 elements are held in an int8 each,
-    those in the low bits of a byte first.
+    expects the shape of torch; its other converters reshape right after. int4 elements are held in a byte each,
+    those in the low bits of a byte first; int4 as a result is int8 here, which torch can compute with.
     """
+    if x.dtype is _INT4:
+        low, high = (x.view(torch.int8) & 15).unflatten(-1, (-1, 2)).unbind(-1)
+        return (low | high << 4).view(type)
     if type is _INT4:
         pairs = x.contiguous().view(torch.int8)
         return torch.stack(((pairs << 4) >> 4, pairs >> 4), -1).flatten(-2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels.matmul import int_matmul
+from npu_fused_graph.engine.dtypes import to_torch
 from npu_fused_graph.engine.registry import kernel, unsupported
 
 
@@ -42,7 +42,7 @@ def dequantised(
     if dtype is torch.int8:
         if offset is not None:
             result = result + offset
-        return result.round_().clamp_(-128, 127).to(dtype)
+        return integers(result, dtype)
     return result.to(dtype)
 
 
@@ -54,29 +54,30 @@ def unpacked(parameter: Tensor) -> tuple[Tensor, Tensor]:
     return scale, torch.where(offset > 255, offset - 512, offset).float()
 
 
-@kernel(
-    "QuantBatchMatmulV3",
-    same_dtype=("x1", "x2"),
-    allowed={"dtype": (torch.float16, torch.bfloat16, torch.int8)},
-)
-def quant_batch_matmul_v3(
-    x1: Tensor,
-    x2: Tensor,
-    scale: Tensor,
-    offset: Tensor | None = None,
-    bias: Tensor | None = None,
-    pertoken_scale: Tensor | None = None,
-    *,
-    dtype: torch.dtype,
-    transpose_x1: bool = False,
-    transpose_x2: bool = False,
-) -> Tensor:
-    """(x1 @ x2 + int32 bias) * scale * pertoken_scale + float bias; the offset belongs to int8 results."""
-    product = int_matmul(x1.mT if transpose_x1 else x1, x2.mT if transpose_x2 else x2)
-    return dequantised(product, scale, pertoken_scale, bias, offset, dtype, "QuantBatchMatmulV3")
+_INT4 = to_torch("int4")
+_RANGE = {torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int32: (-(1 << 31), (1 << 31) - 1), _INT4: (-8, 7)}
 
 
-@kernel("DynamicQuant", allowed={"dst_type": (torch.int8,)})
+def integers(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest integers in the range of ``dtype``, ties to even. int4 elements take a byte each."""
+    if dtype is torch.int32:
+        value = value.double()  # float32 has no 2^31 - 1
+    value = value.round().clamp_(*_RANGE[dtype])
+    return value.to(torch.int8).view(_INT4) if dtype is _INT4 else value.to(dtype)
+
+
+def dynamically_quantised(value: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """(integers, scale) of float32 rows: the scale maps the largest magnitude to the largest integer."""
+    scale = value.abs().amax(-1, keepdim=True).div_(_RANGE[dtype][1])
+    return integers(value / scale.masked_fill(scale == 0, 1), dtype), scale.squeeze(-1)
+
+
+_QUANTISED = {"dst_type": (torch.int8, _INT4)}
+_EPSILON = 1e-12
+"""The least scale of CANN's asymmetric quantisation: equal values have one, too."""
+
+
+@kernel("DynamicQuant", allowed=_QUANTISED)
 def dynamic_quant(
     x: Tensor,
     smooth_scales: Tensor | None = None,
@@ -85,22 +86,96 @@ def dynamic_quant(
     dst_type: torch.dtype = torch.int8,
 ) -> tuple[Tensor, Tensor]:
     """Symmetric, one scale per row. group_index: ends of the row groups, each with its own smooth_scales row."""
+    return dynamically_quantised(_smoothed(x, smooth_scales, group_index), dst_type)
+
+
+@kernel(
+    "DynamicQuantV2",
+    allowed=_QUANTISED | {"is_symmetrical": (False,), "quant_mode": ("pertoken",), "dst_type_max": (0.0,)},
+)
+def dynamic_quant_v2(
+    x: Tensor,
+    smooth_scales: Tensor | None = None,
+    group_index: Tensor | None = None,
+    *,
+    dst_type: torch.dtype = torch.int8,
+    is_symmetrical: bool = False,
+    quant_mode: str = "pertoken",
+    dst_type_max: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Asymmetric, a scale and an offset per row: x / scale + offset, the row's maximum at the largest integer."""
+    value = _smoothed(x, smooth_scales, group_index)
+    least, most = _RANGE[dst_type]
+    low, high = value.aminmax(dim=-1, keepdim=True)
+    scale = (high - low).div_(most - least).clamp_(min=_EPSILON)
+    offset = most - high / scale
+    return integers(value / scale + offset, dst_type), scale.squeeze(-1), offset.squeeze(-1)
+
+
+def _smoothed(x: Tensor, smooth_scales: Tensor | None, group_index: Tensor | None) -> Tensor:
     wide = x.float()
-    if smooth_scales is not None:
-        if group_index is not None:
-            rows = torch.arange(wide[..., 0].numel())
-            group = torch.searchsorted(group_index.long(), rows, right=True).clamp_(max=smooth_scales.shape[0] - 1)
-            smooth_scales = smooth_scales[group].reshape(wide.shape)
-        wide = wide * smooth_scales
-    scale = wide.abs().amax(-1, keepdim=True).div_(127)
-    quantised = (wide / scale.masked_fill(scale == 0, 1)).round_()
-    return quantised.to(torch.int8), scale.squeeze(-1)
+    if smooth_scales is None:
+        return wide
+    if group_index is not None:
+        rows = torch.arange(wide[..., 0].numel())
+        group = torch.searchsorted(group_index.long(), rows, right=True).clamp_(max=smooth_scales.shape[0] - 1)
+        smooth_scales = smooth_scales[group].reshape(wide.shape)
+    return wide * smooth_scales
+
+
+_BLOCK = 128
+
+
+@kernel(
+    "DynamicBlockQuant",
+    allowed={
+        "dst_type": (torch.int8,), "round_mode": ("rint",), "row_block_size": (1,), "col_block_size": (_BLOCK,),
+        "dst_type_max": (0.0,),
+    },
+)  # fmt: skip
+def dynamic_block_quant(
+    x: Tensor,
+    *,
+    min_scale: float = 0.0,
+    round_mode: str = "rint",
+    dst_type: torch.dtype = torch.float8_e5m2,
+    row_block_size: int = 1,
+    col_block_size: int = _BLOCK,
+    dst_type_max: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Symmetric, a scale per 128 elements of a row: min(largest magnitude / 127, 1 / min_scale)."""
+    columns = x.shape[-1]
+    blocks = torch.nn.functional.pad(x.float(), (0, -columns % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    scale = blocks.abs().amax(-1, keepdim=True).div_(127)
+    if min_scale:
+        scale = scale.clamp_(max=1 / min_scale)
+    quantised = integers(blocks / scale.masked_fill(scale == 0, 1), torch.int8)
+    return quantised.flatten(-2)[..., :columns].contiguous(), scale.squeeze(-1)
+
+
+_NAMED = {"torch.qint8": torch.int8, "torch.quint8": torch.uint8, "torch.qint32": torch.int32}
+
+
+@kernel("Quantize", allowed={"dtype": tuple(_NAMED)})
+def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None = None, *, dtype: str, axis: int = 1) -> Tensor:
+    """x / scales + zero_points in integers; vectors lie along ``axis``."""
+    value = x.float() / _on_axis(scales, x.dim(), axis)
+    if zero_points is not None:
+        value = value + _on_axis(zero_points, x.dim(), axis)
+    return integers(value, _NAMED[dtype])
+
+
+def _on_axis(parameter: Tensor, rank: int, axis: int) -> Tensor:
+    parameter = parameter.float()
+    return (
+        parameter.reshape([-1 if i == axis % rank else 1 for i in range(rank)]) if parameter.dim() == 1 else parameter
+    )
 
 
 _ROUNDING = {"round": torch.round, "floor": torch.floor, "ceil": torch.ceil, "trunc": torch.trunc}
 
 
-@kernel("AscendQuantV2", allowed={"dst_type": (torch.int8,), "round_mode": tuple(_ROUNDING), "axis": (-1, -2)})
+@kernel("AscendQuantV2", allowed=_QUANTISED | {"round_mode": tuple(_ROUNDING), "axis": (-1, -2)})
 def ascend_quant_v2(
     x: Tensor,
     scale: Tensor,
@@ -111,14 +186,14 @@ def ascend_quant_v2(
     dst_type: torch.dtype = torch.int8,
     axis: int = -1,
 ) -> Tensor:
-    """x * scale + offset in int8, scale along ``axis``; sqrt_mode applies the scale twice."""
+    """x * scale + offset in integers, scale along ``axis``; sqrt_mode applies the scale twice."""
     factor = _along(scale, axis)
     value = x.float() * factor
     if sqrt_mode:
         value = value * factor
     if offset is not None:
         value = value + _along(offset, axis)
-    return _ROUNDING[round_mode](value).clamp_(-128, 127).to(torch.int8)
+    return integers(_ROUNDING[round_mode](value), dst_type)
 
 
 def _along(parameter: Tensor, axis: int) -> Tensor:

@@ -7,26 +7,14 @@ import struct
 import torch
 from torch import Tensor
 
-from tests.engine.op_case import FLOATS, Make, OpCase, dtype_value
+from tests.engine.op_case import FLOATS, Make, OpCase
 
 ONE = ("float32",)
 
 
-def _int8(m: Make, *shape: int) -> Tensor:
-    return m.ints(*shape, low=-128, high=128, dtype=torch.int8)
-
-
-def _saturated(value: Tensor) -> Tensor:
-    return value.round().clamp(-128, 127).to(torch.int8)
-
-
-def _packed(scale: float, offset: int = 0) -> int:
+def packed(scale: float, offset: int = 0) -> int:
     bits = struct.unpack("<I", struct.pack("<f", scale))[0]
     return (bits & 0xFFFFE000) | 1 << 46 | (offset & 0x1FF) << 37
-
-
-def _product(x1: Tensor, x2: Tensor) -> Tensor:
-    return torch.einsum("...mk,...kn->...mn", x1.double(), x2.double())
 
 
 def _smooth_rows(x: Tensor, scales: Tensor, ends: Tensor) -> Tensor:
@@ -50,68 +38,30 @@ def _exact(m: Make, *shape: int) -> Tensor:
     return x.to(m.dtype)
 
 
+def _asymmetric(x: Tensor) -> list[Tensor]:
+    low, high = x.min(-1).values, x.max(-1).values
+    scale = (high - low) / 255
+    offset = 127 - high / scale
+    y = (x / scale.unsqueeze(-1) + offset.unsqueeze(-1)).round().to(torch.int8)
+    return [y, scale, offset]
+
+
+def _blocks(x: Tensor, min_scale: float) -> list[Tensor]:
+    pieces, scales = [], []
+    for block in x.split(128, -1):
+        scale = block.abs().max(-1, keepdim=True).values / 127
+        if min_scale:
+            scale = scale.clamp(max=1 / min_scale)
+        pieces.append(_in_range(block / scale, -128, 127, torch.int8))
+        scales.append(scale)
+    return [torch.cat(pieces, -1), torch.cat(scales, -1)]
+
+
+def _in_range(value: Tensor, low: int, high: int, dtype: torch.dtype) -> Tensor:
+    return value.round().clamp(low, high).to(dtype)
+
+
 CASES = [
-    OpCase(
-        "QuantBatchMatmulV3",
-        lambda m: {"x1": _int8(m, 3, 5), "x2": _int8(m, 5, 7), "scale": m(7, low=1e-3, high=2e-3).float()},
-        lambda x1, x2, scale: _product(x1, x2) * scale,
-        {"dtype": 1},
-        dtypes=ONE,
-    ),
-    OpCase(
-        "QuantBatchMatmulV3",
-        lambda m: {
-            "x1": _int8(m, 2, 5, 3),
-            "x2": _int8(m, 2, 7, 5),
-            "scale": m(1, low=1e-3, high=2e-3).to(torch.bfloat16),
-            "bias": m.ints(7, low=-99, high=99, dtype=torch.int32),
-            "pertoken_scale": m(3, low=0.5, high=2).float(),
-        },
-        lambda x1, x2, scale, bias, pertoken_scale: (
-            (_product(x1.mT, x2.mT) + bias) * scale * pertoken_scale.unsqueeze(-1)
-        ),
-        {"dtype": dtype_value("bfloat16"), "transpose_x1": True, "transpose_x2": True},
-        dtypes=ONE,
-        name="pertoken_transposes",
-    ),
-    OpCase(
-        "QuantBatchMatmulV3",
-        lambda m: {
-            "x1": _int8(m, 3, 5),
-            "x2": _int8(m, 5, 7),
-            "scale": m(7, low=1e-3, high=2e-3).float(),
-            "bias": m(7).float(),
-        },
-        lambda x1, x2, scale, bias: _product(x1, x2) * scale + bias,
-        {"dtype": 27},
-        dtypes=ONE,
-        name="float_bias",
-    ),
-    OpCase(
-        "QuantBatchMatmulV3",
-        lambda m: {
-            "x1": _int8(m, 3, 5),
-            "x2": _int8(m, 5, 2),
-            "scale": torch.tensor([_packed(0.125), _packed(0.0625)]),
-            "offset": torch.tensor([3.0]),
-        },
-        lambda x1, x2, scale, offset: _saturated(_product(x1, x2) * torch.tensor([0.125, 0.0625]) + offset),
-        {"dtype": 2},
-        dtypes=ONE,
-        name="int8_result",
-    ),
-    OpCase(
-        "QuantBatchMatmulV3",
-        lambda m: {
-            "x1": _int8(m, 3, 5),
-            "x2": _int8(m, 5, 2),
-            "scale": torch.tensor([_packed(0.0078125, -9), _packed(0.0078125, 200)]).to(torch.uint64),
-        },
-        lambda x1, x2, scale: _saturated(_product(x1, x2) * 0.0078125 + torch.tensor([-9, 200])),
-        {"dtype": 2},
-        dtypes=ONE,
-        name="packed_offset",
-    ),
     OpCase(
         "DynamicQuant",
         lambda m: {"x": _exact(m, 2, 3, 8)},
@@ -144,6 +94,82 @@ CASES = [
         _dynamic,
         outputs=("y", "scale"),
         name="zeros",
+    ),
+    OpCase(
+        "DynamicQuantV2",
+        lambda m: {"x": m(2, 3, 8)},
+        _asymmetric,
+        {"dst_type": 2, "is_symmetrical": False, "quant_mode": "pertoken", "dst_type_max": 0.0},
+        outputs=("y", "scale", "offset"),
+    ),
+    OpCase(
+        "DynamicQuantV2",
+        lambda m: {"x": m(3, 8), "smooth_scales": m(8, low=0.5, high=2)},
+        lambda x, smooth_scales: _asymmetric(x * smooth_scales),
+        outputs=("y", "scale", "offset"),
+        dtypes=("float32",),  # the others round the product
+        name="smooth",
+    ),
+    OpCase(
+        "DynamicQuantV2",
+        lambda m: {
+            "x": m(2, 3, 8),
+            "smooth_scales": torch.tensor([[1.0], [2.0], [4.0]]).expand(3, 8).contiguous().to(m.dtype),
+            "group_index": torch.tensor([2, 2, 6], dtype=torch.int32),
+        },
+        lambda x, smooth_scales, group_index: _asymmetric(_smooth_rows(x, smooth_scales, group_index)),
+        outputs=("y", "scale", "offset"),
+        name="groups",
+    ),
+    OpCase(
+        "DynamicQuantV2",
+        lambda m: {"x": torch.zeros(2, 4, dtype=m.dtype)},
+        lambda x: [torch.full((2, 4), 127, dtype=torch.int8), torch.full((2,), 1e-12), torch.full((2,), 127.0)],
+        outputs=("y", "scale", "offset"),
+        name="zeros",
+    ),
+    OpCase(
+        "DynamicBlockQuant",
+        lambda m: {"x": _exact(m, 2, 256)},
+        lambda x: _blocks(x, 0.0),
+        {"dst_type": 2, "round_mode": "rint", "row_block_size": 1, "col_block_size": 128, "dst_type_max": 0.0},
+        outputs=("y", "scale"),
+    ),
+    OpCase(
+        "DynamicBlockQuant",
+        lambda m: {"x": m(2, 3, 130)},
+        lambda x: _blocks(x, 64.0),
+        {"dst_type": 2, "min_scale": 64.0},
+        outputs=("y", "scale"),
+        name="least_scale_odd_columns",
+    ),
+    OpCase(
+        "Quantize",
+        lambda m: {"x": m(3, 5), "scales": m(3, 1, low=0.02, high=0.03).float()},
+        lambda x, scales: _in_range(x / scales, -128, 127, torch.int8),
+        {"dtype": "torch.qint8", "axis": 0},
+    ),
+    OpCase(
+        "Quantize",
+        lambda m: {
+            "x": m(3, 5),
+            "scales": m(5, low=0.02, high=0.03).float(),
+            "zero_points": m.ints(5, low=0, high=255, dtype=torch.uint8),
+        },
+        lambda x, scales, zero_points: _in_range(x / scales + zero_points, 0, 255, torch.uint8),
+        {"dtype": "torch.quint8", "axis": -1},
+        name="vectors",
+    ),
+    OpCase(
+        "Quantize",
+        lambda m: {
+            "x": torch.tensor([[-3.0, 0.5, 1.5, 3.0]], dtype=m.dtype),
+            "scales": torch.tensor([[1e-30, 1.0, 1.0, 1e-30]]),
+            "zero_points": torch.zeros(1, 4, dtype=torch.int32),
+        },
+        lambda x, scales, zero_points: torch.tensor([[-(2**31), 0, 2, 2**31 - 1]], dtype=torch.int32),
+        {"dtype": "torch.qint32"},
+        name="saturation_and_ties",
     ),
     OpCase(
         "AscendQuantV2",
@@ -195,7 +221,7 @@ CASES = [
         "AscendDequant",
         lambda m: {
             "x": m.ints(3, 2, low=-999, high=999, dtype=torch.int32),
-            "deq_scale": torch.tensor([_packed(0.5), _packed(0.25)]).to(torch.uint64),
+            "deq_scale": torch.tensor([packed(0.5), packed(0.25)]).to(torch.uint64),
         },
         lambda x, deq_scale: x * torch.tensor([0.5, 0.25], dtype=torch.float64),
         dtypes=ONE,
@@ -204,21 +230,21 @@ CASES = [
     OpCase(
         "TransQuantParamV2",
         lambda m: {"scale": torch.tensor([1.0, 0.3, -2.7])},
-        lambda scale: torch.tensor([_packed(v) for v in scale.tolist()]),
+        lambda scale: torch.tensor([packed(v) for v in scale.tolist()]),
         {"round_mode": 0},
         dtypes=ONE,
     ),
     OpCase(
         "TransQuantParamV2",
         lambda m: {"scale": torch.tensor([0.3]), "offset": torch.tensor([-5.6, 300.0, -999.0])},
-        lambda scale, offset: torch.tensor([_packed(scale.item(), v) for v in (-6, 255, -256)]),
+        lambda scale, offset: torch.tensor([packed(scale.item(), v) for v in (-6, 255, -256)]),
         dtypes=ONE,
         name="offset",
     ),
     OpCase(
         "TransQuantParamV2",
         lambda m: {"scale": torch.tensor([1 + 3 * 2**-11, 1 + 2**-11, 1 + 5 * 2**-12])},
-        lambda scale: torch.tensor([_packed(1 + 2**-9), _packed(1.0), _packed(1 + 2**-10)]),
+        lambda scale: torch.tensor([packed(1 + 2**-9), packed(1.0), packed(1 + 2**-10)]),
         {"round_mode": 1},
         dtypes=ONE,
         name="round_to_even",
