@@ -60,6 +60,7 @@ FAMILIES = (
     "scatter",
     "matmul",
     "grouped",
+    "grouped_moe",
     "nn",
     "conv",
     "linalg",

@@ -63,6 +63,7 @@ NOT_IN_REG_OP = {"MatMulV3", "BatchMatMulV3", "GatherPaKvCache"}
 NOT_IN_TEXT = {
     "TopKV2": {"sort_policy"}, "FlashAttentionScore": {"pse_type"}, "FlashAttentionScoreGrad": {"pse_type"},
     "MoeFinalizeRoutingV2": {"k"},
+    "WeightQuantBatchMatmulV2": {"antiquant_group_size", "dtype"},
     "DynamicQuantV2": {"is_symmetrical", "quant_mode", "dst_type_max"},
 }  # fmt: skip
 """Attributes that TorchAir writes although the type's text does not have them."""

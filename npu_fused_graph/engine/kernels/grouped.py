@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from npu_fused_graph.engine.kernels.fused import antiquantised
 from npu_fused_graph.engine.kernels.matmul import bmm, int_matmul, mm
-from npu_fused_graph.engine.kernels.quant import dequantised
+from npu_fused_graph.engine.kernels.quant import dequantised, unpacked
 from npu_fused_graph.engine.registry import Ints, kernel, unsupported
 
 _GROUPED_DTYPES = {-1: torch.int8, 0: torch.float16, 1: torch.bfloat16, 2: torch.int32}
@@ -21,7 +26,7 @@ _GROUPED_DTYPES = {-1: torch.int8, 0: torch.float16, 1: torch.bfloat16, 2: torch
         "dtype": (-1, 0, 1, 2),
         "group_type": (-1, 0, 2),
         "group_list_type": (0, 1, 2),
-        "act_type": (0,),
+        "act_type": (0, 1, 2, 4, 5),
     },
 )
 def grouped_matmul(
@@ -46,7 +51,7 @@ def grouped_matmul(
     """One product per group; rows (columns for group_type 2) that no group names give zeros.
 
     group_list: ends (type 0), sizes (type 1) or pairs of group and size (type 2). TorchAir feeds lists that are
-    not used as one empty tensor.
+    not used as one empty tensor. int4 rows and weights come as int8.
     """
     if transpose_x:
         x = [t.mT for t in x]
@@ -54,12 +59,13 @@ def grouped_matmul(
         weight = [t.mT for t in weight]
     groups = list(weight[0]) if len(weight) == 1 and weight[0].dim() == 3 else weight
     extras = _Extras(
-        _per_group(bias, len(groups)),
-        _per_group(scale, len(groups)),
-        _per_group(offset, len(groups)),
-        _per_group(antiquant_scale, len(groups)),
-        _per_group(antiquant_offset, len(groups)),
+        per_group(bias, len(groups)),
+        per_group(scale, len(groups)),
+        per_group(offset, len(groups)),
+        per_group(antiquant_scale, len(groups)),
+        per_group(antiquant_offset, len(groups)),
         per_token_scale,
+        act_type,
     )
     out_dtype = _GROUPED_DTYPES[dtype] if x[0].dtype is torch.int8 else x[0].dtype
     if group_type == 2:
@@ -70,7 +76,7 @@ def grouped_matmul(
         parts = [extras.product(t, groups[i], i, slice(None), out_dtype) for i, t in enumerate(x)]
         return (parts if split_item < 2 else [torch.cat(parts)],)
     rows = x[0]
-    spans = _spans(group_list, group_list_type)
+    spans = spans_of(group_list, group_list_type)
     if split_item < 2:
         return ([extras.product(rows[a:b], groups[i], i, slice(a, b), out_dtype) for i, a, b in spans],)
     out = torch.empty(rows.shape[0], groups[0].shape[1], dtype=out_dtype)
@@ -81,6 +87,16 @@ def grouped_matmul(
         end = b
     out[end:] = 0
     return ([out],)
+
+
+_ACTIVATIONS: dict[int, Callable[[Tensor], Tensor] | None] = {
+    0: None,
+    1: torch.relu,
+    2: functools.partial(functional.gelu, approximate="tanh"),
+    4: lambda x: x * torch.sigmoid(1.702 * x),
+    5: functional.silu,
+}
+"""By ``act_type``: of quantised products only, before the result is rounded."""
 
 
 class _Extras:
@@ -94,6 +110,7 @@ class _Extras:
         antiquant_scale: list[Tensor] | None,
         antiquant_offset: list[Tensor] | None,
         per_token_scale: Tensor | None,
+        act_type: int,
     ) -> None:
         self.bias = bias
         self.scale = scale
@@ -101,43 +118,77 @@ class _Extras:
         self.antiquant_scale = antiquant_scale
         self.antiquant_offset = antiquant_offset
         self.per_token_scale = per_token_scale
+        self.act_type = act_type
 
     def product(self, x: Tensor, weight: Tensor, group: int, rows: slice, dtype: torch.dtype) -> Tensor:
         bias = None if self.bias is None else self.bias[group]
         if x.dtype is torch.int8:
-            return dequantised(
-                int_matmul(x, weight),
-                None if self.scale is None else self.scale[group],
-                None if self.per_token_scale is None else self.per_token_scale.reshape(-1)[rows],
-                bias,
-                None if self.offset is None else self.offset[group],
-                dtype,
-                "GroupedMatmul",
-            )
+            return self._quantised(x, weight, group, rows, bias, dtype)
+        if self.act_type:
+            raise unsupported("GroupedMatmul", "act_type", f"0 for x in {x.dtype}", self.act_type)
         if weight.dtype is torch.int8:
-            weight = self._plain_weight(weight, group, x.dtype)
+            weight = self._plain_weight(weight, group).to(x.dtype)
         return mm(x, weight, bias) if x.dim() == 2 else bmm(x, weight, bias)
 
-    def _plain_weight(self, weight: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    def _quantised(
+        self, x: Tensor, weight: Tensor, group: int, rows: slice, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        scale, offset = (None if part is None else part[group] for part in (self.scale, self.offset))
+        token = None if self.per_token_scale is None else self.per_token_scale.reshape(-1)[rows]
+        activation = _ACTIVATIONS[self.act_type]
+        if activation is not None and not dtype.is_floating_point:
+            raise unsupported("GroupedMatmul", "act_type", f"0 for results in {dtype}", self.act_type)
+        is_blocked = scale is not None and scale.dim() == 2 and scale.shape[0] > 1
+        if scale is not None and (is_blocked or is_four_bit(scale, bias)):
+            if bias is not None and bias.dtype is not torch.float32:
+                raise unsupported("GroupedMatmul", "bias", "float32 with scales per block of K", bias)
+            value = four_bit_product(x, weight, scale, bias, offset)
+            value = value if token is None else value * token.unsqueeze(-1)
+        else:
+            inner = dtype if activation is None else torch.float32
+            scale = None if scale is None else scale.flatten()
+            value = dequantised(int_matmul(x, weight), scale, token, bias, offset, inner, "GroupedMatmul")
+        return (value if activation is None else activation(value)).to(dtype)
+
+    def _plain_weight(self, weight: Tensor, group: int) -> Tensor:
         if self.antiquant_scale is None:
             raise unsupported("GroupedMatmul", "antiquant_scale", "a scale for an int8 weight", None)
         scale = self.antiquant_scale[group]
-        if scale.dim() != 1:
-            raise unsupported("GroupedMatmul", "antiquant_scale", "one value per channel", tuple(scale.shape))
-        wide = weight.float()
-        if self.antiquant_offset is not None:
-            wide = wide + self.antiquant_offset[group]
-        return (wide * scale).to(dtype)
+        offset = None if self.antiquant_offset is None else self.antiquant_offset[group]
+        return antiquantised(weight, scale, offset, weight.shape[0] // scale.shape[0] if scale.dim() == 2 else 0)
 
 
-def _per_group(values: list[Tensor], count: int) -> list[Tensor] | None:
+def is_four_bit(scale: Tensor, bias: Tensor | None) -> bool:
+    """Whether int8 rows meet an int4 weight: other 64-bit scales give int8 results, with an int32 bias."""
+    return scale.dtype.itemsize == 8 and bias is not None and bias.dtype is torch.float32
+
+
+def four_bit_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, offset: Tensor | None) -> Tensor:
+    """x @ (weight * scale) + offset * (sum of x's row) in float32; scale: (N) or (blocks of K, N), float32 bits.
+
+    bias: sums of 8 * weight * scale over K. CANN's kernel lowers the low halves of x by 8 and adds it in their place;
+    this takes away what the bias should be, and adds what it is.
+    """
+    if scale.dtype.itemsize == 8:
+        scale, _ = unpacked(scale)
+    scale = scale.float().reshape(-1, scale.shape[-1])
+    block = weight.shape[0] // len(scale)
+    left = x.unflatten(1, (len(scale), block)).transpose(0, 1)
+    right = weight.unflatten(0, (len(scale), block))
+    value = (int_matmul(left, right) * scale.unsqueeze(1)).sum(0)
+    if bias is not None:
+        value = value + (bias - 8 * (right.sum(1) * scale).sum(0))
+    return value if offset is None else value + x.sum(1, keepdim=True) * offset.reshape(-1)
+
+
+def per_group(values: list[Tensor], count: int) -> list[Tensor] | None:
     """One tensor per group from a tensor list; None for a list that is not used."""
     if not values or values[0].numel() == 0:
         return None
     return list(values[0]) if len(values) == 1 and values[0].dim() > 1 and values[0].shape[0] == count else values
 
 
-def _spans(group_list: Ints, kind: int) -> list[tuple[int, int, int]]:
+def spans_of(group_list: Ints, kind: int) -> list[tuple[int, int, int]]:
     """(group, begin, end) along the grouped axis."""
     values: list[int] = list(group_list)
     if kind == 2:
@@ -164,7 +215,7 @@ def _split_k(x: Tensor, weight: list[Tensor], group_list: Ints | None, kind: int
         return parts if split_item < 2 else [torch.stack(parts)]
     if group_list is None:
         raise unsupported("GroupedMatmul", "group_list", "a list with group_type 2 and one weight", None)
-    spans = _spans(group_list, kind)
+    spans = spans_of(group_list, kind)
     out = torch.empty(len(spans), x.shape[0], weight[0].shape[1], dtype=x.dtype)
     for i, a, b in spans:
         out[i] = mm(x[:, a:b], weight[0][a:b])

@@ -338,8 +338,9 @@ def bitcast(x: Tensor, *, type: torch.dtype) -> Tensor:
     those in the low bits of a byte first; int4 as a result is int8 here, which torch can compute with.
     """
     if x.dtype is _INT4:
-        low, high = (x.view(torch.int8) & 15).unflatten(-1, (-1, 2)).unbind(-1)
-        return (low | high << 4).view(type)
+        nibbles = x.view(torch.int8) & 15
+        pairs = nibbles[..., ::2] | nibbles[..., 1::2] << 4
+        return pairs.view(type)
     if type is _INT4:
         pairs = x.contiguous().view(torch.int8)
         return torch.stack(((pairs << 4) >> 4, pairs >> 4), -1).flatten(-2)

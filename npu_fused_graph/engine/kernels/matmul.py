@@ -98,8 +98,8 @@ def int_matmul(x1: Tensor, x2: Tensor) -> Tensor:
     if x2.dim() == 2:
         return _int_mm(x1.reshape(-1, x1.shape[-1]), x2).reshape(*x1.shape[:-1], x2.shape[-1])
     batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
-    left = x1.expand(*batch, *x1.shape[-2:]).reshape(-1, *x1.shape[-2:])
-    right = x2.expand(*batch, *x2.shape[-2:]).reshape(-1, *x2.shape[-2:])
+    left = x1.expand(*batch, *x1.shape[-2:]).reshape(batch.numel(), *x1.shape[-2:])
+    right = x2.expand(*batch, *x2.shape[-2:]).reshape(batch.numel(), *x2.shape[-2:])
     out = torch.empty(left.shape[0], left.shape[1], right.shape[2], dtype=torch.int32)
     for i in range(left.shape[0]):
         out[i] = _int_mm(left[i], right[i])

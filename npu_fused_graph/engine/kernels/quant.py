@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.engine.dtypes import to_torch
-from npu_fused_graph.engine.registry import kernel, unsupported
+from npu_fused_graph.engine.registry import Allowed, kernel, unsupported
 
 
 def dequantised(
@@ -72,7 +72,7 @@ def dynamically_quantised(value: Tensor, dtype: torch.dtype = torch.int8) -> tup
     return integers(value / scale.masked_fill(scale == 0, 1), dtype), scale.squeeze(-1)
 
 
-_QUANTISED = {"dst_type": (torch.int8, _INT4)}
+_QUANTISED: Allowed = {"dst_type": (torch.int8, _INT4)}
 _EPSILON = 1e-12
 """The least scale of CANN's asymmetric quantisation: equal values have one, too."""
 
@@ -145,7 +145,8 @@ def dynamic_block_quant(
 ) -> tuple[Tensor, Tensor]:
     """Symmetric, a scale per 128 elements of a row: min(largest magnitude / 127, 1 / min_scale)."""
     columns = x.shape[-1]
-    blocks = torch.nn.functional.pad(x.float(), (0, -columns % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    padded = torch.nn.functional.pad(x.float(), (0, -columns % _BLOCK))
+    blocks = padded.unflatten(-1, (padded.shape[-1] // _BLOCK, _BLOCK))
     scale = blocks.abs().amax(-1, keepdim=True).div_(127)
     if min_scale:
         scale = scale.clamp_(max=1 / min_scale)

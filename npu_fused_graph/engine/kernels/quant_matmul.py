@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels.matmul import bmm, int_matmul
+from npu_fused_graph.engine.kernels.fused import antiquantised
+from npu_fused_graph.engine.kernels.matmul import bmm, int_matmul, mm
 from npu_fused_graph.engine.kernels.quant import dequantised, integers, unpacked
 from npu_fused_graph.engine.registry import kernel, unsupported
+from npu_fused_graph.ops.int4 import unpacked_int4
 
 
 @kernel(
@@ -71,12 +73,71 @@ def transpose_batch_mat_mul(
         product = bmm(left, right).permute(*perm_y)
         if batch_split_factor == 1:
             return product
-        return product.unflatten(1, (batch_split_factor, -1)).transpose(0, 1).flatten(2)
+        size = product.shape[1] // batch_split_factor
+        split: Tensor = product.unflatten(1, (batch_split_factor, size)).transpose(0, 1).flatten(2)
+        return split
     if x1.dtype is not torch.float16:
         raise unsupported("TransposeBatchMatMul", "scale", f"none for x1 in {x1.dtype}", scale)
     if batch_split_factor != 1:
         raise unsupported("TransposeBatchMatMul", "batch_split_factor", "1 with a scale", batch_split_factor)
     factor, offset = unpacked(scale)
     # the cube unit quantises its float32 sums, which float16 never holds
-    product = torch.matmul(left.float(), right.float()).permute(*perm_y).flatten(1).unsqueeze(1)
-    return integers(product * factor + offset, torch.int8)
+    sums: Tensor = torch.matmul(left.float(), right.float()).permute(*perm_y).flatten(1).unsqueeze(1)
+    return integers(sums * factor + offset, torch.int8)
+
+
+@kernel("WeightQuantBatchMatmulV2", ignored=("dtype", "inner_precise"))
+def weight_quant_batch_matmul_v2(
+    x: Tensor,
+    weight: Tensor,
+    antiquant_scale: Tensor,
+    antiquant_offset: Tensor | None = None,
+    quant_scale: Tensor | None = None,
+    quant_offset: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    transpose_x: bool = False,
+    transpose_weight: bool = False,
+    antiquant_group_size: int = 0,
+) -> Tensor:
+    """x @ ((weight + offset) * scale) + bias, with quant_scale times that plus quant_offset in int8.
+
+    weight: int8, or int4, eight in an int32. A scale for all, per column, or per group of rows and column.
+    """
+    if transpose_x:
+        x = x.mT
+    if transpose_weight:
+        weight = weight.mT
+    if weight.dtype is torch.int32:
+        weight = unpacked_int4(weight, 1 if weight.shape[0] == x.shape[1] else 0)
+    if weight.dtype is not torch.int8:
+        raise unsupported("WeightQuantBatchMatmulV2", "weight", "int8, or int4 in int32", weight)
+    if antiquant_scale.dtype.itemsize == 8:
+        # scales of the columns that the cube unit applies to its sums
+        scale, _ = unpacked(antiquant_scale.flatten())
+        plain = weight.float() if antiquant_offset is None else weight.float() + antiquant_offset.flatten()
+        product = torch.mm(x.float(), plain) * scale
+        return (product if bias is None else product + bias).to(x.dtype)
+    plain = antiquantised(weight, antiquant_scale, antiquant_offset, antiquant_group_size).to(x.dtype)
+    bias = None if bias is None else bias.flatten()
+    if quant_scale is None:
+        return mm(x, plain, bias)
+    product = mm(x.float(), plain.float(), None if bias is None else bias.float())
+    if quant_scale.dtype.itemsize == 8:
+        quant_scale, packed_offset = unpacked(quant_scale)
+        quant_offset = packed_offset if quant_offset is None else quant_offset
+    product = product * quant_scale
+    return integers(product if quant_offset is None else product + quant_offset, torch.int8)
+
+
+@kernel("DequantBias", allowed={"output_dtype": (torch.float16, torch.bfloat16)})
+def dequant_bias(
+    x: Tensor,
+    weight_scale: Tensor,
+    activate_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    output_dtype: torch.dtype,
+) -> Tensor:
+    """(x + int32 bias) * weight_scale * activate_scale + float bias, activate_scale per row."""
+    return dequantised(x, weight_scale, activate_scale, bias, None, output_dtype, "DequantBias")

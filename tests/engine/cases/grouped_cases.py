@@ -68,6 +68,38 @@ def _dequantised(
     return y
 
 
+def eight_by_four(m: Make, *, blocks: int, shift: bool = False) -> dict[str, Any]:
+    """Five int8 rows for three experts with an int4 weight, scales as 64-bit words; the bias is 0.5 too large."""
+    inputs: dict[str, Any] = {"x": _int8(m, 5, 8), "w": m.ints(3, 8, 6, low=-8, high=8, dtype=torch.int8)}
+    steps = m.ints(3, blocks, 6, low=1, high=8).float() / 1024  # a few bits: kept whole
+    inputs["scale"] = steps.view(torch.int32).to(torch.int64)
+    scales = steps.repeat_interleave(8 // blocks, 1)
+    inputs["bias"] = (8 * inputs["w"] * scales).sum(1) + 0.5
+    if shift:
+        inputs["offset"] = m(3, 1, 6, low=-0.01, high=0.01).float()
+    return inputs
+
+
+def _lists(m: Make, given: dict[str, Any]) -> dict[str, Any]:
+    """As GroupedMatmul takes them."""
+    names = {"x": "x", "weight": "w", "bias": "bias", "scale": "scale", "offset": "offset"}
+    return {
+        **{name: [given[key]] for name, key in names.items() if key in given},
+        "group_list": _ends(2, 0, 3),
+        "per_token_scale": m(5, low=0.5, high=2.0).float(),
+    }
+
+
+def _blocked(x: Tensor, weight: Tensor, steps: Tensor, group: list[int]) -> Tensor:
+    """Row by row, the weight times the step of its block of K."""
+    plain = weight.double() * steps.double().repeat_interleave(weight.shape[1] // steps.shape[1], 1)
+    return torch.stack([(x[r].double()[:, None] * plain[g]).sum(0) for r, g in enumerate(group)])
+
+
+def _float_bits(words: Tensor) -> Tensor:
+    return words.to(torch.int32).view(torch.float32)
+
+
 def _to_int8(value: Tensor) -> Tensor:
     return value.round().clamp(-128, 127).to(torch.int8)
 
@@ -222,5 +254,80 @@ CASES = [
         outputs=ONE,
         dtypes=("float32",),
         name="quantised_int32",
+    ),
+    OpCase(
+        "GroupedMatmul",
+        lambda m: {
+            "x": [m(5, 8)],
+            "weight": [m.ints(2, 8, 6, low=-8, high=8, dtype=torch.int8)],
+            "antiquant_scale": [m(2, 4, 6, low=0.01, high=0.02)],
+            "antiquant_offset": [m(2, 4, 6)],
+            "group_list": _ends(2, 5),
+        },
+        lambda x, weight, antiquant_scale, antiquant_offset, group_list: _rows(
+            x[0],
+            [
+                (w + o.repeat_interleave(2, 0)) * s.repeat_interleave(2, 0)
+                for w, o, s in zip(weight[0], antiquant_offset[0], antiquant_scale[0], strict=True)
+            ],
+            group_list.tolist(),
+        ),
+        BY_ROWS,
+        outputs=ONE,
+        dtypes=("bfloat16",),
+        name="int4_weight_blocks",
+    ),
+    *(
+        OpCase(
+            "GroupedMatmul",
+            lambda m: _quantised(m, bias=torch.int32, per_token=True),
+            lambda activation=activation, **inputs: activation(_dequantised(**inputs)),
+            BY_ROWS | {"dtype": 1, "act_type": act_type},
+            outputs=ONE,
+            dtypes=("bfloat16",),
+            name=f"activation_{act_type}",
+        )
+        for act_type, activation in (
+            (1, lambda y: y.clamp(min=0)),
+            (2, lambda y: y / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))),
+            (4, lambda y: y / (1 + torch.exp(-1.702 * y.abs())) * torch.exp(0.851 * (y - y.abs()))),
+            (5, lambda y: y / (1 + torch.exp(-y))),
+        )
+    ),
+    *(
+        OpCase(
+            "GroupedMatmul",
+            lambda m, blocks=blocks, shift=shift: _lists(m, eight_by_four(m, blocks=blocks, shift=shift)),
+            lambda x, weight, bias, scale, group_list, per_token_scale, offset=None: (
+                (
+                    _blocked(x[0], weight[0], _float_bits(scale[0]), [0, 0, 2, 2, 2])
+                    + 0.5
+                    + (0 if offset is None else x[0].double().sum(1, keepdim=True) * offset[0][[0, 0, 2, 2, 2], 0])
+                )
+                * per_token_scale[:, None]
+            ),
+            BY_ROWS | {"dtype": 0, "group_list_type": 1},
+            outputs=ONE,
+            dtypes=("float16",),
+            name=f"int8_by_int4_{blocks}_{shift}",
+        )
+        for blocks, shift in ((1, False), (1, True), (4, False))
+    ),
+    OpCase(
+        "GroupedMatmul",
+        lambda m: {
+            "x": [m.ints(5, 8, low=-8, high=8, dtype=torch.int8)],
+            "weight": [m.ints(3, 8, 6, low=-8, high=8, dtype=torch.int8)],
+            "scale": [eight_by_four(m, blocks=2)["scale"].to(torch.uint64)],
+            "group_list": _ends(2, 2, 5),
+            "per_token_scale": m(5, low=0.5, high=2.0).float(),
+        },
+        lambda x, weight, scale, group_list, per_token_scale: (
+            _blocked(x[0], weight[0], _float_bits(scale[0].to(torch.int64)), [0, 0, 2, 2, 2]) * per_token_scale[:, None]
+        ),
+        BY_ROWS | {"dtype": 1},
+        outputs=ONE,
+        dtypes=("bfloat16",),
+        name="int4_by_int4_blocks",
     ),
 ]
