@@ -18,6 +18,7 @@ from torch import Tensor
 from npu_fused_graph.testing import assert_close
 from tests.host.npu_cases import (
     attention,
+    four_bits,
     low_bits,
     mla,
     moe,
@@ -27,6 +28,8 @@ from tests.host.npu_cases import (
     rope,
 )
 from tests.host.npu_cases.base import Case
+from tests.host.npu_cases.base import Case, normal, wide
+from tests.host.npu_cases.low_bits import int4, packed
 from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
 from tests.scripts import script
@@ -36,6 +39,7 @@ pytestmark = pytest.mark.xdist_group("npu_operators")
 CASES: dict[str, Case] = {}
 _FAMILIES = (
     attention,
+    four_bits,
     low_bits,
     mla,
     moe,
@@ -61,10 +65,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         groups.setdefault(case.operator, []).append(name)
     calls = {op: [(list(CASES[n].args), CASES[n].kwargs) for n in names] for op, names in groups.items()}
     torch.save(calls, folder / "calls.pt")
+    torch.save((WORDS, BLOCKS), folder / "eager_only.pt")
     found = run_python(script("npu_operators.py"), str(folder), env={"PYTHONPATH": PYTHONPATH})
     assert found.returncode == 0, found.stderr
     raw = torch.load(folder / "results.pt")
     by_case: dict[str, Any] = {"error": raw["error"], "in place": raw["in place"], "stock": raw["stock interleave"]}
+    by_case |= {"eager only": raw["eager only"], "950": raw["950"]}
     by_case |= {"wrong": raw["wrong"], "log": found.stderr}
     for way in ("eager", "compiled"):
         by_case[way] = {
@@ -102,6 +108,27 @@ def test_an_operator_without_converter_is_named_in_one_line(results: dict[str, A
     assert text.startswith("[run] npu_nms_rotated: ")
     assert "docs/run_on_a_laptop.md" in text
     assert "\n" not in text
+
+
+WORDS = [torch.from_numpy(int4(*shape)).to(torch.int32) for shape in ((8, 16), (2, 8, 16))]
+"""Elements of an int4 weight, each in an int32."""
+BLOCKS = normal(3, 300, dtype=torch.bfloat16)
+
+
+def test_weights_are_packed_lowest_bits_first(results: dict[str, Any]) -> None:
+    for found, elements in zip(results["eager only"][0], WORDS, strict=True):
+        assert torch.equal(found, packed(elements.numpy()))
+
+
+def test_blocks_of_a_row_are_quantised_eagerly(results: dict[str, Any]) -> None:
+    for (y, scale), most in zip(results["eager only"][1:], (np.inf, 1 / 64), strict=True):
+        x = wide(BLOCKS)
+        wanted = np.stack([np.abs(x[:, a : a + 128]).max(1) / 127 for a in (0, 128, 256)], 1)
+        wanted = np.minimum(wanted, most)
+        assert_close(scale, torch.from_numpy(wanted))
+        values = np.clip(np.rint(x / np.repeat(wanted, (128, 128, 44), axis=1)), -128, 127)
+        assert y.dtype is torch.int8
+        assert torch.equal(y.double(), torch.from_numpy(values))
 
 
 WRONG = {

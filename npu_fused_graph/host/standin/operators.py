@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from npu_fused_graph.errors import CommunicationError, ExecutionError, InvalidArgumentError, UnsupportedOpError
+from npu_fused_graph.engine.kernels.quant import dynamic_block_quant
+from npu_fused_graph.errors import (
+    CommunicationError,
+    ExecutionError,
+    InvalidArgumentError,
+    UnsupportedOpError,
+    argument_error,
+)
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
 from npu_fused_graph.host.standin import attention, in_place, survey
@@ -27,8 +34,11 @@ from npu_fused_graph.host.standin.device import mark
 from npu_fused_graph.host.standin.refusal import refused_attribute
 from npu_fused_graph.host.standin.wrong_arguments import overload_of, told_by_meta_functions, wrong_arguments
 from npu_fused_graph.ops import specs
+from npu_fused_graph.ops.int4 import pack_int4
 
 _ND = 2
+_INT8 = 1
+"""torch's number."""
 _keep: list[Any] = []
 _SECTIONS = ("custom", "custom_autograd")
 _SEVERAL_OUTS = re.compile(r"Tensor\(a!\) \w+, Tensor\(b!\) \w+\) -> \(Tensor\(a!\), Tensor\(b!\)\)$")
@@ -183,6 +193,30 @@ def empty_with_format(
     return torch.empty(size, dtype=dtype)
 
 
+def npu_convert_weight_to_int4pack(weight: Tensor, inner_k_tiles: int = 0) -> Tensor:
+    """Eight elements of the last axis in an int32, the first in the lowest bits."""
+    if weight.dtype is not torch.int32 or weight.dim() not in (2, 3):
+        got = f"{str(weight.dtype).removeprefix('torch.')}{list(weight.shape)}"
+        cure = "Give every element an int32; float32 elements become FLOAT4 on an Ascend 950 only."
+        raise argument_error("run", "npu_convert_weight_to_int4pack", "an int32 weight of 2 or 3 axes", got, cure)
+    packed: Tensor = mark(pack_int4(weight.flatten(0, -2)).reshape(*weight.shape[:-1], weight.shape[-1] // 8))
+    return packed
+
+
+def npu_dynamic_block_quant(x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Of int8 results by the kernel itself: TorchAir's converter knows those of Ascend 950 only."""
+    if kwargs.get("dst_type", _INT8) != _INT8:
+        result: tuple[Tensor, Tensor] = _call("npu_dynamic_block_quant", x, **kwargs)
+        return result
+    quantised = {"round_mode": "rint", "row_block_size": 1, "col_block_size": 128, "dst_type_max": 0.0}
+    for name, value in quantised.items():
+        if (got := kwargs.get(name, value)) != value:
+            cure = "Others exist on an Ascend 950 only."
+            raise argument_error("run", f"npu_dynamic_block_quant.{name}", repr(value), repr(got), cure)
+    y, scale = dynamic_block_quant(x, min_scale=kwargs.get("min_scale", 0.0))
+    return mark(y), mark(scale)
+
+
 def npu_apply_rotary_pos_emb(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """In place, as eagerly on a device; its schema does not say so, and in a graph it is not."""
     for x, result in zip((query, key), _call("npu_apply_rotary_pos_emb", query, key, *args, **kwargs), strict=True):
@@ -219,6 +253,8 @@ _OWN: dict[str, Callable[..., Any]] = {
     "_npu_format_cast.input_dtype": npu_format_cast,
     "npu_format_cast_": npu_format_cast_,
     "npu_format_cast_.acl_format": npu_format_cast_,
+    "npu_convert_weight_to_int4pack": npu_convert_weight_to_int4pack,
+    "npu_dynamic_block_quant": npu_dynamic_block_quant,
     "npu_apply_rotary_pos_emb": npu_apply_rotary_pos_emb,
     **{f"{name}.out": _into(name) for name in _INFERENCE_ATTENTION},
     **{f"_{name}_get_max_workspace": _workspace for name in _INFERENCE_ATTENTION},

@@ -37,6 +37,7 @@ def on_npu(calls):
 
 
 groups = torch.load(FOLDER + "/calls.pt")
+words, blocks = torch.load(FOLDER + "/eager_only.pt")
 backend = torchair.get_npu_backend()
 results = {"eager": {}, "compiled": {}}
 for name, calls in groups.items():
@@ -62,6 +63,16 @@ query, key = torch.ones(1, 2, 1, 64).npu(), torch.ones(1, 2, 1, 64).npu()
 cos, sin = torch.full((1, 2, 1, 64), 2.0).npu(), torch.zeros(1, 2, 1, 64).npu()
 rotated = torch_npu.npu_apply_rotary_pos_emb(query, key, cos, sin)
 results["in place"] = rotated[0] is query and rotated[1] is key, query.unique().tolist(), key.unique().tolist()
+
+# without a converter for these calls
+results["eager only"] = [
+    [torch_npu.npu_convert_weight_to_int4pack(x.npu()) for x in words],
+    torch_npu.npu_dynamic_block_quant(blocks.npu()),
+    torch_npu.npu_dynamic_block_quant(blocks.npu(), min_scale=64.0),
+]
+results["950"] = {
+    "blocks": error_of(lambda x: torch_npu.npu_dynamic_block_quant(x, row_block_size=128), blocks.npu()),
+}
 
 # TorchAir's own converter in the place of ours (defect T11)
 stock = importlib.import_module("torchair._ge_concrete_graph.ge_converter.custom.npu_rotary_mul")
