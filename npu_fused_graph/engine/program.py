@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine import ascend_950
 from npu_fused_graph.engine.dtypes import to_torch
 from npu_fused_graph.engine.registry import FED, AttrParam, InputParam, Kernel, find, unsupported
 from npu_fused_graph.errors import GraphError, UnsupportedOpError
@@ -164,7 +165,7 @@ class _Builder:
         arguments = [self._argument(arg, param, kernel) for arg, param in zip(args, kernel.inputs, strict=True)]
         call: Callable[..., Any] | None = None
         try:
-            _check_form(kernel, arguments, attrs)
+            _check_form(node, kernel, arguments, attrs)
             if kernel.specialise is not None:
                 known = {
                     param.name: arg
@@ -223,11 +224,12 @@ class _Builder:
         return True
 
 
-def _check_form(kernel: Kernel, arguments: list[Arg], attrs: dict[str, Any]) -> None:
+def _check_form(node: Node, kernel: Kernel, arguments: list[Arg], attrs: dict[str, Any]) -> None:
     """Raise UnsupportedOpError for values and inputs that the kernel does not cover."""
     for name, values in kernel.allowed.items():
         if attrs[name] not in values:
-            raise unsupported(kernel.ge_type, name, " or ".join(map(repr, values)), attrs[name])
+            got = ascend_950.attribute(name, node.attrs.get(name)) or attrs[name]
+            raise unsupported(kernel.ge_type, name, " or ".join(map(repr, values)), got)
     for param, argument in zip(kernel.inputs, arguments, strict=True):
         if param.name in kernel.unfed and argument is not None:
             got = FED if _has_slot(argument) else argument

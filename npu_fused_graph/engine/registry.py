@@ -35,6 +35,7 @@ from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from npu_fused_graph.engine import ascend_950
 from npu_fused_graph.errors import UnsupportedOpError, argument_error
 from npu_fused_graph.ir.reg_op import IrAttr, IrDef, IrParam
 
@@ -256,11 +257,16 @@ def register_kernel(
 
 
 def find(ge_type: str) -> Kernel:
-    """The kernel of ``ge_type``; raises UnsupportedOpError naming the nearest known types."""
+    """The kernel of ``ge_type``; raises UnsupportedOpError naming the chip that has it, or the nearest known types."""
     _load_families()
     try:
         return _KERNELS[ge_type]
     except KeyError:
+        if ge_type in ascend_950.OPERATORS:
+            raise UnsupportedOpError(
+                f"[engine] {ge_type}: expected an operator of Atlas A2 or A3, got one of Ascend 950 only "
+                f"({ascend_950.OPERATORS[ge_type]}). {ascend_950.CURE}"
+            ) from None
         near = difflib.get_close_matches(ge_type, _KERNELS, n=3, cutoff=0.5)
         hint = f"Nearest with a kernel: {', '.join(near)}. " if near else ""
         raise UnsupportedOpError(
@@ -290,7 +296,9 @@ def unsupported(ge_type: str, name: str, expected: str, got: object) -> Unsuppor
     value, or whatever was fed.
     """
     text = f"{got.dtype} {list(got.shape)}" if isinstance(got, torch.Tensor) else repr(got)
-    return UnsupportedOpError(f"[engine] {ge_type}.{name}: expected {expected}, got {text}.")
+    alien = ascend_950.element_type(got)
+    note = f" Ascend 950 alone has {alien}. {ascend_950.CURE}" if alien else ""
+    return UnsupportedOpError(f"[engine] {ge_type}.{name}: expected {expected}, got {text}.{note}")
 
 
 def _load_families() -> None:

@@ -131,6 +131,40 @@ def test_blocks_of_a_row_are_quantised_eagerly(results: dict[str, Any]) -> None:
         assert torch.equal(y.double(), torch.from_numpy(values))
 
 
+MX = "expected an operator of Atlas A2 or A3, got one of Ascend 950 only (MX formats). "
+ONLY_950 = {
+    "mx": f"npu_dynamic_mx_quant: {MX}",
+    "swiglu mx": f"npu_swiglu_mx_quant: {MX}",
+    **{
+        name: f"{parameter}: expected an element type of Atlas A2 or A3, got {got}, one of Ascend 950 only. "
+        for name, parameter, got in (
+            ("result", "npu_dynamic_quant.dst_type", "hifloat8"),
+            ("by position", "npu_quantize.dtype", "float8_e5m2"),
+            ("tensor", "npu_quant_matmul.x1", "float8_e4m3fn"),
+            ("list", "npu_grouped_matmul.weight", "float8_e4m3fn"),
+            ("bytes", "npu_grouped_matmul.weight_dtype", "float4_e2m1fn_x2"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", [*ONLY_950, "mx, compiled", "result, compiled", "tensor, compiled"])
+def test_what_only_an_ascend_950_has_is_refused(name: str, results: dict[str, Any]) -> None:
+    kind, text = results["950"][name]
+    wanted = f"[run] {ONLY_950[name.partition(',')[0]]}Use a configuration with int8, int4 or 16-bit elements."
+    if name in ONLY_950:
+        assert (kind, text) == ("UnsupportedOpError", wanted)
+    else:
+        assert (kind, f"UnsupportedOpError('{wanted}')" in text) == ("TorchRuntimeError", True)
+
+
+def test_blocks_of_several_rows_are_refused(results: dict[str, Any]) -> None:
+    assert results["950"]["blocks"] == (
+        "InvalidArgumentError",
+        "[run] npu_dynamic_block_quant.row_block_size: expected 1, got 128. Others exist on an Ascend 950 only.",
+    )
+
+
 WRONG = {
     "sizes": "[run] npu_quant_matmul: expected arguments the operator takes, got x1=int8[2, 8], x2=int8[2, 8], "
     "scale=float32[8]: k dim of x1 and x2 need be same, please check k dim of x1 and x2. Correct them.",

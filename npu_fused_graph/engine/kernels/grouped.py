@@ -16,6 +16,7 @@ from npu_fused_graph.engine.registry import Ints, kernel, unsupported
 
 _GROUPED_DTYPES = {-1: torch.int8, 0: torch.float16, 1: torch.bfloat16, 2: torch.int32}
 """Result dtype of an int8 product by the attribute ``dtype``; other products keep the dtype of x."""
+_ROWS = (torch.int8, torch.float16, torch.bfloat16, torch.float32)
 
 
 @kernel(
@@ -53,6 +54,8 @@ def grouped_matmul(
     group_list: ends (type 0), sizes (type 1) or pairs of group and size (type 2). TorchAir feeds lists that are
     not used as one empty tensor. int4 rows and weights come as int8.
     """
+    if x[0].dtype not in _ROWS:
+        raise unsupported("GroupedMatmul", "x", "int8, float16, bfloat16 or float32", x[0])
     if transpose_x:
         x = [t.mT for t in x]
     if transpose_weight:

@@ -116,8 +116,7 @@ def _products(
 ) -> Tensor:
     """In float32, the rows that belong to an expert."""
     if x.dtype is not torch.int8 or weight.dtype is not torch.int8 or scale is None:
-        got = x.dtype, weight.dtype
-        raise unsupported(ge_type, "x, weight", "int8 rows and int8 or int4 weights, with scales", got)
+        raise unsupported(ge_type, "x, weight, scale", "int8 rows and int8 or int4 weights, with scales", x)
     if bias is not None and not is_four_bit(scale, bias):
         raise unsupported(ge_type, "bias", "none but with an int4 weight and 64-bit scales", bias)
     value = torch.empty(spans[-1][2] if spans else 0, weight.shape[-1])

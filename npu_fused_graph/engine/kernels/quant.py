@@ -91,7 +91,7 @@ def dynamic_quant(
 
 @kernel(
     "DynamicQuantV2",
-    allowed=_QUANTISED | {"is_symmetrical": (False,), "quant_mode": ("pertoken",), "dst_type_max": (0.0,)},
+    allowed=_QUANTISED | {"quant_mode": ("pertoken",), "dst_type_max": (0.0,), "is_symmetrical": (False,)},
 )
 def dynamic_quant_v2(
     x: Tensor,

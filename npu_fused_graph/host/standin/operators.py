@@ -136,10 +136,12 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
         reason, _, _ = str(error).partition(" Inputs: ")
         raise wrong_arguments(overload_of(name), args, kwargs, reason) from None
     except Exception as error:
-        told = UnsupportedOpError(
-            f"[run] {name}: expected a call TorchAir can lower and the CPU engine execute, got: {_first_line(error)}. "
-            "See docs/run_on_a_laptop.md for the operators that run."
-        )
+        told = error
+        if not (isinstance(error, UnsupportedOpError) and str(error).startswith("[run]")):  # by a Meta function: of a chip
+            told = UnsupportedOpError(
+                f"[run] {name}: expected a call TorchAir can lower and the CPU engine execute, got: "
+                f"{_first_line(error)}. See docs/run_on_a_laptop.md for the operators that run."
+            )
         if not survey.is_on():
             raise told from None
         results = survey.zeros(name, overload_of(name), told, args, kwargs)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.errors import InvalidArgumentError, NpuFusedGraphError, argument_error
+from npu_fused_graph.engine import ascend_950
+from npu_fused_graph.errors import InvalidArgumentError, NpuFusedGraphError, UnsupportedOpError, argument_error
 
 _FOUND = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError)
 """What Meta functions raise for wrong arguments. Not their subclasses: torch's own say what it cannot trace."""
@@ -20,8 +21,8 @@ _FOUND = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroD
 def wrong_arguments(overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any], reason: str) -> InvalidArgumentError:
     """overload: of the operator that was called with ``args``. reason: the first line of it is shown."""
     name = overload._schema.name.partition("::")[2]
-    given = dict(zip((a.name for a in overload._schema.arguments), args, strict=False)) | dict(kwargs)
-    shown = ", ".join(f"{name}={_shown(value)}" for name, value in given.items() if value is not None)
+    given = _named(overload, args, kwargs).items()
+    shown = ", ".join(f"{name}={_shown(value)}" for name, value in given if value is not None)
     first = (reason.strip().splitlines() or ["no reason"])[0].rstrip(" .!")
     return argument_error("run", name, "arguments the operator takes", f"{shown or 'none'}: {first}", "Correct them.")
 
@@ -58,6 +59,7 @@ def told_by_meta_functions() -> Iterator[None]:
 def _told(name: str, meta: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(meta)
     def call(*args: Any, **kwargs: Any) -> Any:
+        _check_chip(name, args, kwargs)
         try:
             return meta(*args, **kwargs)
         except Exception as error:
@@ -66,6 +68,29 @@ def _told(name: str, meta: Callable[..., Any]) -> Callable[..., Any]:
             raise wrong_arguments(overload_of(name), args, kwargs, str(error)) from None
 
     return call
+
+
+def _check_chip(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise UnsupportedOpError for an operator, or element types, that only an Ascend 950 has."""
+    if "_mx_quant" in name:
+        raise UnsupportedOpError(
+            f"[run] {name}: expected an operator of Atlas A2 or A3, got one of Ascend 950 only (MX formats). "
+            f"{ascend_950.CURE}"
+        )
+    for parameter, value in _named(overload_of(name), args, kwargs).items():
+        if isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor)):
+            found = ascend_950.element_type(value if isinstance(value, Tensor) else value[0])
+        else:
+            found = ascend_950.numbered(value) if parameter.endswith(("dtype", "dst_type")) else None
+        if found is not None:
+            raise UnsupportedOpError(
+                f"[run] {name}.{parameter}: expected an element type of Atlas A2 or A3, got {found}, one of "
+                f"Ascend 950 only. {ascend_950.CURE}"
+            )
+
+
+def _named(overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(zip((a.name for a in overload._schema.arguments), args, strict=False)) | dict(kwargs)
 
 
 def overload_of(name: str) -> Any:

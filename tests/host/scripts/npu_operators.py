@@ -70,9 +70,24 @@ results["eager only"] = [
     torch_npu.npu_dynamic_block_quant(blocks.npu()),
     torch_npu.npu_dynamic_block_quant(blocks.npu(), min_scale=64.0),
 ]
-results["950"] = {
-    "blocks": error_of(lambda x: torch_npu.npu_dynamic_block_quant(x, row_block_size=128), blocks.npu()),
+eight = blocks.to(torch.float8_e4m3fn).npu()
+one = torch.ones(1).npu()
+only_950 = {
+    "blocks": lambda x: torch_npu.npu_dynamic_block_quant(x, row_block_size=128),
+    "mx": lambda x: torch_npu.npu_dynamic_mx_quant(x, dst_type=torch.float8_e4m3fn),
+    "swiglu mx": torch_npu.npu_swiglu_mx_quant,
+    "result": lambda x: torch_npu.npu_dynamic_quant(x, dst_type=torch_npu.hifloat8),
+    "by position": lambda x: torch_npu.npu_quantize(x, one, None, torch.float8_e5m2, -1, True),
+    "tensor": lambda x: torch_npu.npu_quant_matmul(eight, eight.t(), one, output_dtype=torch.bfloat16),
+    "list": lambda x: torch_npu.npu_grouped_matmul([x], [eight.t()], group_type=-1),
+    "bytes": lambda x: torch_npu.npu_grouped_matmul(
+        [x], [x.view(torch.uint8).t()], group_type=-1, weight_dtype=torch_npu.float4_e2m1fn_x2
+    ),
 }
+results["950"] = {name: error_of(function, blocks.npu()) for name, function in only_950.items()}
+for name in ("mx", "result", "tensor"):
+    compiled = torch.compile(only_950[name], backend=backend, dynamic=False)
+    results["950"][f"{name}, compiled"] = error_of(compiled, blocks.npu())
 
 # TorchAir's own converter in the place of ours (defect T11)
 stock = importlib.import_module("torchair._ge_concrete_graph.ge_converter.custom.npu_rotary_mul")
