@@ -9,5 +9,6 @@ from pathlib import Path
 from npu_fused_graph.host.run import stand_ins
 
 _folder = tempfile.TemporaryDirectory()
-PYTHONPATH = os.pathsep.join(stand_ins(Path(_folder.name)))
-"""Where a process finds them."""
+_own = os.environ.get("PYTHONPATH")
+PYTHONPATH = os.pathsep.join([*stand_ins(Path(_folder.name)), *([_own] if _own else [])])
+"""Where a process finds them, and after them what these tests themselves are run with."""

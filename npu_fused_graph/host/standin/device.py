@@ -20,7 +20,8 @@ from npu_fused_graph.errors import UnsupportedModeError
 from npu_fused_graph.host.capture import recording
 from npu_fused_graph.host.capture.recording import forbid
 from npu_fused_graph.host.registration import registering_for_cpu_too
-from npu_fused_graph.host.standin import dynamo, mixed_dtypes, state
+from npu_fused_graph.host.standin import dynamo, mixed_dtypes, pinned, state
+from npu_fused_graph.host.standin.storages import Storages, is_traced
 from npu_fused_graph.ops import observers
 
 _keep: list[Any] = []
@@ -35,6 +36,7 @@ def install(npu: types.ModuleType) -> None:
     _register_hooks()
     _register_factories()
     _replace_methods()
+    pinned.install()
     _replace_generator()
     _replace_accelerator(npu)
     _replace_autocast()
@@ -50,36 +52,12 @@ def install(npu: types.ModuleType) -> None:
 # -- which tensors count as being on the device --------------------------------------------------------------
 
 
-class _Storages:
-    """A set of storages that does not keep them alive."""
-
-    def __init__(self) -> None:
-        self._weak: dict[int, int] = {}  # StorageImpl -> weak pointer; as long as it exists the address is not reused
-        self._limit = 1024
-
-    def add(self, x: Tensor) -> None:
-        storage = x.untyped_storage()
-        if storage._cdata in self._weak:
-            return
-        if len(self._weak) >= self._limit:
-            for key, weak in list(self._weak.items()):
-                if torch.UntypedStorage._expired(weak):
-                    torch.UntypedStorage._free_weak_ref(weak)
-                    del self._weak[key]
-            self._limit = max(1024, 2 * len(self._weak))
-        weak_ref: Any = storage._weak_ref()
-        self._weak[storage._cdata] = weak_ref
-
-    def __contains__(self, x: Tensor) -> bool:
-        return x.untyped_storage()._cdata in self._weak
-
-
-_device_storages = _Storages()
+_device_storages = Storages()
 
 
 def mark(x: Tensor) -> Tensor:
     """Let ``x`` count as a tensor on the device: its memory was made by a factory, ``.npu()`` or an operator there."""
-    if not _is_traced(x):
+    if not is_traced(x):
         _device_storages.add(x)
     return x
 
@@ -91,12 +69,7 @@ def _mark_all(results: tuple[Any, ...]) -> None:
 
 def is_on_npu(x: Tensor) -> bool:
     """Whether ``x``'s memory was made for the device."""
-    return not _is_traced(x) and x in _device_storages
-
-
-def _is_traced(x: Tensor) -> bool:
-    """Tensors without memory of their own: fake ones, and those of subclasses that wrap others."""
-    return type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta or torch._is_functional_tensor(x)
+    return not is_traced(x) and x in _device_storages
 
 
 # -- torch's own extension points ----------------------------------------------------------------------------
@@ -171,7 +144,7 @@ def _replace_methods() -> None:
     def npu(self: Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Tensor:
         """The tensor on the device: a copy, or itself if it is there already."""
         index = state.device_index(device)
-        if _is_traced(self) and not isinstance(self, torch.nn.Parameter):
+        if is_traced(self) and not isinstance(self, torch.nn.Parameter):
             return to(self, **kwargs) if kwargs else self  # in a graph everything is on the device
         if is_on_npu(self):
             return to(self, **kwargs) if kwargs else self
@@ -188,7 +161,7 @@ def _replace_methods() -> None:
             return to(self, *args, **kwargs) if args or kwargs else self
         if is_wanted_there:
             _refuse_copy(self, "to", bool(kwargs.get("non_blocking")) or (len(args) > 2 and args[2] is True))
-        if _target(args, kwargs) == "cpu" and not _is_traced(self):
+        if _target(args, kwargs) == "cpu" and not is_traced(self):
             forbid("Tensor.to", "a captured graph runs without the host", "Read it after the replay.", is_copy=True)
         result = to(self, *args, **kwargs)
         # a snapshot: on a device this is a copy, and scripts write into the original afterwards
@@ -203,31 +176,17 @@ def _replace_methods() -> None:
     Tensor.is_npu = property(lambda x: recording.current is not None or is_on_npu(x))  # type: ignore[attr-defined]
     Tensor.to = to_device  # type: ignore[method-assign, assignment]
     Tensor.cpu = cpu  # type: ignore[method-assign, assignment]
-    Tensor.pin_memory = _pin_memory  # type: ignore[method-assign, assignment]
-    Tensor.is_pinned = lambda self, device=None: self in _pinned_storages  # type: ignore[method-assign, operator]
     Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign, assignment]
 
 
 def _refuse_copy(x: Tensor, name: str, is_asynchronous: bool) -> None:
     """A copy to the device that waits: raises CaptureError inside a capture."""
-    if not _is_traced(x) and not (is_asynchronous and x in _pinned_storages):
+    if not is_traced(x) and not (is_asynchronous and pinned.is_pinned(x)):
         forbid(
             f"Tensor.{name}", "the host waits for the copy",
             "Copy before the capture, or into a tensor of the device from pinned memory with non_blocking=True.",
             is_copy=True,
         )  # fmt: skip
-
-
-_pinned_storages = _Storages()
-
-
-def _pin_memory(self: Tensor, device: Any = None) -> Tensor:
-    """A copy that counts as pinned, or itself if it is."""
-    if self in _pinned_storages:
-        return self
-    pinned = self.clone()
-    _pinned_storages.add(pinned)
-    return pinned
 
 
 def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -1,0 +1,37 @@
+"""Sets of tensors by their memory: which were made for the device, which are pinned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Storages:
+    """A set of storages that does not keep them alive."""
+
+    def __init__(self) -> None:
+        self._weak: dict[int, int] = {}  # StorageImpl -> weak pointer; as long as it exists the address is not reused
+        self._limit = 1024
+
+    def add(self, x: Tensor) -> None:
+        storage = x.untyped_storage()
+        if storage._cdata in self._weak:
+            return
+        if len(self._weak) >= self._limit:
+            for key, weak in list(self._weak.items()):
+                if torch.UntypedStorage._expired(weak):
+                    torch.UntypedStorage._free_weak_ref(weak)
+                    del self._weak[key]
+            self._limit = max(1024, 2 * len(self._weak))
+        weak_ref: Any = storage._weak_ref()
+        self._weak[storage._cdata] = weak_ref
+
+    def __contains__(self, x: Tensor) -> bool:
+        return x.untyped_storage()._cdata in self._weak
+
+
+def is_traced(x: Tensor) -> bool:
+    """Tensors without memory of their own: fake ones, and those of subclasses that wrap others."""
+    return type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta or torch._is_functional_tensor(x)
