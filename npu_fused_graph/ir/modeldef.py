@@ -83,7 +83,8 @@ def _node(op: Any) -> Node:
 def _desc(desc: Any, *, is_graph_input: bool = False) -> TensorDesc:
     """TorchAir leaves most shapes out, and writes a scalar input of the graph the same way; [-2] is an unknown rank."""
     attr = desc.attr
-    shape = tuple(desc.shape.dim)
+    # of an input in an internal memory format TorchAir gives the shape of the tensor as an attribute alone
+    shape = tuple(attr["origin_shape"].list.i if "origin_shape" in attr else desc.shape.dim)
     is_stated = shape != (-2,) and (bool(shape) or is_graph_input)
     fx_name = attr["_fx_tensor_name"].s.decode() if "_fx_tensor_name" in attr else None
     return TensorDesc(

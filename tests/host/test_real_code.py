@@ -18,3 +18,35 @@ def names() -> Any:
 class TestNames:
     def test_pinned_memory_is_ordinary_memory_that_is_remembered(self, names: Any) -> None:
         assert false_ones(names["pinned"]) == []
+
+    def test_formats_are_remembered_and_change_nothing(self, names: Any) -> None:
+        assert len(names["formats"]) == 10
+        assert false_ones(names["formats"]) == []
+
+    def test_a_prefetch_of_nothing_is_refused(self, names: Any) -> None:
+        assert "The max_size should be greater than zero, but got 0." in names["prefetch of nothing"]
+
+    def test_settings_and_numbers_of_a_device(self, names: Any) -> None:
+        assert false_ones(names["device"]) == []
+
+    def test_what_has_no_effect_says_so_once(self, names: Any) -> None:
+        assert [text.partition(":")[0] for text in names["once"]] == [
+            "[run] torch.npu.set_aoe",
+            "[run] dynamic_profile",
+            "[run] profiler.analyse",
+        ]
+
+    def test_tensors_are_saved_and_printed(self, names: Any) -> None:
+        assert names["saved"] == ["both_device_0.pt", "x_device_0_0.pt", "x_device_0_1.pt"]
+        assert names["saved right"] is True
+        assert names["printed"] == "ones=tensor([1., 1.]), shape=(2,), dtype=torch.float32\n"
+
+    def test_profiling_is_that_of_torch(self, names: Any) -> None:
+        assert false_ones(names["trace"]) == []
+        assert names["no such option"].endswith("got an unexpected keyword argument 'no_such_option'")
+
+    def test_tests_of_operators(self, names: Any) -> None:
+        assert names["tests"] == {
+            "failures": ["test_nan", "test_unequal"],
+            "skipped": ["Only run on ['Ascend910A'], current device is Ascend910B."],
+        }

@@ -138,6 +138,11 @@ def _printer(consts: dict[str, Any], attrs: dict[str, Any]) -> KernelFn | None:
     return None
 
 
+@kernel("Cmo", pure=False, ignored=("max_size", "type", "offset"))
+def cmo(src: Tensor) -> None:
+    """Loads a device's cache with src: nothing to do."""
+
+
 @kernel("PrintV2", pure=False, specialise=_printer)
 def print_v2(x: Tensor, *, output_stream: str = "stderr") -> None:
     """Prints the bytes of x as a line. TorchAir on Ascend uses stderr as well."""

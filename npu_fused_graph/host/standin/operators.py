@@ -29,14 +29,13 @@ from npu_fused_graph.errors import (
 )
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
-from npu_fused_graph.host.standin import attention, in_place, survey
+from npu_fused_graph.host.standin import attention, formats, graph_tensors, in_place, survey
 from npu_fused_graph.host.standin.device import mark
 from npu_fused_graph.host.standin.refusal import refused_attribute
 from npu_fused_graph.host.standin.wrong_arguments import overload_of, told_by_meta_functions, wrong_arguments
 from npu_fused_graph.ops import specs
 from npu_fused_graph.ops.int4 import pack_int4
 
-_ND = 2
 _INT8 = 1
 """torch's number."""
 _keep: list[Any] = []
@@ -64,7 +63,10 @@ def install() -> None:
             library.impl(name, call, "Functionalize")
             _writing.add(name)
     for name in ("empty_with_format", "unsafe_empty_with_format"):
-        library.impl(name, empty_with_format, "PrivateUse1")
+        library.impl(name, formats.empty_with_format, "PrivateUse1")
+    for key in ("PrivateUse1", "BackendSelect"):  # BackendSelect: a call that names no device
+        library.impl("empty_with_swapped_memory", formats.empty_with_swapped_memory, key)
+    graph_tensors.install(library)
     for name in _INFERENCE_ATTENTION:
         library.impl(f"{name}.out", lambda *args, out, **kwargs: tuple(out), "Meta", allow_override=True)
         library.impl(f"_{name}_get_max_workspace", _workspace, "Meta", allow_override=True)
@@ -166,33 +168,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-# -- operators of memory formats: a CPU tensor is always ND --------------------------------------------------
+# -- operators with CPU implementations of their own ----------------------------------------------------------
 
 
-def npu_format_cast(x: Tensor, acl_format: Any = _ND, *args: Any, **kwargs: Any) -> Tensor:
-    """A copy: formats of a device's memory do not exist here, values and shape are those of any format."""
-    return x.clone()
-
-
-def npu_format_cast_(x: Tensor, acl_format: Any = _ND, *args: Any, **kwargs: Any) -> Tensor:
-    return x
-
-
-def get_npu_format(x: Tensor) -> int:
-    """ND."""
-    return _ND
-
-
-def get_storage_size(x: Tensor) -> int:
-    """Elements in ``x``'s memory."""
-    return x.untyped_storage().nbytes() // x.element_size()
-
-
-def empty_with_format(
-    size: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None,
-    acl_format: int = _ND, **ignored: Any,
-) -> Tensor:  # fmt: skip
-    return torch.empty(size, dtype=dtype)
+def npu_prefetch(x: Tensor, dependency: Tensor | None, max_size: int, offset: int = 0) -> None:
+    """Loads a device's cache, which changes no number."""
+    torch.ops.npu.npu_prefetch(x.to("meta"), None, max_size, offset)  # its Meta function checks
 
 
 def npu_convert_weight_to_int4pack(weight: Tensor, inner_k_tiles: int = 0) -> Tensor:
@@ -248,21 +229,22 @@ _INFERENCE_ATTENTION = ("npu_fused_infer_attention_score", "npu_fused_infer_atte
 _WITH_EFFECTS = ("ffn_worker_scheduler_", "attention_worker_scheduler_")
 """In place, and with effects, which TorchAir orders: in a graph of nothing else, the result before the operator."""
 _OWN: dict[str, Callable[..., Any]] = {
-    "npu_format_cast": npu_format_cast,
-    "npu_format_cast.Tensor": npu_format_cast,
-    "_npu_format_cast": npu_format_cast,
-    "_npu_format_cast.aclnn": npu_format_cast,
-    "_npu_format_cast.input_dtype": npu_format_cast,
-    "npu_format_cast_": npu_format_cast_,
-    "npu_format_cast_.acl_format": npu_format_cast_,
+    "npu_format_cast": formats.npu_format_cast,
+    "npu_format_cast.Tensor": formats.npu_format_cast,
+    "_npu_format_cast": formats.npu_format_cast,
+    "_npu_format_cast.aclnn": formats.npu_format_cast,
+    "_npu_format_cast.input_dtype": formats.npu_format_cast,
+    "npu_format_cast_": formats.npu_format_cast_,
+    "npu_format_cast_.acl_format": formats.npu_format_cast_,
     "npu_convert_weight_to_int4pack": npu_convert_weight_to_int4pack,
     "npu_dynamic_block_quant": npu_dynamic_block_quant,
     "npu_apply_rotary_pos_emb": npu_apply_rotary_pos_emb,
     **{f"{name}.out": _into(name) for name in _INFERENCE_ATTENTION},
     **{f"_{name}_get_max_workspace": _workspace for name in _INFERENCE_ATTENTION},
-    "get_npu_format": get_npu_format,
-    "get_storage_size": get_storage_size,
-    "empty_with_format": empty_with_format,
-    "unsafe_empty_with_format": empty_with_format,
+    "get_npu_format": formats.get_npu_format,
+    "get_storage_size": formats.get_storage_size,
+    "empty_with_format": formats.empty_with_format,
+    "unsafe_empty_with_format": formats.empty_with_format,
+    "npu_prefetch": npu_prefetch,
     **attention.eager_calls(_call),
 }

@@ -1,4 +1,4 @@
-"""Sets of tensors by their memory: which were made for the device, which are pinned."""
+"""Sets of tensors by their memory: which were made for the device, which are pinned, which have a format."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from torch import Tensor
 
 
 class Storages:
-    """A set of storages that does not keep them alive."""
+    """A set of storages, each with a value, that does not keep them alive."""
 
     def __init__(self) -> None:
-        self._weak: dict[int, int] = {}  # StorageImpl -> weak pointer; as long as it exists the address is not reused
+        self._weak: dict[int, Any] = {}  # StorageImpl -> weak pointer; as long as it exists the address is not reused
+        self._values: dict[int, Any] = {}
         self._limit = 1024
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor, value: Any = None) -> None:
         storage = x.untyped_storage()
+        if value is not None:
+            self._values[storage._cdata] = value
         if storage._cdata in self._weak:
             return
         if len(self._weak) >= self._limit:
@@ -24,12 +27,15 @@ class Storages:
                 if torch.UntypedStorage._expired(weak):
                     torch.UntypedStorage._free_weak_ref(weak)
                     del self._weak[key]
+                    self._values.pop(key, None)
             self._limit = max(1024, 2 * len(self._weak))
-        weak_ref: Any = storage._weak_ref()
-        self._weak[storage._cdata] = weak_ref
+        self._weak[storage._cdata] = storage._weak_ref()
 
     def __contains__(self, x: Tensor) -> bool:
         return x.untyped_storage()._cdata in self._weak
+
+    def get(self, x: Tensor, default: Any = None) -> Any:
+        return self._values.get(x.untyped_storage()._cdata, default)
 
 
 def is_traced(x: Tensor) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from npu_fused_graph.host import load
 from npu_fused_graph.host.config import check_host_mode
 from npu_fused_graph.host.standin.device import mark
+from npu_fused_graph.host.standin.formats import use_internal_format_weight
 
 
 def on_load() -> None:
@@ -28,6 +29,9 @@ def on_load() -> None:
     # TorchAir asks c10d for a group's default device in a deprecated way; nothing the script could change
     warnings.filterwarnings("ignore", message=defects.PG_DEVICE)
     native.result_listeners.append(mark)
+    torchair: Any = importlib.import_module("torchair")
+    for module in (torchair, importlib.import_module("torchair.experimental.inference")):
+        vars(module)["use_internal_format_weight"] = use_internal_format_weight
     watch("torchair")
     process.tell_versions(str(support()))
     native.graph_listeners.append(lambda executable: process.counts.update(("graphs",)))

@@ -126,6 +126,14 @@ CASES = [
         dtypes=FLOATS,
     ),
     OpCase(
+        "Cmo",
+        lambda m: {"src": torch.ones(4)},
+        lambda src: [],
+        {"max_size": 16, "type": 6, "offset": 4},
+        outputs=(),
+        dtypes=FLOATS,
+    ),
+    OpCase(
         "PrintV2",
         lambda m: {"x": torch.tensor(list(b"text"), dtype=torch.uint8)},
         lambda x: [],

@@ -20,8 +20,9 @@ if not state.only_captures:
     process.require_names()
 
 from npu_fused_graph.host.standin import device, hccl, operators  # noqa: E402
-from npu_fused_graph.host.standin.operators import (  # noqa: E402, F401
+from npu_fused_graph.host.standin.formats import (  # noqa: E402, F401
     empty_with_format,
+    empty_with_swapped_memory,
     get_npu_format,
     get_storage_size,
     npu_format_cast,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import resource
 from typing import Any
 
+from npu_fused_graph.errors import warn_once
+from npu_fused_graph.host.standin.refusal import refused
+
 _PAGE = resource.getpagesize()
 
 
@@ -24,8 +27,8 @@ def max_memory_allocated(device: Any = None) -> int:
     return max(memory_allocated(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-memory_reserved = memory_allocated
-max_memory_reserved = max_memory_allocated
+memory_reserved = memory_cached = memory_allocated
+max_memory_reserved = max_memory_cached = max_memory_allocated
 
 
 def mem_get_info(device: Any = None) -> tuple[int, int]:
@@ -43,6 +46,11 @@ def memory_stats(device: Any = None) -> dict[str, int]:
     return {**stats, "num_alloc_retries": 0, "num_ooms": 0}
 
 
+def host_memory_stats() -> dict[str, int]:
+    """Host memory is the device's."""
+    return memory_stats()
+
+
 def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
     return "\n".join(f"{name}: {value}" for name, value in memory_stats().items())
 
@@ -56,8 +64,40 @@ def reset_peak_memory_stats(device: Any = None) -> None:
     """The kernel's record of this process stays."""
 
 
-reset_max_memory_allocated = reset_peak_memory_stats
+reset_max_memory_allocated = reset_max_memory_cached = reset_accumulated_memory_stats = reset_peak_memory_stats
+
+
+def reset_peak_host_memory_stats() -> None:
+    """Nor that of the host."""
+
+
+reset_accumulated_host_memory_stats = reset_peak_host_memory_stats
+host_empty_cache = empty_cache
 
 
 def set_per_process_memory_fraction(fraction: float, device: Any = None) -> None:
     """The CPU's allocator has no limit of its own."""
+
+
+def get_per_process_memory_fraction(device: Any = None) -> float:
+    return 1.0
+
+
+def get_allocator_backend() -> str:
+    return "native"
+
+
+def _record_memory_history(*args: Any, **kwargs: Any) -> None:
+    warn_once("[run] _record_memory_history: expected an NPU, got a machine without one. It has no effect.")
+
+
+def _snapshot(device: Any = None) -> dict[str, Any]:
+    return {"segments": [], "device_traces": []}
+
+
+def _dump_snapshot(filename: str = "dump_snapshot.pickle") -> None:
+    warn_once("[run] _dump_snapshot: expected an NPU, got a machine without one. It writes nothing.")
+
+
+caching_allocator_alloc = refused("torch.npu.caching_allocator_alloc", "the address would be one of a device")
+caching_allocator_delete = refused("torch.npu.caching_allocator_delete", "the address would be one of a device")

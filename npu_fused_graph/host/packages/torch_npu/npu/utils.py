@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from npu_fused_graph.host.capture.streams import current_stream, default_stream, set_stream, stream
 
-__all__ = ["current_stream", "default_stream", "get_cann_version", "set_stream", "stream"]
+__all__ = ["StreamContext", "current_stream", "default_stream", "get_cann_version", "set_stream", "stream"]
+
+StreamContext = stream
 
 
 def get_cann_version(module: str = "CANN") -> str:
@@ -15,3 +17,21 @@ def get_cann_version(module: str = "CANN") -> str:
 def _is_gte_cann_version(version: str, module: str = "CANN") -> bool:
     """The engine is not bound to a CANN: what is asked for is there or is refused by name."""
     return True
+
+
+def is_support_inf_nan() -> bool:
+    """As from the Ascend 910B on."""
+    return True
+
+
+def get_npu_overflow_flag() -> bool:
+    """No kernel here raises it: overflows give inf or nan."""
+    return False
+
+
+def clear_npu_overflow_flag() -> None:
+    """Nothing is raised."""
+
+
+def ipc_collect() -> None:
+    """No memory is shared by handles of a device."""
