@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.host.test_standin import false_ones, said_by
+from tests.processes import free_port
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +51,18 @@ class TestNames:
             "failures": ["test_nan", "test_unequal"],
             "skipped": ["Only run on ['Ascend910A'], current device is Ascend910B."],
         }
+
+
+def test_a_script_of_a_gpu_runs_with_one_import_more() -> None:
+    said = said_by("transfer_to_npu.py", str(free_port()))
+    assert false_ones(said.pop("made")) == []
+    assert said == {
+        "autocast": "torch.bfloat16",
+        "loaded": True,
+        "device": [True, 16, 3, "Ascend910B3", True, True],
+        "compiled": True,
+        "group": ["hccl", True, "cpu:gloo,npu:hccl"],
+        "mesh": "npu",
+        "script": True,
+        "warned": ["[run] torch.jit.script"],
+    }

@@ -132,7 +132,7 @@ def _factory(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _restore(storage: Any, location: str) -> Any:
-    return storage if location.startswith("npu") else None
+    return storage if location.startswith(("npu", "cuda") if state.cuda_is_npu else "npu") else None
 
 
 # -- methods -------------------------------------------------------------------------------------------------

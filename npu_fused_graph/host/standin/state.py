@@ -62,6 +62,9 @@ def options() -> RunOptions:
 only_captures = False
 """Whether torch_npu is imported in a process that is no run: for graphs that are captured, and nothing else."""
 
+cuda_is_npu = False
+"""Whether the script has imported torch_npu.contrib.transfer_to_npu."""
+
 _current = 0
 
 
@@ -83,7 +86,7 @@ def device_index(device: Any) -> int:
     kind, _, number = text.partition(":")
     if text.lstrip("-").isdigit():
         kind, number = "npu", text
-    if kind not in ("", "npu") or (number and not number.lstrip("-").isdigit()):
+    if kind not in ("", "npu", "cuda" if cuda_is_npu else "npu") or (number and not number.lstrip("-").isdigit()):
         raise argument_error("run", "device", "npu or an index", repr(device), "Write npu:0.")
     if not number or int(number) == -1:
         return _current

@@ -193,7 +193,6 @@ said["refused"] = {
     "unknown": error_of(lambda: torch.npu.no_such_thing),
     "operator": error_of(torch_npu.npu_silu_backward, x, x, x),
     "unknown operator": error_of(lambda: torch_npu.npu_no_such_thing),
-    "transfer_to_npu": error_of(lambda: __import__("torch_npu.contrib.transfer_to_npu")),
     "is no attribute": str(hasattr(torch.npu, "no_such_thing")),
 }
 print(json.dumps(said))

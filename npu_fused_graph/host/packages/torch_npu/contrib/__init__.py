@@ -1,4 +1,4 @@
-"""Stand-in for torch_npu.contrib, which has nothing that works without an NPU."""
+"""Stand-in for torch_npu.contrib, of which transfer_to_npu works without an NPU."""
 
 from __future__ import annotations
 

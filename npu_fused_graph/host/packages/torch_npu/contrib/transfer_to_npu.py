@@ -1,6 +1,6 @@
-"""Stand-in for the module that maps names of cuda to names of npu while a script runs."""
+"""Stand-in for the module that, once imported, lets names of cuda mean npu."""
 
-raise ImportError(
-    "[run] torch_npu.contrib.transfer_to_npu: expected a script that names its devices npu, got one that maps cuda to "
-    "it. Replace cuda by npu in the script."
-)
+from npu_fused_graph.host.standin import transfer
+from torch_npu import npu
+
+transfer.install(npu)

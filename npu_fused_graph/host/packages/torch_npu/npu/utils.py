@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from npu_fused_graph.host.capture.streams import current_stream, default_stream, set_stream, stream
 
 __all__ = ["StreamContext", "current_stream", "default_stream", "get_cann_version", "set_stream", "stream"]
 
-StreamContext = stream
+
+class StreamContext:
+    """``with torch.npu.stream(s)``, as a class."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __enter__(self) -> None:
+        self._inside = stream(self.stream)
+        self._inside.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._inside.__exit__(*error)
 
 
 def get_cann_version(module: str = "CANN") -> str:
