@@ -27,7 +27,6 @@ from tests.host.npu_cases import (
     quantised,
     rope,
 )
-from tests.host.npu_cases.base import Case
 from tests.host.npu_cases.base import Case, normal, wide
 from tests.host.npu_cases.low_bits import int4, packed
 from tests.host.stand_ins import PYTHONPATH

@@ -29,7 +29,7 @@ from npu_fused_graph.errors import (
 )
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
-from npu_fused_graph.host.standin import attention, formats, graph_tensors, in_place, survey
+from npu_fused_graph.host.standin import atb, attention, formats, graph_tensors, in_place, survey
 from npu_fused_graph.host.standin.device import mark
 from npu_fused_graph.host.standin.refusal import refused_attribute
 from npu_fused_graph.host.standin.wrong_arguments import overload_of, told_by_meta_functions, wrong_arguments
@@ -67,6 +67,7 @@ def install() -> None:
     for key in ("PrivateUse1", "BackendSelect"):  # BackendSelect: a call that names no device
         library.impl("empty_with_swapped_memory", formats.empty_with_swapped_memory, key)
     graph_tensors.install(library)
+    atb.install()
     for name in _INFERENCE_ATTENTION:
         library.impl(f"{name}.out", lambda *args, out, **kwargs: tuple(out), "Meta", allow_override=True)
         library.impl(f"_{name}_get_max_workspace", _workspace, "Meta", allow_override=True)
@@ -78,6 +79,8 @@ def python_function(module: types.ModuleType, name: str) -> Any:
     """``torch_npu.<name>``. Raises AttributeError for what torch_npu has no operator for."""
     if not name.startswith("__") and hasattr(torch.ops.npu, name):
         return getattr(torch.ops.npu, name)
+    if name in atb.OF_TORCH_NPU:
+        return atb.python_function(name)
     raise refused_attribute(module.__name__, name)
 
 

@@ -67,7 +67,7 @@ if not state.only_captures:
     hccl.install()
     process.begin()
 
-    from torch_npu import contrib, distributed, dynamo, profiler  # noqa: F401
+    from torch_npu import atb, contrib, distributed, dynamo, profiler  # noqa: F401
 
     operators.install()
     from torch_npu import _afd  # noqa: F401

@@ -1,0 +1,1 @@
+"""Where programs ask that operators of ATB are registered."""

@@ -1,0 +1,5 @@
+"""Registration of ATB's operators."""
+
+
+def _register_atb_extensions() -> None:
+    """They are registered."""
