@@ -142,7 +142,9 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
         raise wrong_arguments(overload_of(name), args, kwargs, reason) from None
     except Exception as error:
         told = error
-        if not (isinstance(error, UnsupportedOpError) and str(error).startswith("[run]")):  # by a Meta function: of a chip
+        if not (
+            isinstance(error, UnsupportedOpError) and str(error).startswith("[run]")
+        ):  # by a Meta function: of a chip
             told = UnsupportedOpError(
                 f"[run] {name}: expected a call TorchAir can lower and the CPU engine execute, got: "
                 f"{_first_line(error)}. See docs/run_on_a_laptop.md for the operators that run."
