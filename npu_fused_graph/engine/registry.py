@@ -223,9 +223,9 @@ def register_kernel(
     converters work; an attribute needs an annotation or a default that tells its type there.
     ignored: attributes that change nothing on a CPU. mutates: inputs it writes in place. outputs: IR names of the
     results; default the mutated inputs, then y, or y1, y2, ... as the return annotation has them. pure: allow
-    constant folding. is_collective: all ranks of its attribute ``group`` run it together, and compare its attributes
-    before the graph runs. replace: needed to take the place of an existing kernel, which stays what it was: collective,
-    a copy, one whose input is copied first.
+    constant folding. is_collective: all ranks of its attribute ``group``, or ``group_ep``, run it together, and compare
+    its attributes before the graph runs. replace: needed to take the place of an existing kernel, which stays what it
+    was: collective, a copy, one whose input is copied first.
 
     Raises UnsupportedOpError for a type that has a kernel, InvalidArgumentError for what is no name or no function,
     for mutated names that are no inputs, and for outputs that the return annotation contradicts.

@@ -11,6 +11,7 @@ COLLECTIVE = {
     "HcomAllReduce", "HcomAllGather", "HcomAllGatherV", "HcomReduceScatter", "HcomReduceScatterV", "HcomBroadcast",
     "HcomAllToAll", "HcomAllToAllV", "MatmulAllReduce", "MatmulReduceScatter", "AllGatherMatmul",
     "MatmulAllReduceAddRmsNorm", "InplaceMatmulAllReduceAddRmsNorm", "GroupedMatMulAllReduce",
+    "MoeDistributeDispatch", "MoeDistributeDispatchV2", "MoeDistributeCombine", "MoeDistributeCombineV2",
 }  # fmt: skip
 BETWEEN_TWO = {"HcomSend", "HcomReceive"}
 ON_ITS_OWN = {"DistributeBarrier"}
@@ -22,7 +23,8 @@ ONE_SIDED = {"AttentionToFFN", "FFNToAttention"}
 def test_every_type_with_a_group_is_declared() -> None:
     kernels = registered_types()
     assert {name for name, kernel in kernels.items() if kernel.is_collective} == COLLECTIVE
-    with_group = {name for name, kernel in kernels.items() if any(a.name == "group" for a in kernel.attrs)}
+    names = {"group", "group_ep"}
+    with_group = {name for name, kernel in kernels.items() if names & {a.name for a in kernel.attrs}}
     assert with_group == COLLECTIVE | BETWEEN_TWO | ON_ITS_OWN | ONE_SIDED
     assert {name for name, kernel in kernels.items() if kernel.is_one_sided} == ONE_SIDED
 
