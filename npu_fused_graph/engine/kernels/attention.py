@@ -26,6 +26,8 @@ FUSED_LAYOUTS = (
 """The layout of query, key and value, then that of the result where it is another one."""
 WASTE = 2
 """Sequences of different lengths are padded to one batch unless that multiplies the work by more."""
+ROOM = 2**20
+"""Elements of keys and values of such a batch, at most."""
 
 
 def attend(
@@ -106,7 +108,8 @@ def attend(
     width = keys.of(v).width
     out = queries.of(q.new_zeros(*q.shape[:3], width))
     lse = queries.of(torch.full(q.shape[:3], float("inf")))
-    for members in _batches(queries.lengths, keys.lengths):
+    columns = sum(part.width * kv_heads for part in (*k_parts, *([] if values is None else [values])))
+    for members in _batches(queries, keys, columns):
         q_own, kv_own = [queries.lengths[i] for i in members], [keys.lengths[i] for i in members]
         q, k = _columns(q_parts, members), _columns(k_parts, members)
         v = k if values is None else values.take(members)
@@ -142,13 +145,25 @@ def _of_members(shift: Tensor | None, members: Sequence[int], rows: int, columns
     return shift[..., :rows, :columns]
 
 
-def _batches(q_lengths: Sequence[int], kv_lengths: Sequence[int]) -> list[list[int]]:
-    """Sequences to compute together: all that have queries and keys, or each by itself where padding costs too much."""
-    work = {i: q * kv for i, (q, kv) in enumerate(zip(q_lengths, kv_lengths, strict=True)) if q * kv}
-    if not work:
-        return []
-    padded = len(work) * max(q_lengths[i] for i in work) * max(kv_lengths[i] for i in work)
-    return [list(work)] if padded <= WASTE * sum(work.values()) else [[i] for i in work]
+def _batches(queries: Sequences, keys: Sequences, columns: int) -> list[list[int]]:
+    """Sequences to compute together, of those with queries and keys. columns: of a token's key and value.
+
+    What lies evenly in memory is one batch. Else sequences are copied: as many as stay in the processor's caches.
+    """
+    sizes = {i: pair for i, pair in enumerate(zip(queries.lengths, keys.lengths, strict=True)) if all(pair)}
+    if keys.is_in_place and len(set(sizes.values())) == 1:
+        return [list(sizes)]
+    found: list[list[int]] = []
+    most_q = most_kv = work = 0
+    for i, (q, kv) in sizes.items():
+        most_q, most_kv, work = max(most_q, q), max(most_kv, kv), work + q * kv
+        count = len(found[-1]) + 1 if found else 0
+        if count and count * most_q * most_kv <= WASTE * work and count * most_kv * columns <= ROOM:
+            found[-1].append(i)
+        else:
+            found.append([i])
+            most_q, most_kv, work = q, kv, q * kv
+    return found
 
 
 @kernel(

@@ -55,6 +55,11 @@ class Sequences:
     packed: bool = False
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether sequences of one length need no copy."""
+        return True
+
+    @property
     def width(self) -> int:
         """D."""
         return self.x.shape[-1]
@@ -110,6 +115,10 @@ class Paged(Sequences):
 
     table: Tensor = field(default_factory=lambda: torch.empty(0))
     heads: int = 1
+
+    @property
+    def is_in_place(self) -> bool:
+        return False
 
     @property
     def width(self) -> int:
