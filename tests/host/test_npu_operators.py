@@ -24,11 +24,13 @@ from tests.host.npu_cases import (
     moe,
     packed_attention,
     pointwise,
+    quant_attention,
     quantised,
     rope,
 )
 from tests.host.npu_cases.base import Case, normal, wide
 from tests.host.npu_cases.low_bits import int4, packed
+from tests.host.npu_cases.base import Case
 from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
 from tests.scripts import script
@@ -44,6 +46,7 @@ _FAMILIES = (
     moe,
     packed_attention,
     pointwise,
+    quant_attention,
     quantised,
     rope,
 )

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels.attention_scores import FEW_ROWS, SPARSE_MODES, Sight, attention, hidden_4d
-from npu_fused_graph.engine.kernels.attention_tokens import (
-    PACKED,
-    Sequences,
-    in_a_pack,
-    in_pages,
-    in_rows,
-    laid_out,
-    tokens,
-)
+from npu_fused_graph.engine.kernels.attention_batches import attend
+from npu_fused_graph.engine.kernels.attention_quant import CACHE_MODES, Scales
+from npu_fused_graph.engine.kernels.attention_scores import SPARSE_MODES
 from npu_fused_graph.engine.registry import Ints, kernel, unsupported
 
 LAYOUTS = ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND")
@@ -24,179 +17,68 @@ FUSED_LAYOUTS = (
     *LAYOUTS, "NTD", "NSD", "TND_NTD", "NTD_TND", "BSH_BNSD", "BSND_BNSD", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD"
 )  # fmt: skip
 """The layout of query, key and value, then that of the result where it is another one."""
-WASTE = 2
-"""Sequences of different lengths are padded to one batch unless that multiplies the work by more."""
-ROOM = 2**20
-"""Elements of keys and values of such a batch, at most."""
+_NUMBERS = {torch.int8: 1, torch.float16: 5, torch.bfloat16: 15}
+"""torch's numbers of dtypes, in which TorchAir hands over out_dtype; it says something of quantised calls only."""
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pse_shift: Tensor | None,
-    mask: Tensor | None,
-    q_lengths: list[int] | None,
-    kv_lengths: list[int] | None,
-    *,
-    num_heads: int,
-    num_key_value_heads: int,
-    scale: float,
-    layout: str,
-    sparse_mode: int,
-    pre_tokens: int,
-    next_tokens: int,
+def _shared_scales(scale: Tensor, offset: Tensor | None, mode: int) -> tuple[Scales, Scales]:
+    """Those of key and value, from one tensor for both."""
+    key, value = (
+        Scales(scale[i : i + 1], None if offset is None else offset[i : i + 1], mode, "antiquant_scale") for i in (0, 1)
+    )
+    return key, value
+
+
+def _check_dtypes(
     ge_type: str,
-    with_lse: bool = False,
-    block_table: Tensor | None = None,
-    block_size: int = 0,
-    rope: tuple[Tensor, Tensor] | None = None,
-    sink: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(attention, log-sum-exp [B, N, Sq, 1] or [T, N, 1]). A row without visible keys gives 0 and +inf.
-
-    rope: further columns of query and key.
-    """
-    layout, _, out_layout = layout.partition("_")
-    is_packed, is_paged = layout in PACKED, block_table is not None
-
-    def rows(x: Tensor) -> Tensor:
-        return tokens(x, layout, num_heads, ge_type, "num_heads")
-
-    def kv_rows(x: Tensor) -> Tensor:
-        return x if is_paged else tokens(x, layout, kv_heads, ge_type, "num_key_value_heads")
-
-    kv_heads = num_key_value_heads or num_heads
-    q, k, v = rows(query), kv_rows(key), kv_rows(value)
-    if is_packed:
-        queries = in_a_pack(q, q_lengths, ge_type, "actual_seq_lengths")
-    elif q.shape[1] == 1:
-        # a single query has no lengths and, without rope, no sparse mode, as documented
-        queries = in_rows(q, None, ge_type, "actual_seq_lengths")
-        if rope is None:
-            sparse_mode, mask = 1, mask if sparse_mode < 2 else None
-    else:
-        queries = in_rows(q, q_lengths, ge_type, "actual_seq_lengths")
-    batch = len(queries.lengths)
-    keys: Sequences
-    if block_table is not None:
-        keys = in_pages(k, block_table, kv_lengths, batch, kv_heads, block_size, ge_type)
-    elif is_packed:
-        keys = in_a_pack(k, kv_lengths, ge_type, "actual_seq_lengths_kv")
-    else:
-        keys = in_rows(k, kv_lengths, ge_type, "actual_seq_lengths_kv")
-    if len(keys.lengths) != batch:
-        raise unsupported(ge_type, "actual_seq_lengths_kv", f"{batch} of them, one per sequence", keys.lengths)
-
-    hidden = None
-    if sparse_mode > 1 and mask is None:
-        raise unsupported(ge_type, "atten_mask", f"a mask with sparse_mode {sparse_mode}", None)
-    if sparse_mode < 2 and mask is not None:
-        if is_packed:
-            raise unsupported(ge_type, "atten_mask", f"none with sparse_mode {sparse_mode} in layout {layout}", mask)
-        hidden = hidden_4d(mask, q.shape[1], max(keys.lengths, default=0) if is_paged else k.shape[1], ge_type)
-    sight = Sight.of(sparse_mode, hidden, pre_tokens, next_tokens)
-    if sight.from_the_end and pse_shift is None:
-        # what lies in front of the first query's window is not even read
-        sizes = zip(keys.lengths, queries.lengths, strict=True)
-        keys = keys.without_first([min(max(0, n - own - sight.before), n) for n, own in sizes])
-
-    q_parts, k_parts = [queries], [keys]
-    if rope is not None:
-        q_parts, k_parts = [queries, queries.of(rows(rope[0]))], [keys, keys.of(kv_rows(rope[1]))]
-    values = None if _is_same(k, v) else keys.of(v)
-    width = keys.of(v).width
-    out = queries.of(q.new_zeros(*q.shape[:3], width))
-    lse = queries.of(torch.full(q.shape[:3], float("inf")))
-    columns = sum(part.width * kv_heads for part in (*k_parts, *([] if values is None else [values])))
-    for members in _batches(queries, keys, columns):
-        q_own, kv_own = [queries.lengths[i] for i in members], [keys.lengths[i] for i in members]
-        q, k = _columns(q_parts, members), _columns(k_parts, members)
-        v = k if values is None else values.take(members)
-        shift = _of_members(pse_shift, members, max(q_own), max(kv_own))
-        causal = shift is None and q.shape[1] > FEW_ROWS and sight.is_causal(q_own, kv_own)
-        seen = None if causal else sight.seen(members, q_own, kv_own)
-        results, sums = attention(
-            q, k, v, seen, shift, sink, scale=scale, width=width, causal=causal, with_lse=with_lse
-        )  # fmt: skip
-        out.put(members, results)
-        if sums is not None:
-            lse.put(members, sums)
-    if not with_lse:
-        return laid_out(out.x, out_layout or layout), torch.empty(0)
-    lse_ = lse.x[0] if is_packed else lse.x.transpose(1, 2)
-    return laid_out(out.x, out_layout or layout), lse_.unsqueeze(-1)
+    query: Tensor,
+    caches: tuple[Tensor, ...],
+    scales: tuple[Scales, Scales] | None,
+    rope: Tensor | None = None,
+    query_scale: Tensor | None = None,
+    query_mode: int = 0,
+) -> None:
+    """One floating dtype; with scales int8 caches; int8 throughout only with rope and one scale per cache."""
+    if query.dtype is torch.int8:
+        single = scales is not None and all(x.scale.numel() == 1 and x.offset is None for x in scales)
+        if rope is None or query_scale is None or query_mode != 3 or not single:
+            raise unsupported(
+                ge_type, "query",
+                "int8 only with rope, query_quant_mode 3, dequant_scale_query and a scale of key and of value", query,
+            )  # fmt: skip
+    elif query_scale is not None:
+        raise unsupported(ge_type, "dequant_scale_query", "an int8 query with it", query)
+    elif scales is not None and rope is not None:
+        raise unsupported(ge_type, "query", "int8 where rope and scales of key and value are given", query)
+    wanted = query.dtype if scales is None else torch.int8
+    for cache in caches:
+        if cache.dtype is not wanted:
+            raise unsupported(ge_type, "key", f"{wanted} for this query and these scales", cache)
 
 
-def _is_same(x: Tensor, y: Tensor) -> bool:
-    """Whether both are the same memory: the latent cache that serves as key and as value."""
-    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
-
-
-def _columns(parts: Sequence[Sequences], members: Sequence[int]) -> Tensor:
-    taken = [part.take(members) for part in parts]
-    return torch.cat(taken, -1) if len(taken) > 1 else taken[0]
-
-
-def _of_members(shift: Tensor | None, members: Sequence[int], rows: int, columns: int) -> Tensor | None:
-    if shift is None:
-        return None
-    shift = shift[torch.tensor(members)] if shift.shape[0] > 1 else shift
-    return shift[..., :rows, :columns]
-
-
-def _batches(queries: Sequences, keys: Sequences, columns: int) -> list[list[int]]:
-    """Sequences to compute together, of those with queries and keys. columns: of a token's key and value.
-
-    What lies evenly in memory is one batch. Else sequences are copied: as many as stay in the processor's caches.
-    """
-    sizes = {i: pair for i, pair in enumerate(zip(queries.lengths, keys.lengths, strict=True)) if all(pair)}
-    if keys.is_in_place and len(set(sizes.values())) == 1:
-        return [list(sizes)]
-    found: list[list[int]] = []
-    most_q = most_kv = work = 0
-    for i, (q, kv) in sizes.items():
-        most_q, most_kv, work = max(most_q, q), max(most_kv, kv), work + q * kv
-        count = len(found[-1]) + 1 if found else 0
-        if count and count * most_q * most_kv <= WASTE * work and count * most_kv * columns <= ROOM:
-            found[-1].append(i)
-        else:
-            found.append([i])
-            most_q, most_kv, work = q, kv, q * kv
-    return found
+def _check_unfed(ge_type: str, inputs: Mapping[str, object], why: str) -> None:
+    for name, value in inputs.items():
+        if value is not None:
+            raise unsupported(ge_type, name, f"none with {why}", value)
 
 
 @kernel(
     "FusedInferAttentionScore",
-    ignored=(
-        "inner_precise",
-        "out_dtype",  # says something of quantised results only
-        # the attributes below qualify inputs that the kernel refuses
-        "antiquant_mode",
-        "key_antiquant_mode",
-        "value_antiquant_mode",
-        "query_quant_mode",
-    ),
-    allowed={"input_layout": FUSED_LAYOUTS, "sparse_mode": SPARSE_MODES, "pse_type": (0,)},
+    ignored=("inner_precise",),
+    allowed={
+        "input_layout": FUSED_LAYOUTS,
+        "sparse_mode": SPARSE_MODES,
+        "antiquant_mode": (0, 1),
+        "key_antiquant_mode": CACHE_MODES,
+        "value_antiquant_mode": CACHE_MODES,
+        "query_quant_mode": (0, 3),
+        "pse_type": (0,),
+    },
     unfed=(
         "dequant_scale1",
         "quant_scale1",
         "dequant_scale2",
-        "quant_scale2",
-        "quant_offset2",
-        "antiquant_scale",
-        "antiquant_offset",
-        "query_padding_size",
-        "kv_padding_size",
-        "key_antiquant_scale",
-        "key_antiquant_offset",
-        "value_antiquant_scale",
-        "value_antiquant_offset",
-        "key_shared_prefix",
-        "value_shared_prefix",
-        "actual_shared_prefix_len",
         "key_rope_antiquant_scale",
-        "dequant_scale_query",
         "q_start_idx",
         "kv_start_idx",
     ),
@@ -217,15 +99,15 @@ def fused_infer_attention_score(
     antiquant_scale: Tensor | None = None,
     antiquant_offset: Tensor | None = None,
     block_table: Tensor | None = None,
-    query_padding_size: Tensor | None = None,
-    kv_padding_size: Tensor | None = None,
+    query_padding_size: Ints | None = None,
+    kv_padding_size: Ints | None = None,
     key_antiquant_scale: Tensor | None = None,
     key_antiquant_offset: Tensor | None = None,
     value_antiquant_scale: Tensor | None = None,
     value_antiquant_offset: Tensor | None = None,
     key_shared_prefix: Tensor | None = None,
     value_shared_prefix: Tensor | None = None,
-    actual_shared_prefix_len: Tensor | None = None,
+    actual_shared_prefix_len: Ints | None = None,
     query_rope: Tensor | None = None,
     key_rope: Tensor | None = None,
     key_rope_antiquant_scale: Tensor | None = None,
@@ -242,17 +124,55 @@ def fused_infer_attention_score(
     num_key_value_heads: int = 0,
     sparse_mode: int = 0,
     block_size: int = 0,
+    antiquant_mode: int = 0,
     softmax_lse_flag: bool = False,
+    key_antiquant_mode: int = 0,
+    value_antiquant_mode: int = 0,
+    query_quant_mode: int = 0,
     pse_type: int = 0,
+    out_dtype: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention of prefill and decoding, over dense, packed or paged keys and values."""
     ge_type = "FusedInferAttentionScore"
     if len(key) != 1 or len(value) != 1:
         raise unsupported(ge_type, "key", "one tensor", len(key))
-    if (query_rope is None) != (key_rope is None):
-        raise unsupported(ge_type, "query_rope", "key_rope with it, or neither", query_rope)
+    for name, one, name_of_other, other in (
+        ("query_rope", query_rope, "key_rope", key_rope),
+        ("key_shared_prefix", key_shared_prefix, "value_shared_prefix", value_shared_prefix),
+        ("key_antiquant_scale", key_antiquant_scale, "value_antiquant_scale", value_antiquant_scale),
+    ):
+        if (one is None) != (other is None):
+            raise unsupported(ge_type, name, f"it and {name_of_other}, or neither", one)
     if learnable_sink is not None and softmax_lse_flag:
         raise unsupported(ge_type, "softmax_lse_flag", "False with learnable_sink", True)
+    scales = None
+    if key_antiquant_scale is not None and value_antiquant_scale is not None:
+        scales = (
+            Scales(key_antiquant_scale, key_antiquant_offset, key_antiquant_mode, "key_antiquant_scale"),
+            Scales(value_antiquant_scale, value_antiquant_offset, value_antiquant_mode, "value_antiquant_scale"),
+        )
+    elif antiquant_scale is not None:
+        scales = _shared_scales(antiquant_scale, antiquant_offset, antiquant_mode)
+    if quant_scale2 is not None or query.dtype is torch.int8:
+        result = torch.int8 if quant_scale2 is not None or query_rope is None else query_rope.dtype
+        if out_dtype not in (0, _NUMBERS.get(result)):
+            raise unsupported(ge_type, "out_dtype", f"that of {result}", out_dtype)
+    _check_dtypes(ge_type, query, (*key, *value), scales, query_rope, dequant_scale_query, query_quant_mode)
+    if dequant_scale_query is not None:
+        others = {"pse_shift": pse_shift, "learnable_sink": learnable_sink, "quant_scale2": quant_scale2}
+        _check_unfed(ge_type, others | {"softmax_lse_flag": softmax_lse_flag or None}, "an int8 query")
+    prefix = None
+    if key_shared_prefix is not None and value_shared_prefix is not None:
+        others = {
+            "block_table": block_table,
+            "query_rope": query_rope,
+            "key_antiquant_scale": scales and scales[0].scale,
+        }
+        _check_unfed(ge_type, others, "a shared prefix")
+        prefix = key_shared_prefix, value_shared_prefix
+        if actual_shared_prefix_len is not None:
+            axis = 2 if input_layout.startswith("BNSD") else 1
+            prefix = tuple(x.narrow(axis, 0, actual_shared_prefix_len[0]) for x in prefix)  # type: ignore[assignment]
     return attend(
         query,
         key[0],
@@ -274,6 +194,12 @@ def fused_infer_attention_score(
         block_size=block_size,
         rope=None if query_rope is None or key_rope is None else (query_rope, key_rope),
         sink=learnable_sink,
+        q_padding=query_padding_size,
+        kv_padding=kv_padding_size,
+        prefix=prefix,
+        cache_scales=scales,
+        query_scale=dequant_scale_query,
+        result_scale=None if quant_scale2 is None else (quant_scale2, quant_offset2),
     )
 
 
@@ -281,7 +207,7 @@ def fused_infer_attention_score(
     "PromptFlashAttention",
     ignored=("inner_precise",),
     allowed={"input_layout": LAYOUTS, "sparse_mode": SPARSE_MODES},
-    unfed=("deq_scale1", "quant_scale1", "deq_scale2", "quant_scale2", "quant_offset2"),
+    unfed=("deq_scale1", "quant_scale1", "deq_scale2"),
 )
 def prompt_flash_attention(
     query: Tensor,
@@ -305,6 +231,7 @@ def prompt_flash_attention(
     num_key_value_heads: int = 1,
     sparse_mode: int = 0,
 ) -> Tensor:
+    _check_dtypes("PromptFlashAttention", query, (key, value), None)
     return attend(
         query,
         key,
@@ -321,6 +248,7 @@ def prompt_flash_attention(
         pre_tokens=pre_tokens,
         next_tokens=next_tokens,
         ge_type="PromptFlashAttention",
+        result_scale=None if quant_scale2 is None else (quant_scale2, quant_offset2),
     )[0]
 
 
@@ -328,16 +256,7 @@ def prompt_flash_attention(
     "IncreFlashAttention",
     ignored=("inner_precise",),
     allowed={"input_layout": ("BSH", "BSND", "BNSD")},
-    unfed=(
-        "dequant_scale1",
-        "quant_scale1",
-        "dequant_scale2",
-        "quant_scale2",
-        "quant_offset2",
-        "antiquant_scale",
-        "antiquant_offset",
-        "kv_padding_size",
-    ),
+    unfed=("dequant_scale1", "quant_scale1", "dequant_scale2"),
 )
 def incre_flash_attention(
     query: Tensor,
@@ -354,7 +273,7 @@ def incre_flash_attention(
     antiquant_scale: Tensor | None = None,
     antiquant_offset: Tensor | None = None,
     block_table: Tensor | None = None,
-    kv_padding_size: Tensor | None = None,
+    kv_padding_size: Ints | None = None,
     *,
     num_heads: int,
     scale_value: float = 1.0,
@@ -365,6 +284,8 @@ def incre_flash_attention(
     """One query token; actual_seq_lengths are those of key and value."""
     if len(key) != 1 or len(value) != 1:
         raise unsupported("IncreFlashAttention", "key", "one tensor", len(key))
+    scales = None if antiquant_scale is None else _shared_scales(antiquant_scale, antiquant_offset, 0)
+    _check_dtypes("IncreFlashAttention", query, (*key, *value), scales)
     return attend(
         query,
         key[0],
@@ -383,4 +304,7 @@ def incre_flash_attention(
         ge_type="IncreFlashAttention",
         block_table=block_table,
         block_size=block_size,
+        kv_padding=kv_padding_size,
+        cache_scales=scales,
+        result_scale=None if quant_scale2 is None else (quant_scale2, quant_offset2),
     )[0]

@@ -85,7 +85,7 @@ class Sight:
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, shift: Tensor | None, sink: Tensor | None,
-    *, scale: float, width: int, causal: bool, with_lse: bool,
+    *, scale: float, width: int, causal: bool, with_lse: bool, exact: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """(softmax(scale q k^T + shift) v, log-sum-exp [b, Sq, N] if asked for); rows that see nothing give 0 and inf.
 
@@ -94,11 +94,10 @@ def attention(
 
     Scores, their maximum and their sum are float32. The cube of A2 and A3 multiplies 16-bit operands: weights, not yet
     divided by their sum, are rounded to the type of v, products add up in float32 and the result is rounded once. So
-    does torch's flash attention; with a log-sum-exp or a sink it runs in float32, where only the result is rounded.
+    does torch's flash attention; with a log-sum-exp, a sink or ``exact`` it runs in float32 and rounds nothing.
     """
     rows, heads = q.shape[1:3]
     groups = heads // k.shape[2]
-    result_dtype = q.dtype
     if (missing := k.shape[-1] - v.shape[-1]) != 0:  # torch's flash attention wants one head size
         q, k, v = pad(q, (0, max(-missing, 0))), pad(k, (0, max(-missing, 0))), pad(v, (0, max(missing, 0)))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -110,7 +109,7 @@ def attention(
         q = q.unflatten(1, (k.shape[1], groups)).flatten(2, 3)
         mask = mask if mask is None else _folded(mask, groups, rows)
     lse: Tensor | None = None
-    if with_lse or sink is not None:
+    if with_lse or exact or sink is not None:
         # the operator itself, which hands out the log-sum-exp and reads dense rows
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q.float(), k.float(), v.float()))
         if groups > 1 and not folded:
@@ -133,7 +132,7 @@ def attention(
         if seen is not None:
             lse = lse.masked_fill(~seen.any(-1), float("inf"))
         lse = lse.transpose(1, 2)
-    return out.transpose(1, 2)[..., :width].to(result_dtype), lse
+    return out.transpose(1, 2)[..., :width], lse
 
 
 def _folded(mask: Tensor, groups: int, rows: int) -> Tensor:

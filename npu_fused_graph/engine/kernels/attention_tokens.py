@@ -172,13 +172,20 @@ def each(lengths: Sequence[int] | None, batch: int, full: int) -> list[int]:
     return list(lengths) * batch if len(lengths) == 1 else list(lengths)[:batch]
 
 
-def in_rows(x: Tensor, lengths: Sequence[int] | None, ge_type: str, name: str) -> Sequences:
-    """The sequences of [B, S, N, D]."""
+def in_rows(
+    x: Tensor, lengths: Sequence[int] | None, padding: Sequence[int] | None, ge_type: str, name: str
+) -> Sequences:
+    """The sequences of [B, S, N, D]. padding: places behind each, with which lengths count from the right."""
     batch, full = x.shape[:2]
     own = each(lengths, batch, full)
     if len(own) < batch or any(not 0 <= n <= full for n in own):
         raise unsupported(ge_type, name, f"{batch} lengths from 0 to {full}", own)
-    return Sequences(x, [0] * batch, own)
+    if padding is None or lengths is None:
+        return Sequences(x, [0] * batch, own)
+    starts = [full - max(n, 0) - length for n, length in zip(each(padding, batch, 0), own, strict=True)]
+    if any(start < 0 for start in starts):
+        raise unsupported(ge_type, name, f"lengths that leave room for a padding of {padding} in {full}", own)
+    return Sequences(x, starts, own)
 
 
 def in_a_pack(x: Tensor, ends: Sequence[int] | None, ge_type: str, name: str) -> Sequences:

@@ -17,7 +17,7 @@ PACKED = ("TND", "NTD")
 SCALE = 0.3
 
 
-def _one_sequence(
+def one_sequence(
     q: Tensor, k: Tensor, v: Tensor, mode: int, pre: int, after: int, sink: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Attention [S, N, Dv] and log-sum-exp [S, N] of q [S, N, D], k [L, KV, D] and v, pair by pair."""
@@ -71,16 +71,17 @@ def _table(lengths: Sequence[int], pages: int) -> Tensor:
     return torch.tensor([row + [-9] * (width - len(row)) for row in rows], dtype=torch.int32)
 
 
-def _pages(m: Make, cache: str, lengths: Sequence[int], table: Tensor, pages: int, heads: int, width: int) -> Tensor:
-    """A cache of NaN wherever no sequence has a token."""
-    x = torch.full((pages, BLOCK, heads, width), math.nan).to(m.dtype)
-    for row, length in zip(table.tolist(), lengths, strict=True):
-        for j in range(length):
-            x[row[j // BLOCK], j % BLOCK] = m(heads, width, low=-1, high=1)
-    if cache == "bsh":
+def pages_of(parts: Sequence[Tensor], form: str, table: Tensor, pages: int, wide: int = 16) -> Tensor:
+    """Tokens [length, KV heads, D] of each sequence in a cache, which is NaN (or 99) elsewhere. wide: columns in NZ."""
+    _, heads, width = parts[0].shape
+    x = torch.full((pages, BLOCK, heads, width), math.nan if parts[0].is_floating_point() else 99).to(parts[0].dtype)
+    for part, row in zip(parts, table.tolist(), strict=True):
+        for j, token in enumerate(part):
+            x[row[j // BLOCK], j % BLOCK] = token
+    if form == "bsh":
         return x.flatten(2)
     x = x.transpose(1, 2).contiguous()
-    return x if cache == "bnsd" else x.unflatten(3, (-1, 16)).transpose(2, 3).contiguous()
+    return x if form == "bnsd" else x.unflatten(3, (-1, wide)).transpose(2, 3).contiguous()
 
 
 def _from_pages(x: Tensor, row: Sequence[int], length: int, heads: int) -> Tensor:
@@ -127,10 +128,12 @@ def case(
         found: dict[str, Any] = {"query": tokens(heads, q_lengths, rows, width)}
         for part, size in widths.items():
             if table is not None:
-                found[part] = _pages(m, cache, kv_lengths, table, 12, kv_heads, size)
+                parts = [m(length, kv_heads, size, low=-1, high=1) for length in kv_lengths]
+                found[part] = pages_of(parts, cache, table, 12)
             else:
                 found[part] = tokens(kv_heads, kv_lengths, max(kv_lengths), size)
-        found["key"], found["value"] = [found["key"]], [found["value"]]
+        if ge_type != "PromptFlashAttention":
+            found["key"], found["value"] = [found["key"]], [found["value"]]
         if rope:
             found["query_rope"] = tokens(heads, q_lengths, rows, rope)
         if mode:
@@ -147,7 +150,7 @@ def case(
         return found
 
     def expected(query: Tensor, **rest: Any) -> list[Tensor]:
-        key, value = rest["key"][0], rest["value"][0]
+        key, value = (x[0] if isinstance(x, list) else x for x in (rest["key"], rest["value"]))
         q = _to_tokens(query, source, heads)
         if rope:
             q = torch.cat([q, _to_tokens(rest["query_rope"], source, heads)], -1)
@@ -165,25 +168,26 @@ def case(
             k = torch.cat([k, part(rest["key_rope"])], -1) if rope else k
             row = 0 if packed else b
             places = slice(begin, begin + own)
-            out[row, places], sums[row, places] = _one_sequence(
+            out[row, places], sums[row, places] = one_sequence(
                 q[row, places], k, v, mode, *band, rest.get("learnable_sink")
             )
             if packed:
                 begin, kv_begin = begin + own, kv_begin + (0 if table is not None else kv_own)
         attention = _from_tokens(out, target or source)
-        if ge_type == "IncreFlashAttention":
+        if ge_type != "FusedInferAttentionScore":
             return [attention]
         if not lse:
             return [attention, torch.empty(0)]
         return [attention, sums[0].unsqueeze(-1) if packed else sums.transpose(1, 2).unsqueeze(-1)]
 
     attrs: dict[str, Any] = {"num_heads": heads, "num_key_value_heads": kv_heads, "input_layout": layout}
-    attrs["block_size"] = BLOCK if cache else 0
+    if cache:
+        attrs["block_size"] = BLOCK
     outputs: tuple[str, ...] = ("attention_out",)
-    if ge_type == "IncreFlashAttention":
-        attrs["scale_value"] = SCALE
-    else:
-        attrs |= {"scale": SCALE, "sparse_mode": mode, "pre_tokens": band[0], "next_tokens": band[1]}
+    attrs["scale" if ge_type == "FusedInferAttentionScore" else "scale_value"] = SCALE
+    if ge_type != "IncreFlashAttention":
+        attrs |= {"sparse_mode": mode, "pre_tokens": band[0], "next_tokens": band[1]}
+    if ge_type == "FusedInferAttentionScore":
         attrs["softmax_lse_flag"] = lse
         outputs = ("attention_out", "softmax_lse")
     return OpCase(ge_type, inputs, expected, attrs, outputs=outputs, dtypes=dtypes, name=name)
@@ -238,4 +242,5 @@ CASES = [
     case("mla_bnsd", "BNSD_NBSD", (2, 1), (20, 33), cache="bnsd", kv_heads=1, width=32, rope=16, mode=3),
     case("pages", "BSH", (1, 1), (20, 33), cache="bsh", ge_type="IncreFlashAttention"),
     case("pages_bnsd", "BNSD", (1, 1), (20, 33), cache="bnsd", ge_type="IncreFlashAttention"),
+    case("tnd", "TND", (3, 1, 4), (5, 2, 4), mode=3, ge_type="PromptFlashAttention"),
 ]

@@ -34,9 +34,10 @@ def window(rows: int, columns: int, before: int | None) -> np.ndarray:
 
 
 def pages_of(parts: Sequence[Tensor], form: str, table: Tensor) -> Tensor:
-    """[L, KV heads, D] of each sequence in a cache that is NaN elsewhere."""
+    """[L, KV heads, D] of each sequence in a cache that is NaN (or 99) elsewhere."""
     _, heads, width = parts[0].shape
-    cache = torch.full((int(table.max()) + 1, BLOCK, heads, width), torch.nan, dtype=parts[0].dtype)
+    nothing = torch.nan if parts[0].is_floating_point() else 99
+    cache = torch.full((int(table.max()) + 1, BLOCK, heads, width), nothing).to(parts[0].dtype)
     for part, numbers in zip(parts, table.tolist(), strict=True):
         for start, number in zip(range(0, len(part), BLOCK), numbers, strict=False):
             rows = part[start : start + BLOCK]

@@ -1,0 +1,126 @@
+"""What the attention kernels refuse, and how much of a cache they read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from npu_fused_graph.engine.kernels.attention import fused_infer_attention_score
+from npu_fused_graph.errors import UnsupportedOpError
+from npu_fused_graph.testing import assert_close
+
+MASK = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+PACKED: dict[str, Any] = {
+    "query": zeros(4, 2, 16), "key": [zeros(4, 2, 16)], "value": [zeros(4, 2, 16)], "num_heads": 2,
+    "input_layout": "TND", "actual_seq_lengths": [1, 4], "actual_seq_lengths_kv": [2, 4],
+}  # fmt: skip
+PAGED = PACKED | {
+    "key": [zeros(3, 8, 32)], "value": [zeros(3, 8, 32)], "block_size": 8,
+    "block_table": torch.tensor([[0, 1], [2, 2]], dtype=torch.int32), "actual_seq_lengths_kv": [9, 8],
+}  # fmt: skip
+DENSE: dict[str, Any] = {
+    "query": zeros(2, 3, 32), "key": [zeros(2, 5, 32)], "value": [zeros(2, 5, 32)], "num_heads": 2,
+}  # fmt: skip
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "no lengths in a pack": (PACKED, {"actual_seq_lengths": None}, "actual_seq_lengths: expected cumulative"),
+    "falling lengths": (PACKED, {"actual_seq_lengths": [3, 2]}, "actual_seq_lengths: expected cumulative"),
+    "too long a pack": (PACKED, {"actual_seq_lengths_kv": [2, 5]}, "actual_seq_lengths_kv: expected cumulative"),
+    "another batch": (PACKED, {"actual_seq_lengths_kv": [4]}, "actual_seq_lengths_kv: expected 2 of them"),
+    "mask in a pack": (PACKED, {"atten_mask": MASK}, "atten_mask: expected none with sparse_mode 0"),
+    "no mask": (PACKED, {"sparse_mode": 3}, "atten_mask: expected a mask with sparse_mode 3"),
+    "heads": (PACKED, {"num_heads": 4}, "num_heads: expected 2"),
+    "half a rope": (PACKED, {"query_rope": zeros(4, 2, 8)}, "query_rope: expected it and key_rope"),
+    "sum with a sink": (PACKED, {"learnable_sink": zeros(2), "softmax_lse_flag": True}, "softmax_lse_flag"),
+    "no lengths in pages": (PAGED, {"actual_seq_lengths_kv": None}, "actual_seq_lengths_kv: expected the lengths"),
+    "too few pages": (PAGED, {"actual_seq_lengths_kv": [17, 3]}, "expected 2 lengths from 0 to 16"),
+    "block size": (PAGED, {"block_size": 16}, "block_size: expected 8"),
+    "pages of other heads": (PAGED, {"key": [zeros(3, 1, 8, 16)]}, "key: expected pages"),
+    "int8 without scales": (PAGED, {"key": [zeros(3, 8, 32, dtype=torch.int8)]}, "key: expected torch.float16"),
+    "int8 query": (DENSE, {"query": zeros(2, 3, 32, dtype=torch.int8)}, "query: expected int8 only with rope"),
+    "scales of no shape": (
+        DENSE | {name: [zeros(2, 5, 32, dtype=torch.int8)] for name in ("key", "value")},
+        {"key_antiquant_scale": zeros(3), "value_antiquant_scale": zeros(3)},
+        "key_antiquant_scale: expected scales of mode 0",
+    ),
+    "scales of a float cache": (DENSE, {"antiquant_scale": zeros(2)}, "key: expected torch.int8"),
+    "scale of a float query": (DENSE, {"dequant_scale_query": zeros(2)}, "dequant_scale_query: expected an int8"),
+    "padding and mask": (DENSE, {"kv_padding_size": [1], "atten_mask": zeros(3, 5)}, "kv_padding_size: expected none"),
+    "padding and pages": (PAGED, {"query_padding_size": [1]}, "query_padding_size: expected none"),
+    "prefix and pages": (
+        PAGED, {"key_shared_prefix": zeros(1, 2, 32), "value_shared_prefix": zeros(1, 2, 32)},
+        "block_table: expected none",
+    ),
+    "prefix and pack": (
+        PACKED, {"key_shared_prefix": zeros(1, 2, 16), "value_shared_prefix": zeros(1, 2, 16)},
+        "key_shared_prefix: expected none in layout TND",
+    ),
+    "prefix without values": (DENSE, {"key_shared_prefix": zeros(1, 2, 32)}, "key_shared_prefix: expected it and"),
+    "half of the scales": (DENSE, {"value_antiquant_scale": zeros(1)}, "key_antiquant_scale: expected it and"),
+    "result dtype": (DENSE, {"quant_scale2": zeros(1), "out_dtype": 24}, "out_dtype: expected that of torch.int8"),
+    "result scales": (DENSE, {"quant_scale2": zeros(3)}, "quant_scale2: expected 1 or 32 values"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_refusals(name: str) -> None:
+    given, change, message = REFUSED[name]
+    with pytest.raises(UnsupportedOpError, match="FusedInferAttentionScore") as error:
+        fused_infer_attention_score(**given | change)
+    assert message in str(error.value)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor in new memory."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        if isinstance(result, Tensor) and not func.is_view:
+            self.seen = max(self.seen, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("layout", ["pages", "NZ", "window", "dense"])
+def test_work_is_that_of_the_tokens_seen(layout: str) -> None:
+    blocks, size, width = 4096, 16, 32
+    numbers: dict[str, Any] = {"num_heads": 2, "num_key_value_heads": 2}
+    cache = torch.zeros(blocks, size, 2 * width, dtype=torch.bfloat16)
+    given: dict[str, Any] = {"query": zeros(2, 2, width, dtype=torch.bfloat16), "input_layout": "TND"}
+    given |= {"block_table": torch.arange(blocks, dtype=torch.int32).view(2, -1), "actual_seq_lengths": [1, 2]}
+    given["actual_seq_lengths_kv"] = [20, 40]
+    if layout == "NZ":
+        cache = cache.view(blocks, 2, width // 16, size, 16)
+    elif layout == "window":
+        given |= {"actual_seq_lengths_kv": [30000, 20], "sparse_mode": 4, "pre_tokens": 20, "atten_mask": MASK}
+    elif layout == "dense":
+        cache = cache.view(2, -1, 2 * width)
+        given = {"query": zeros(2, 1, 2 * width, dtype=torch.bfloat16), "actual_seq_lengths_kv": [20, 40]}
+    values = cache.clone()
+    with Largest() as largest:
+        fused_infer_attention_score(**given, **numbers, key=[cache], value=[values])
+    assert largest.seen <= 2 * 48 * 2 * width
+
+
+@pytest.mark.parametrize("rope", [0, 16])
+def test_a_latent_cache_is_key_and_value(rope: int) -> None:
+    """One tensor for both is gathered once; the result is that of two."""
+    cache, ropes = torch.randn(5, 1, 2, 8, 16), torch.randn(5, 1, 1, 8, 16)
+    given: dict[str, Any] = {"query": torch.randn(2, 3, 32), "input_layout": "TND", "actual_seq_lengths": [1, 2]}
+    given |= {"block_table": torch.tensor([[4, 0], [2, 3]]), "actual_seq_lengths_kv": [9, 13], "num_heads": 3}
+    given["num_key_value_heads"] = 1
+    if rope:
+        given |= {"query_rope": torch.randn(2, 3, 16), "key_rope": ropes}
+    once, _ = fused_infer_attention_score(**given, key=[cache], value=[cache])
+    twice, _ = fused_infer_attention_score(**given, key=[cache], value=[cache.clone()])
+    assert_close(once, twice.double())
