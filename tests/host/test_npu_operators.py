@@ -74,6 +74,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     by_case: dict[str, Any] = {"error": raw["error"], "in place": raw["in place"], "stock": raw["stock interleave"]}
     by_case |= {"eager only": raw["eager only"], "950": raw["950"]}
     by_case |= {"wrong": raw["wrong"], "log": found.stderr}
+    by_case |= {"graphs of lengths": raw["graphs of lengths"]}
     for way in ("eager", "compiled"):
         by_case[way] = {
             name: flat(result) for op, names in groups.items() for name, result in zip(names, raw[way][op], strict=True)
@@ -102,6 +103,10 @@ def test_compiled_is_exactly_eager(name: str, results: dict[str, Any]) -> None:
     eager, compiled = results["eager"][name], results["compiled"][name]
     assert [(x.dtype, x.shape) for x in compiled] == [(x.dtype, x.shape) for x in eager]
     assert all(torch.equal(*pair) for pair in zip(compiled, eager, strict=True))
+
+
+def test_eager_attention_of_other_lengths_is_not_compiled_again(results: dict[str, Any]) -> None:
+    assert results["graphs of lengths"] == 1
 
 
 def test_an_operator_without_converter_is_named_in_one_line(results: dict[str, Any]) -> None:

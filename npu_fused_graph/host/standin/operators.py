@@ -27,6 +27,7 @@ from npu_fused_graph.errors import (
     UnsupportedOpError,
     argument_error,
 )
+from npu_fused_graph.host.load import load_torchair
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
 from npu_fused_graph.host.standin import atb, attention, formats, graph_tensors, in_place, survey
@@ -121,14 +122,18 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     Raises InvalidArgumentError for wrong arguments, UnsupportedOpError for what cannot be lowered or executed,
     CommunicationError.
     """
-    leaves, structure = pytree.tree_flatten((args, kwargs))
+    op, lowered = _with_fed_lengths(name, kwargs)
+    leaves, structure = pytree.tree_flatten((args, lowered))
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     key = (name, structure, tuple(_key(x) for x in leaves), in_place.sharing(tensors) if name in _writing else None)
     try:
         run = _compiled.get(key)
         if run is None:
             with _lock:
-                run = OneOperator(overload_of(name), args, kwargs).compile()
+                if lowered is not kwargs:  # a Meta function that tells what is wrong
+                    there, named = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
+                    overload_of(name)(*there, **named)
+                run = OneOperator(op, args, lowered).compile()
                 if len(_compiled) >= _MOST:
                     _compiled.pop(next(iter(_compiled)))
                 _compiled[key] = run
@@ -153,6 +158,23 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
             raise told from None
         results = survey.zeros(name, overload_of(name), told, args, kwargs)
     return pytree.tree_map_only(Tensor, mark, results)
+
+
+def _with_fed_lengths(name: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The operator to lower and its keyword arguments.
+
+    Lengths of sequences change with every step of decoding: TorchAir's own form of inference attention takes them as
+    tensors, so that one graph serves all steps.
+    """
+    lengths = {
+        k: torch.tensor(kwargs[k], dtype=torch.int64)
+        for k in _INFERENCE_ATTENTION.get(name, ())
+        if kwargs.get(k) is not None
+    }
+    fed = getattr(load_torchair().ops, name, None) if lengths else None
+    if fed is None:
+        return overload_of(name), kwargs
+    return fed, kwargs | lengths
 
 
 _STEMS = {spec.ge_type: spec.stem for spec in specs()}
@@ -230,7 +252,11 @@ def _workspace(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return torch.empty(1, dtype=torch.uint8, device=query.device)
 
 
-_INFERENCE_ATTENTION = ("npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2")
+_INFERENCE_ATTENTION = {
+    "npu_fused_infer_attention_score": ("actual_seq_lengths", "actual_seq_lengths_kv", "actual_shared_prefix_len"),
+    "npu_fused_infer_attention_score_v2": ("actual_seq_qlen", "actual_seq_kvlen"),
+}
+"""Its arguments that are lengths, by operator."""
 _WITH_EFFECTS = ("ffn_worker_scheduler_", "attention_worker_scheduler_")
 """In place, and with effects, which TorchAir orders: in a graph of nothing else, the result before the operator."""
 _OWN: dict[str, Callable[..., Any]] = {

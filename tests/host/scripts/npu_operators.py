@@ -89,6 +89,15 @@ for name in ("mx", "result", "tensor"):
     compiled = torch.compile(only_950[name], backend=backend, dynamic=False)
     results["950"][f"{name}, compiled"] = error_of(compiled, blocks.npu())
 
+# a step of decoding has other lengths than the one before
+operators = importlib.import_module("npu_fused_graph.host.standin.operators")
+tokens, known = torch.rand(2, 1, 8).half().npu(), []
+for lengths in ([1, 3], [2, 4], [3, 5]):
+    cache = torch.rand(2, 6, 8).half().npu()
+    torch_npu.npu_fused_infer_attention_score(tokens, cache, cache, num_heads=1, actual_seq_lengths_kv=lengths)
+    known.append(len(operators._compiled))
+results["graphs of lengths"] = len(set(known))
+
 # TorchAir's own converter in the place of ours (defect T11)
 stock = importlib.import_module("torchair._ge_concrete_graph.ge_converter.custom.npu_rotary_mul")
 lowering = importlib.import_module("torchair._ge_concrete_graph.fx2ge_converter")
