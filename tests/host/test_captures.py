@@ -82,6 +82,7 @@ def test_streams_and_updates(said: dict[str, Any]) -> None:
     assert said["streams"]
     assert said["updates"] == [[5.0] * 3, [15.0] * 3]
     assert said["attention lengths"] == [True, True, True]
+    assert said["paged attention lengths"] == [True, True, True]
     assert said["a capture works after all of that"]
     assert said["in a model"], "generated code knows the user's line"
 

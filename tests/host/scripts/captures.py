@@ -339,9 +339,20 @@ class Attention(nn.Module):
         return result + 1
 
 
-def attention_lengths() -> None:
+class PagedAttention(nn.Module):
+    """A step of decoding over packed queries and a paged cache."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
+        result, _ = torch.ops.npu.npu_fused_infer_attention_score_v2(
+            q.view(1, 2, 16), k, v, actual_seq_qlen=[1], actual_seq_kvlen=[length], num_query_heads=2,
+            num_key_value_heads=2, softmax_scale=0.25, input_layout="TND", block_size=16,
+            block_table=torch.zeros(1, 1, dtype=torch.int32, device=q.device),
+        )  # fmt: skip
+        return result + 1
+
+
+def attention_lengths(model: nn.Module) -> list[bool]:
     """One captured graph serves every length, which reaches the replay."""
-    model = Attention().npu()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="npugraph_ex", dynamic=True, fullgraph=True)
     equal = []
@@ -350,10 +361,11 @@ def attention_lengths() -> None:
             inputs = [torch.randn(1, n, 32).half().npu() for n in (1, 16, 16)]
             result = compiled(*inputs, length)
             equal.append(torch.equal(result, model(*inputs, length)))
-    said["attention lengths"] = equal
+    return equal
 
 
-attention_lengths()
+said["attention lengths"] = attention_lengths(Attention().npu())
+said["paged attention lengths"] = attention_lengths(PagedAttention().npu())
 
 # -- refusals --------------------------------------------------------------------------------------------------
 
