@@ -70,6 +70,7 @@ FAMILIES = (
     "mla",
     "attention",
     "flash_attention",
+    "sparse_attention",
     "moe",
     "moe_init_routing",
     "moe_distribute",

@@ -52,6 +52,7 @@ OTHER_RESULT_DTYPE = {
     "ReduceMeanWithCast",
     "RmsNorm",
     "SoftmaxV2",
+    "SparseFlashAttention",
     "StatelessBernoulli",
 }
 """Types with a result in a dtype of its own: float32 statistics, a dtype attribute, a part of a complex number."""

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from npu_fused_graph.engine import compile_graph, registered_types
 from npu_fused_graph.errors import ExecutionError, UnsupportedOpError
 from npu_fused_graph.testing import assert_close
+from tests.engine.allocations import Allocations
 from tests.engine.op_case import Make, OpCase, build_graph
 
 SAMPLES: dict[str, OpCase] = {
@@ -31,27 +30,6 @@ WITH_CACHES = [name for name, case in SAMPLES.items() if case.ge_type in CACHES]
 OWN = ("BSND", "TND")
 """Cache modes whose caches are as long as the tokens: written whole."""
 WRITERS = [name for name in WITH_CACHES if SAMPLES[name].attrs.get("cache_mode") not in OWN]
-
-
-class Allocations(TorchDispatchMode):
-    """Sizes of what operators allocate, and the operators that write into ``caches``."""
-
-    def __init__(self, caches: list[Tensor]) -> None:
-        super().__init__()
-        self.caches = {cache.untyped_storage()._cdata for cache in caches}
-        self.largest = 0
-        self.writers: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if not isinstance(x, Tensor):
-                continue
-            if x.untyped_storage()._cdata not in self.caches:
-                self.largest = max(self.largest, x.untyped_storage().nbytes())
-            elif func._schema.is_mutable:
-                self.writers.add(func._schema.name)
-        return result
 
 
 def lengthened(case: OpCase, cache: Tensor) -> Tensor:

@@ -57,7 +57,10 @@ ELSEWHERE = {
 }  # fmt: skip
 """Types whose IR is a SPEC of ours and whose values are tested in a file of their own."""
 
-NOT_IN_REG_OP = {"MatMulV3", "BatchMatMulV3", "GatherPaKvCache"}
+NOT_IN_REG_OP = {
+    "MatMulV3", "BatchMatMulV3", "GatherPaKvCache", "LightningIndexer", "QuantLightningIndexer", "SparseFlashAttention",
+    "KvQuantSparseFlashAttention",
+}  # fmt: skip
 """Types that TorchAir's texts do not describe; a SPEC of ours is their IR, or CANN's header."""
 
 NOT_IN_TEXT = {

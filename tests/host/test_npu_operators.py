@@ -27,6 +27,7 @@ from tests.host.npu_cases import (
     quant_attention,
     quantised,
     rope,
+    sampled,
 )
 from tests.host.npu_cases.base import Case, normal, wide
 from tests.host.npu_cases.low_bits import int4, packed
@@ -49,6 +50,7 @@ _FAMILIES = (
     quant_attention,
     quantised,
     rope,
+    sampled,
 )
 for _name, _case in chain.from_iterable(family.cases() for family in _FAMILIES):
     assert CASES.setdefault(f"{_case.operator}: {_name}", _case) is _case
