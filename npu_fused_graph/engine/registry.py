@@ -71,6 +71,7 @@ FAMILIES = (
     "attention",
     "flash_attention",
     "sparse_attention",
+    "delta_rule",
     "moe",
     "moe_init_routing",
     "moe_distribute",

@@ -1,4 +1,4 @@
-"""Kernels that write KV caches: in the caller's memory, only the rows they are told to; and what they refuse."""
+"""Kernels that write KV caches or states: in the caller's memory, only what they are told to; what they refuse."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from tests.engine.op_case import Make, OpCase, build_graph
 
 SAMPLES: dict[str, OpCase] = {
     case.id(): case
-    for module in ("rope_cases", "mla_cases", "scatter_cases")
+    for module in ("rope_cases", "mla_cases", "scatter_cases", "delta_rule_cases")
     for case in importlib.import_module(f"tests.engine.cases.{module}").CASES
 }
 CACHES = {
     "KvRmsNormRopeCache": ("k_cache", "ckv_cache"),
     "QkvRmsNormRopeCache": ("k_cache", "v_cache"),
     "ScatterPaKvCache": ("key_cache", "value_cache"),
+    "RecurrentGatedDeltaRule": ("state",),
     **dict.fromkeys(("MlaProlog", "MlaPrologV2", "MlaPrologV3"), ("kv_cache", "kr_cache")),
 }
 WITH_CACHES = [name for name, case in SAMPLES.items() if case.ge_type in CACHES]
@@ -136,6 +137,7 @@ REFUSED = [
     ("QkvRmsNormRopeCache", {}, {"cache_mode": "PA"}, "cache_mode"),
     ("QkvRmsNormRopeCache", {}, {"head_nums": [2, 2, 2]}, "head_nums: expected 448 / 64 heads in all"),
     ("QkvRmsNormRopeCache", {"v_scale": torch.ones(2, 64)}, {}, "v_cache: expected int8 with a scale"),
+    ("RecurrentGatedDeltaRule-1-1-1-g", {"beta": torch.ones(3, 4)}, {}, "expected inputs of one dtype"),
     ("GatherPaKvCache-lengths", {"seq_lens": torch.tensor([1, 5])}, {}, "seq_lens: expected those of 3 sequences"),
     ("GatherPaKvCache-lengths", {}, {"cache_mode": "BNSD"}, "cache_mode"),
     (

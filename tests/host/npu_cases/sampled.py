@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.engine.cases import mla_cases, sparse_attention_cases
+from tests.engine.cases import delta_rule_cases, mla_cases, sparse_attention_cases
 from tests.engine.op_case import Make, OpCase
 from tests.host.npu_cases.base import Case, Cases
 
@@ -19,10 +19,11 @@ OPERATORS = {
     "QuantLightningIndexer": "npu_quant_lightning_indexer",
     "SparseFlashAttention": "npu_sparse_flash_attention",
     "KvQuantSparseFlashAttention": "npu_kv_quant_sparse_flash_attention",
+    "RecurrentGatedDeltaRule": "npu_recurrent_gated_delta_rule_functional",
 }
 MLA_ORDER = (0, 1, 4, 5, 6, 2, 3)
 """Of the functional operator: the caches come last."""
-NAMES = {"return_values": "return_value"}
+NAMES = {("LightningIndexer", "return_values"): "return_value", ("RecurrentGatedDeltaRule", "scale_value"): "scale"}
 """Of GE's attributes that torch_npu names differently."""
 
 
@@ -34,6 +35,8 @@ def dtypes_of(sample: OpCase, inputs: dict[str, Any], values: list[Tensor]) -> t
     """What torch_npu's Meta functions say of the results."""
     if "Indexer" in sample.ge_type:
         return torch.int32, inputs["query"].dtype
+    if "Delta" in sample.ge_type:
+        return torch.bfloat16, torch.bfloat16
     if "Prolog" not in sample.ge_type:
         return inputs["query"].dtype, torch.float32, torch.float32
     has_int8_query = sample.attrs.get("kv_cache_quant_mode") == 1 or (
@@ -53,10 +56,10 @@ def call_of(sample: OpCase) -> Case:
     expected = [(value.numpy(), dtype) for value, dtype in zip(values, dtypes, strict=False)]
     if sample.ge_type == "MlaPrologV3":
         expected = [expected[i] for i in MLA_ORDER]
-    attrs = {NAMES.get(name, name): value for name, value in sample.attrs.items()}
+    attrs = {NAMES.get((sample.ge_type, name), name): value for name, value in sample.attrs.items()}
     return Case(OPERATORS[sample.ge_type], (), expected, {**inputs, **attrs})
 
 
 def cases() -> Cases:
-    for sample in (*mla_cases.CASES, *sparse_attention_cases.CASES):
+    for sample in (*mla_cases.CASES, *sparse_attention_cases.CASES, *delta_rule_cases.CASES):
         yield sample.name, call_of(sample)
