@@ -249,7 +249,6 @@ def test_unsupported_attribute_fails_the_load_by_name(sample: str, name: str, va
 UNSUPPORTED_INPUTS = [
     ("MatMulV2-large_float_bias", "offset_w"),
     ("Conv2D", "offset_w"),
-    ("RotaryPositionEmbedding-interleave", "rotate"),
     ("FusedInferAttentionScore-bsh", "block_table"),
     ("FusedInferAttentionScore-bsh", "query_rope"),
     ("FusedInferAttentionScore-bsh", "learnable_sink"),

@@ -71,10 +71,14 @@ def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
 _MODES = ("half", "interleave", "quarter")
 
 
-@kernel("RotaryPositionEmbedding", same_dtype=("x", "cos", "sin"), allowed={"mode": (0, 1, 2)}, unfed=("rotate",))
+@kernel("RotaryPositionEmbedding", same_dtype=("x", "cos", "sin", "rotate"), allowed={"mode": (0, 1, 2)})
 def rotary_position_embedding(
     x: Tensor, cos: Tensor, sin: Tensor, rotate: Tensor | None = None, *, mode: int = 0
 ) -> Tensor:
+    """rotate: the matrix that turns x, whatever the mode."""
+    if rotate is not None:
+        wide = x.float()
+        return (wide * cos.float()).addcmul_(wide @ rotate.float(), sin.float()).to(x.dtype)
     return _rotated(x, cos, sin, _MODES[mode])
 
 

@@ -158,6 +158,13 @@ CASES = [
         {"mode": 2},
         name="quarter",
     ),
+    OpCase(
+        "RotaryPositionEmbedding",
+        lambda m: {"x": m(2, 3, 4, 8), "cos": m(1, 3, 1, 8), "sin": m(1, 3, 1, 8), "rotate": m(8, 8)},
+        lambda x, cos, sin, rotate: x * cos + x @ rotate * sin,
+        {"mode": 1},
+        name="by_matrix",
+    ),
     OpCase("ApplyRotaryPosEmb", _rope_inputs, _rope(_half_turn), outputs=("query", "key")),
     OpCase(
         "ApplyRotaryPosEmb",

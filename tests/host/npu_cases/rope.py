@@ -67,6 +67,21 @@ def interleave_rope_cases() -> Cases:
             yield f"{length} {short(dtype)}", Case("npu_interleave_rope", (x, cos, sin), expected)
 
 
+def rotary_mul_by_matrix_cases() -> Cases:
+    """half: element i turns with i + D / 2. interleave: element 2 i turns with 2 i + 1."""
+    dtype = torch.bfloat16
+    for mode, shift in (("half", 8), ("interleave", 1)):
+        x, cos, sin = (normal(*shape, 16, dtype=dtype) for shape in ((2, 5, 3), (1, 5, 1), (1, 5, 1)))
+        matrix, turned = torch.zeros(16, 16, dtype=dtype), np.empty(x.shape)
+        for i in range(16):
+            is_first = i // shift % 2 == 0
+            partner, sign = (i + shift, -1) if is_first else (i - shift, 1)
+            matrix[partner, i] = sign
+            turned[..., i] = sign * wide(x)[..., partner]
+        expected = ((wide(x) * wide(cos) + turned * wide(sin), dtype),)
+        yield f"by matrix, {mode}", Case("npu_rotary_mul", (x, cos, sin, mode), expected, {"rotate": matrix})
+
+
 def kv_rmsnorm_rope_cache_cases(is_functional: bool) -> Cases:
     name = "npu_kv_rmsnorm_rope_cache" + "_v2_functional" * is_functional
     forms: list[tuple[str, bool, str]]
@@ -190,5 +205,6 @@ def cases() -> Cases:
     yield from pa_kv_cache_cases()
     yield from qkv_cases()
     yield from interleave_rope_cases()
+    yield from rotary_mul_by_matrix_cases()
     for is_functional in (False, True):
         yield from kv_rmsnorm_rope_cache_cases(is_functional)
