@@ -199,6 +199,13 @@ def test_indices_out_of_range_raise(bad: int, dtype: torch.dtype, constant: bool
         )
 
 
+def test_a_cache_moved_within_itself() -> None:
+    write = registered_types()["Scatter"].fn
+    cache = torch.arange(24.0).view(1, 12, 2)
+    expected = torch.cat([cache[:, :6], cache[:, 5:7], cache[:, 8:]], 1)
+    assert torch.equal(write(cache, i64(6), cache[:, 5:7], reduce="update", axis=1), expected)
+
+
 @pytest.mark.parametrize("bad", [-4, 3])
 def test_indices_that_may_be_negative_still_end_somewhere(bad: int) -> None:
     one = i64(0, bad)

@@ -12,6 +12,11 @@ Where = tuple[Tensor, Tensor, Tensor]
 CACHE_MODES = ("Norm", "PA", "PA_BNSD", "PA_NZ", "PA_BLK_BNSD", "PA_BLK_NZ")
 
 
+def apart(values: Tensor, cache: Tensor) -> Tensor:
+    """``values``, copied if they are a view of the cache that they go into."""
+    return values.clone() if values.untyped_storage()._cdata == cache.untyped_storage()._cdata else values
+
+
 def nz(ge_type: str, name: str, cache: Tensor) -> Tensor:
     """A contiguous cache [blocks, block_size, heads, size] whose blocks lie in memory as FRACTAL_NZ, that is as [heads,
     size / width, block_size, width] with 32 bytes of width: a view [blocks, block_size, heads, size / width, width].
@@ -28,7 +33,7 @@ def write(ge_type: str, name: str, cache: Tensor, is_nz: bool, where: Where, val
     block, place, is_wanted = where
     dense = cache.contiguous() if is_nz else cache  # itself, unless it is a view of other memory
     rows = nz(ge_type, name, dense) if is_nz else cache
-    values = values.reshape(values.shape[0], *rows.shape[2:])
+    values = apart(values, cache).reshape(values.shape[0], *rows.shape[2:])
     if not bool(is_wanted.all()):
         block, place, values = block[is_wanted], place[is_wanted], values[is_wanted]
     torch.ops.aten.index_put_.default(rows, [block, place], values, False)

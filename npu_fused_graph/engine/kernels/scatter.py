@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.engine.kernels.index import refuse_negative, spread
-from npu_fused_graph.engine.kernels.paged import slots, within, write
+from npu_fused_graph.engine.kernels.paged import apart, slots, within, write
 from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
 
 # use_locking and validate_shape tell a device how to go about it; here writes are whole and shapes always checked.
@@ -22,9 +22,7 @@ from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsuppo
 def assign(ref: Tensor, value: Tensor) -> Tensor:
     if ref.shape != value.shape:
         raise ValueError(f"expected a value of shape {list(ref.shape)}, got {list(value.shape)}.")
-    if value.untyped_storage()._cdata == ref.untyped_storage()._cdata:
-        value = value.clone()  # e.g. a transposed view of ref itself
-    return ref.copy_(value)
+    return ref.copy_(apart(value, ref))  # it may be a transposed view of ref itself
 
 
 def _window(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
@@ -198,12 +196,13 @@ def scatter_elements(
 # -- caches ----------------------------------------------------------------------------------------------
 
 
-def _places(indices: Tensor) -> list[tuple[int, int]]:
-    """(batch, offset) per row of the updates: indices are offsets per batch, or such pairs."""
+def _places(indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch and the offset of every row of the updates: indices are offsets per batch, or such pairs."""
     if indices.dim() == 1:
-        return list(enumerate(indices.tolist()))
+        return torch.arange(indices.numel()), indices.long()
     if indices.dim() == 2 and indices.shape[1] == 2:
-        return [(batch, offset) for batch, offset in indices.tolist()]
+        batch, offset = indices.long().unbind(1)
+        return batch, offset
     raise ValueError(f"expected indices of shape [n] or [n, 2], got {list(indices.shape)}.")
 
 
@@ -220,18 +219,30 @@ def _write_window(var: Tensor, offset: int, axis: int, update: Tensor) -> None:
 
 def _scatter_windows(ge_type: str, var: Tensor, indices: Tensor, updates: Tensor, axis: int) -> Tensor:
     """Row i of ``updates`` goes into its batch of ``var`` at its offset along ``axis``."""
-    places = _places(indices)
-    if len(places) != updates.shape[0] or updates.dim() != var.dim():
+    batch, offset = _places(indices)
+    if batch.numel() != updates.shape[0] or updates.dim() != var.dim():
         raise ValueError(
-            f"expected updates of rank {var.dim()} with {len(places)} rows, got shape {list(updates.shape)}."
+            f"expected updates of rank {var.dim()} with {batch.numel()} rows, got shape {list(updates.shape)}."
         )
     axis = axis + var.dim() if axis < 0 else axis
     if not 0 < axis < var.dim():
         raise unsupported(ge_type, "axis", "an axis other than the first, which counts batches", axis)
-    for (batch, offset), update in zip(places, torch.unbind(updates, 0), strict=True):
-        if not 0 <= batch < var.shape[0]:
-            raise IndexError(f"expected a batch below {var.shape[0]}, got {batch}.")
-        _write_window(var[batch], offset, axis - 1, update)
+    if not batch.numel():
+        return var
+    rows, values = var.movedim(axis, 1), apart(updates, var).movedim(axis, 1)
+    if rows.shape[2:] != values.shape[2:]:
+        raise ValueError(
+            f"expected updates of the sizes of {list(var.shape)} but on the axes 0 and {axis}, got shape "
+            f"{list(updates.shape)}."
+        )
+    length = values.shape[1]
+    for first, last, below, what in (
+        (int(batch.min()), int(batch.max()), rows.shape[0], "batches"),
+        (int(offset.min()), int(offset.max()) + length - 1, rows.shape[1], f"a window inside axis {axis}"),
+    ):
+        if first < 0 or last >= below:
+            raise IndexError(f"expected {what} below {below}, got {first} to {last}.")
+    torch.ops.aten.index_put_.default(rows, [batch[:, None], offset[:, None] + torch.arange(length)], values, False)
     return var
 
 
