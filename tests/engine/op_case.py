@@ -47,6 +47,7 @@ OTHER_RESULT_DTYPE = {
     "MoeInitRoutingV3",
     "MoeReRouting",
     "QuantBatchMatmulV3",
+    "QuantBatchMatmulV4",
     "QuantUpdateScatter",
     "Real",
     "ReduceMeanWithCast",

@@ -87,6 +87,24 @@ CASES: dict[str, tuple[str, Build, dict[str, Any], Callable[[int], list[Tensor]]
         {"rank_size": 2},
         lambda r: [summed(lambda q: X[q] @ W[q] + BIAS[q])[2 * r : 2 * r + 2]],
     ),
+    "reduce-scatter, second version": (
+        "MatmulReduceScatterV2",
+        lambda r: {"x1": X[r].half(), "x2": W[r].t().contiguous().half(), "bias": BIAS[r].half()},
+        {"rank_size": 2, "is_trans_b": True, "y_dtype": 1, "comm_mode": "aiv"},
+        lambda r: [summed(lambda q: X[q] @ W[q] + BIAS[q])[2 * r : 2 * r + 2], torch.zeros(0)],
+    ),
+    "reduce-scatter of int8, scales per token": (
+        "MatmulReduceScatterV2",
+        lambda r: int8(r) | {"x1_scale": TOKENS.view(M, 1), "x2_scale": torch.full((1, N), 2.0)},
+        {"y_dtype": 1},
+        lambda r: [summed(lambda q: (X[q] @ W[q]) * 2 * TOKENS[:, None])[2 * r : 2 * r + 2], torch.zeros(0)],
+    ),
+    "reduce-scatter of int8, packed scales": (
+        "MatmulReduceScatterV2",
+        lambda r: int8(r) | {"x2_scale": words(0.5).view(1, N)},
+        {"comm_mode": "aiv"},
+        lambda r: [summed(lambda q: (X[q] @ W[q]) * 0.5)[2 * r : 2 * r + 2], torch.zeros(0)],
+    ),
     "all-gather": (
         "AllGatherMatmul",
         lambda r: {"x1": X[r].bfloat16(), "x2": W[r].t().contiguous().bfloat16()},
@@ -106,7 +124,7 @@ def _results(rank: int) -> dict[str, list[Any]]:
     found = {}
     for name, (ge_type, build, attrs, expected) in CASES.items():
         inputs = build(rank)
-        outputs = ["y", "gather_out"][: len(expected(rank))]
+        outputs = ["y", "amax_out" if ge_type == "MatmulReduceScatterV2" else "gather_out"][: len(expected(rank))]
         item = node("op", ge_type, {key: key for key in inputs}, outputs, group="0", **attrs)
         executable = compile_graph(graph_of(inputs, [item], [f"op:{i}" for i in range(len(outputs))]))
         for _ in range(2):
@@ -125,7 +143,10 @@ def test_values(name: str, ranks: list[dict[str, list[Any]]]) -> None:
     _, build, _, expected = CASES[name]
     floats = [x.dtype for x in build(0).values() if x.dtype in (torch.float16, torch.bfloat16)]
     for rank, results in enumerate(ranks):
-        wanted = [(str(floats[0] if floats else torch.float16), y.double().tolist()) for y in expected(rank)]
+        dtype = floats[0] if floats else torch.float16
+        wanted = [(str(dtype), y.double().tolist()) for y in expected(rank)]
+        if CASES[name][0] == "MatmulReduceScatterV2":
+            wanted[1] = ("torch.float32", [])
         assert results[name] == wanted
 
 
@@ -135,6 +156,11 @@ def test_values(name: str, ranks: list[dict[str, list[Any]]]) -> None:
         ("MatmulAllReduce", {"comm_quant_mode": 1}, "MatmulAllReduce.comm_quant_mode: expected 0, got 1."),
         ("MatmulAllReduce", {"comm_mode": "ccu"}, "MatmulAllReduce.comm_mode: expected 'ai_cpu', got 'ccu'."),
         ("MatmulAllReduce", {"group_size": 32}, "MatmulAllReduce.group_size: expected 0, got 32."),
+        (
+            "MatmulReduceScatterV2",
+            {"is_amax_out": True},
+            "MatmulReduceScatterV2.is_amax_out: expected False, got True.",
+        ),
         ("AllGatherMatmul", {"gather_index": 1}, "AllGatherMatmul.gather_index: expected 0, got 1."),
     ],
 )

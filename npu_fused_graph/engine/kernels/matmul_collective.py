@@ -89,6 +89,59 @@ def matmul_reduce_scatter(
 
 
 @kernel(
+    "MatmulReduceScatterV2",
+    ignored=("comm_turn",),
+    same_dtype=("x1", "x2"),
+    pure=False,
+    is_collective=True,
+    allowed={"comm_mode": ("ai_cpu", "aiv"), "group_size": (0,), "block_size": (0,), "is_amax_out": (False,)},
+    unfed=("quant_scale",),
+)
+def matmul_reduce_scatter_v2(
+    x1: Tensor,
+    x2: Tensor,
+    bias: Tensor | None = None,
+    x1_scale: Tensor | None = None,
+    x2_scale: Tensor | None = None,
+    quant_scale: Tensor | None = None,
+    *,
+    group: str,
+    reduce_op: str = "sum",
+    is_trans_a: bool = False,
+    is_trans_b: bool = False,
+    rank_size: int = 0,
+    block_size: int = 0,
+    group_size: int = 0,
+    is_amax_out: bool = False,
+    y_dtype: int = _UNDEFINED,
+    comm_mode: str = "ai_cpu",
+) -> tuple[Tensor, Tensor]:
+    """(this rank's rows of the sum of x1 @ x2 + bias over the ranks, nothing); int8 products times x1_scale, x2_scale.
+
+    x1_scale: per row, x2_scale: per column. Every rank rounds what it adds.
+    """
+    ge_type = "MatmulReduceScatterV2"
+    peer = _sized(ge_type, group, rank_size)
+    left, right = (x.mT if is_transposed else x for x, is_transposed in ((x1, is_trans_a), (x2, is_trans_b)))
+    if x1.dtype is torch.int8:
+        if bias is not None:
+            raise unsupported(ge_type, "bias", "none with int8 x1 and x2", bias)
+        if y_dtype not in (_UNDEFINED, 1, 27):
+            raise unsupported(ge_type, "y_dtype", "float16 or bfloat16 with int8 x1 and x2", y_dtype)
+        default = torch.float16 if x2_scale is not None and x2_scale.dtype.itemsize == 8 else torch.bfloat16
+        dtype = _GE_DTYPES.get(y_dtype, default)
+        token = None if x1_scale is None else x1_scale.flatten()
+        factor = None if x2_scale is None else x2_scale.flatten()
+        product = dequantised(int_matmul(left, right), factor, token, None, None, dtype, ge_type)
+    else:
+        for name, scale in (("x1_scale", x1_scale), ("x2_scale", x2_scale)):
+            if scale is not None:
+                raise unsupported(ge_type, name, f"none for x1 in {x1.dtype}", scale)
+        product = _product(ge_type, left, right, bias)
+    return peer.reduce_scatter(product, reduce_op), product.new_empty(0, dtype=torch.float32)
+
+
+@kernel(
     "AllGatherMatmul",
     ignored=("comm_turn",),
     same_dtype=("x1", "x2"),

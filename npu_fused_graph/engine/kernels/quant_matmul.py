@@ -35,15 +35,56 @@ def quant_batch_matmul_v3(
 
     int4 matrices come as int8. An int32 result is the bare product with its bias: CANN's kernel leaves out the scale.
     """
-    ge_type = "QuantBatchMatmulV3"
+    left, right = x1.mT if transpose_x1 else x1, x2.mT if transpose_x2 else x2
+    return _scaled_product("QuantBatchMatmulV3", left, right, scale, pertoken_scale, bias, offset, dtype)
+
+
+@kernel(
+    "QuantBatchMatmulV4",
+    ignored=("compute_type",),
+    same_dtype=("x1", "x2"),
+    unfed=("y_scale", "x1_offset", "y_offset", "x2_table"),
+    allowed={"dtype": (torch.float16, torch.bfloat16, torch.int8, torch.int32), "group_size": (0, -1)},
+)
+def quant_batch_matmul_v4(
+    x1: Tensor,
+    x2: Tensor,
+    bias: Tensor | None = None,
+    x1_scale: Tensor | None = None,
+    x2_scale: Tensor | None = None,
+    y_scale: Tensor | None = None,
+    x1_offset: Tensor | None = None,
+    x2_offset: Tensor | None = None,
+    y_offset: Tensor | None = None,
+    x2_table: Tensor | None = None,
+    *,
+    dtype: torch.dtype,
+    transpose_x1: bool = False,
+    transpose_x2: bool = False,
+    group_size: int = -1,
+) -> Tensor:
+    """As version 3: x1_scale is its pertoken_scale, x2_scale its scale, x2_offset its offset."""
+    left, right = x1.mT if transpose_x1 else x1, x2.mT if transpose_x2 else x2
+    return _scaled_product("QuantBatchMatmulV4", left, right, x2_scale, x1_scale, bias, x2_offset, dtype)
+
+
+def _scaled_product(
+    ge_type: str,
+    x1: Tensor,
+    x2: Tensor,
+    scale: Tensor | None,
+    token: Tensor | None,
+    bias: Tensor | None,
+    offset: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
     if x1.dtype is not torch.int8:
         raise unsupported(ge_type, "x1, x2", "int8 or int4 for both", x1)
-    for name, parameter in (("scale", scale), ("pertoken_scale", pertoken_scale)):
+    for name, parameter in (("scale", scale), ("scale per token", token)):
         if parameter is not None and parameter.dim() > 1:
             raise unsupported(ge_type, name, "a vector, no scales per group", parameter)
-    product = int_matmul(x1.mT if transpose_x1 else x1, x2.mT if transpose_x2 else x2)
     used = None if dtype is torch.int32 else scale
-    return dequantised(product, used, pertoken_scale, bias, offset, dtype, ge_type)
+    return dequantised(int_matmul(x1, x2), used, token, bias, offset, dtype, ge_type)
 
 
 @kernel(

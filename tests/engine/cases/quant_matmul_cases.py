@@ -130,6 +130,32 @@ CASES = [
         name="int4",
     ),
     OpCase(
+        "QuantBatchMatmulV4",
+        lambda m: {
+            "x1": _int8(m, 3, 5),
+            "x2": _int8(m, 7, 5),
+            "bias": m(7).float(),
+            "x1_scale": m(3, low=0.5, high=2).float(),
+            "x2_scale": m(7, low=1e-3, high=2e-3).float(),
+        },
+        lambda x1, x2, bias, x1_scale, x2_scale: _product(x1, x2.mT) * x2_scale * x1_scale[:, None] + bias,
+        {"dtype": 1, "transpose_x2": True, "group_size": 0, "compute_type": -1},
+        dtypes=ONE,
+    ),
+    OpCase(
+        "QuantBatchMatmulV4",
+        lambda m: {
+            "x1": _int8(m, 5, 3),
+            "x2": _int8(m, 5, 2),
+            "x2_scale": torch.tensor([packed(0.125), packed(0.0625)]),
+            "x2_offset": torch.tensor([3.0]),
+        },
+        lambda x1, x2, x2_scale, x2_offset: _saturated(_product(x1.mT, x2) * torch.tensor([0.125, 0.0625]) + x2_offset),
+        {"dtype": 2, "transpose_x1": True},
+        dtypes=ONE,
+        name="int8_result",
+    ),
+    OpCase(
         "TransposeBatchMatMul",
         lambda m: {"x1": m(4, 3, 5), "x2": m(4, 5, 6)},
         lambda x1, x2: torch.einsum("bmk,bkn->mbn", x1, x2),
