@@ -81,12 +81,10 @@ class _Rows:
         self._group = group if names is None else names[group].long()
 
     def of(self, parameter: Tensor | None) -> Tensor | None:
-        """Per row what ``parameter`` has per group."""
-        if parameter is None or self._group is None:
-            return parameter
-        if parameter.dim() == 1:
-            parameter = parameter.unsqueeze(1)
-        return parameter[self._group]
+        """Per row what ``parameter`` has per group. Only its memory counts: models pass scales as columns, too."""
+        if parameter is None:
+            return None
+        return parameter.flatten() if self._group is None else parameter.reshape(len(parameter), -1)[self._group]
 
     def zeroed(self, y: Tensor) -> Tensor:
         if self._outside is not None:

@@ -109,6 +109,23 @@ CASES = [
         },
         DYNAMIC | {"activate_left": True, "dst_type": 2, "round_mode": "rint", "activate_dim": -1, "swiglu_mode": 0},
     ),
+    OpCase(
+        "DequantSwigluQuant",
+        lambda m: {
+            "x": _x(m).reshape(2, 3, 8),
+            "weight_scale": _scales(m, 8, 1),
+            "activation_scale": m(6, low=0.5, high=2).float(),
+            "quant_scale": m(1, 4, low=0.5, high=2).float(),
+        },
+        lambda x, weight_scale, **given: [
+            part.reshape(2, 3, *part.shape[1:])
+            for part in _expected({"x": x.reshape(6, 8), "weight_scale": weight_scale.flatten(), **given}, DYNAMIC)
+        ],
+        DYNAMIC,
+        outputs=OUTPUTS,
+        dtypes=ONE,
+        name="three_axes_scales_as_column",
+    ),
     _case(
         "dynamic_counts_int32_bias",
         lambda m: {
