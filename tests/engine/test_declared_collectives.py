@@ -9,8 +9,8 @@ from npu_fused_graph.engine import register_kernel, registered_types, registry
 
 COLLECTIVE = {
     "HcomAllReduce", "HcomAllGather", "HcomAllGatherV", "HcomReduceScatter", "HcomReduceScatterV", "HcomBroadcast",
-    "HcomAllToAll", "HcomAllToAllV", "MatmulAllReduce", "MatmulReduceScatter", "AllGatherMatmul",
-    "MatmulAllReduceAddRmsNorm", "InplaceMatmulAllReduceAddRmsNorm", "GroupedMatMulAllReduce",
+    "HcomAllToAll", "HcomAllToAllV", "MatmulAllReduce", "MatmulReduceScatter", "MatmulReduceScatterV2",
+    "AllGatherMatmul", "MatmulAllReduceAddRmsNorm", "InplaceMatmulAllReduceAddRmsNorm", "GroupedMatMulAllReduce",
     "MoeDistributeDispatch", "MoeDistributeDispatchV2", "MoeDistributeCombine", "MoeDistributeCombineV2",
 }  # fmt: skip
 BETWEEN_TWO = {"HcomSend", "HcomReceive"}

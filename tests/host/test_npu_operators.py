@@ -31,7 +31,6 @@ from tests.host.npu_cases import (
 )
 from tests.host.npu_cases.base import Case, normal, wide
 from tests.host.npu_cases.low_bits import int4, packed
-from tests.host.npu_cases.base import Case
 from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
 from tests.scripts import script

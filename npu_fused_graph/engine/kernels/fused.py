@@ -21,13 +21,14 @@ from npu_fused_graph.engine.kernels.simulated import Call, chip_of, launch_one_s
 from npu_fused_graph.engine.registry import AttrParam, InputParam, Kernel, add
 from npu_fused_graph.errors import InvalidArgumentError, UnsupportedOpError, argument_error
 from npu_fused_graph.ir.graph import Node
-from npu_fused_graph.ops import ascend
+from npu_fused_graph.ops import ascend, int4
 from npu_fused_graph.ops import matmul_all_reduce_add_rms_norm as mm_ar_norm
 from npu_fused_graph.ops.observers import ObservedCall, observed
 from npu_fused_graph.ops.registration import facts_of
 from npu_fused_graph.spec import OpSpec
 
 antiquantised = mm_ar_norm.antiquantised
+unpacked_int4 = int4.unpacked_int4
 
 Prepare = Callable[[dict[str, Any], dict[str, Any]], None]
 """Changes tensors and attributes, both by GE name, of a call. Raises InvalidArgumentError."""

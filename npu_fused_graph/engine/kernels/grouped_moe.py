@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.kernels.fused import unpacked_int4
 from npu_fused_graph.engine.kernels.grouped import four_bit_product, is_four_bit, per_group, spans_of
 from npu_fused_graph.engine.kernels.quant import dynamically_quantised
 from npu_fused_graph.engine.registry import Ints, kernel, unsupported
-from npu_fused_graph.ops.int4 import unpacked_int4
 
 _FLOAT32, _INT8 = 0, 2
 """GE's numbers; the operators' texts give plain numbers as defaults, not dtypes."""
@@ -121,11 +121,12 @@ def _products(
         raise unsupported(ge_type, "bias", "none but with an int4 weight and 64-bit scales", bias)
     value = torch.empty(spans[-1][2] if spans else 0, weight.shape[-1])
     for group, begin, end in spans:
-        value[begin:end] = four_bit_product(
-            x[begin:end],
-            weight[group],
-            scale[group],
-            None if bias is None else bias[group],
-            None if offset is None else offset[group],
-        )
+        if end > begin:
+            value[begin:end] = four_bit_product(
+                x[begin:end],
+                weight[group],
+                scale[group],
+                None if bias is None else bias[group],
+                None if offset is None else offset[group],
+            )
     return value if token is None else value * token.reshape(-1)[: len(value)].unsqueeze(1)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.kernels.fused import antiquantised
+from npu_fused_graph.engine.kernels.fused import antiquantised, unpacked_int4
 from npu_fused_graph.engine.kernels.matmul import bmm, int_matmul, mm
 from npu_fused_graph.engine.kernels.quant import dequantised, integers, unpacked
 from npu_fused_graph.engine.registry import kernel, unsupported
-from npu_fused_graph.ops.int4 import unpacked_int4
 
 
 @kernel(
