@@ -108,6 +108,19 @@ def grouped_matmul_cases() -> Cases:
             kwargs = {**counts, "antiquant_scale": [torch.from_numpy(factor).to(dtype)]}
             case = Case(name, ([x], [packed(elements)]), [(value, dtype)], kwargs)
             yield f"int4 weight, {form} {short(dtype)}", case
+        turned = packed(elements.transpose(0, 2, 1).copy()).transpose(1, 2)
+        factor = powers(3, 16)
+        value = rows_by_expert(wide(x), elements * factor[:, None], sizes)
+        kwargs = {**counts, "antiquant_scale": [torch.from_numpy(factor).to(dtype)]}
+        yield f"int4 weight, transposed {short(dtype)}", Case(name, ([x], [turned]), [(value, dtype)], kwargs)
+
+    rows, factor = int4(6, 64), powers(3, 16)
+    value = rows_by_expert(rows, elements * factor[:, None], sizes) * wide(token)[:, None]
+    kwargs = {
+        **counts, "scale": [float_words(factor)], "per_token_scale": [token], "output_dtype": torch.float16,
+    }  # fmt: skip
+    case = Case(name, ([packed(rows)], [packed(elements)]), [(value, torch.float16)], kwargs)
+    yield "int4 by int4", case
 
     x = int8(6, 64)
     for out in HALVES:
