@@ -106,10 +106,8 @@ def _dequantised(
     return value if bias is None else value + bias
 
 
-def _swiglu(
-    value: Tensor, activate_left: bool, mode: int, limit: float, alpha: float, shift: float
-) -> Tensor:  # fmt: skip
-    """swish(gate) * up, with the clamps of the models that the modes are named after in CANN: GPT-OSS, Step 3.5."""
+def _swiglu(value: Tensor, activate_left: bool, mode: int, limit: float, alpha: float, shift: float) -> Tensor:
+    """swish(gate) * up; the other modes clamp as GPT-OSS does (1 with interleaved columns, 2) and Step 3.5 (3)."""
     if mode == _INTERLEAVED:
         gate, up = value[..., ::2], value[..., 1::2]
     else:

@@ -180,4 +180,5 @@ def dequant_bias(
     output_dtype: torch.dtype,
 ) -> Tensor:
     """(x + int32 bias) * weight_scale * activate_scale + float bias, activate_scale per row."""
-    return dequantised(x, weight_scale, activate_scale, bias, None, output_dtype, "DequantBias")
+    token = None if activate_scale is None else activate_scale.flatten()
+    return dequantised(x, weight_scale.flatten(), token, bias, None, output_dtype, "DequantBias")
