@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.host.test_standin import false_ones, said_by
-from tests.processes import free_port
+from tests.processes import free_port, run_python
+from tests.scripts import script
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +69,25 @@ def test_a_script_of_a_gpu_runs_with_one_import_more() -> None:
         "script": True,
         "warned": ["[run] torch.jit.script"],
     }
+
+
+@pytest.mark.slow
+def test_uneven_collectives_and_those_of_patch_for_hcom(tmp_path: Path) -> None:
+    ranks = ("torchrun", "--nproc-per-node=2", f"--master-port={free_port()}")
+    command = ("run", *ranks, script("patched_collectives.py"), str(tmp_path))
+    result = run_python("-m", "npu_fused_graph.commands.cli", *command)
+    assert result.returncode == 0, result.stderr
+    lines = Path(script("patched_collectives.py")).read_text(encoding="utf-8").splitlines()
+    called = next(i for i, line in enumerate(lines, 1) if "dist.all_reduce(y)" in line)
+    for rank in range(2):
+        said = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert said.pop("sizes").startswith("InvalidArgumentError: [run] input_split_sizes: expected 2 sizes that add")
+        assert said.pop("mean").startswith("InvalidArgumentError: [run] op: expected SUM, MAX, MIN or PRODUCT, got")
+        assert said == {
+            "gather": [True, True],
+            "scatter": [True, True],
+            "asynchronous": True,
+            "patched": [True, True],
+            "line": f"patched_collectives.py:{called}",
+        }
+    assert "_get_pg_default_device" not in result.stderr, "it is TorchAir's, which the script cannot change"

@@ -21,13 +21,11 @@ from npu_fused_graph.host.standin.formats import use_internal_format_weight
 def on_load() -> None:
     """Once TorchAir is there: our converters, as MindSpeed brings its own, and a count of the graphs it makes."""
     from npu_fused_graph import converters
-    from npu_fused_graph.host import defects, native
+    from npu_fused_graph.host import native
     from npu_fused_graph.host.standin import process
     from npu_fused_graph.host.support import support
 
     converters.register_all()
-    # TorchAir asks c10d for a group's default device in a deprecated way; nothing the script could change
-    warnings.filterwarnings("ignore", message=defects.PG_DEVICE)
     native.result_listeners.append(mark)
     torchair: Any = importlib.import_module("torchair")
     for module in (torchair, importlib.import_module("torchair.experimental.inference")):
@@ -62,6 +60,7 @@ def _watch_backend(package: str) -> None:
     """
     from torch._dynamo.exc import exceptions_allowed_to_be_fallback
 
+    from npu_fused_graph.host.defects import PG_DEVICE
     from npu_fused_graph.host.standin import causes, process
 
     compiler: Any = importlib.import_module(f"{package}.npu_fx_compiler")
@@ -71,6 +70,9 @@ def _watch_backend(package: str) -> None:
     def backend(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("compiler_config") is not None:
             check_host_mode(kwargs["compiler_config"])
+        # TorchAir asks c10d for a group's default device in a deprecated way; nothing the script could change. Here,
+        # since Dynamo has just put a filter of its own before all others.
+        warnings.filterwarnings("ignore", message=PG_DEVICE)
         try:
             return original(*args, **kwargs)
         except exceptions_allowed_to_be_fallback as error:
