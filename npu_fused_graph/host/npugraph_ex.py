@@ -111,6 +111,8 @@ def _without_a_device(package: str) -> None:
             "in mode max-autotune `npu-fused-graph record` keeps values",
         ),
     }  # fmt: skip
+    if hasattr(torch.ops.npu, "save_npugraph_tensor"):  # in a run
+        del replacements["insert_save_npugraph_tensor"]
     for part in ("acl_graph", "fx2acl_converter", "utils"):
         module: Any = importlib.import_module(f"{package}._acl_concrete_graph.{part}")
         for name in replacements.keys() & vars(module).keys():

@@ -42,7 +42,8 @@ class TestNames:
 
     def test_tensors_are_saved_and_printed(self, names: Any) -> None:
         assert names["saved"] == ["both_device_0.pt", "x_device_0_0.pt", "x_device_0_1.pt"]
-        assert names["saved right"] is True
+        assert names["saved right"] is names["saved by a replay"] is True
+        assert names["dumped"] == ["add_device_0_0.pt", "arg0_1_device_0_0.pt", "relu_device_0_0.pt"]
         assert names["printed"] == "ones=tensor([1., 1.]), shape=(2,), dtype=torch.float32\n"
 
     def test_profiling_is_that_of_torch(self, names: Any) -> None:

@@ -115,6 +115,7 @@ said["device"] = {
     "types": npu.BoolTensor is torch.BoolTensor and npu.HalfStorage is torch.HalfStorage,
     "overflow": not npu.get_npu_overflow_flag() and npu.is_support_inf_nan(),
     "autocast": not npu.is_autocast_enabled(),
+    "version": torch_npu.version.__version__ == torch_npu.__version__,
     "aclnn": npu.aclnn.version() is None and npu.aclnn.allow_hf32,
 }
 npu.set_compile_mode(jit_compile=False)
@@ -123,6 +124,7 @@ npu.use_compatible_impl(True)
 npu.set_op_timeout_ms(1000)
 npu.host_empty_cache()
 npu.ipc_collect()
+torch_npu.erase_stream(x, npu.SyncLaunchStream())
 with npu.StreamContext(npu.Stream()) as _:
     npu.Event().wait()
 said["device"]["compatible"] = npu.are_compatible_impl_enabled()
@@ -147,6 +149,18 @@ with contextlib.redirect_stdout(io.StringIO()) as printed:
 said["saved"] = sorted(os.listdir(folder))
 said["saved right"] = torch.equal(torch.load(folder / "x_device_0_1.pt"), x)
 said["printed"] = printed.getvalue()
+
+captured = npu.NPUGraph()
+with npu.graph(captured):
+    y = x + 1
+    torch_npu.save_npugraph_tensor(y, save_path=f"{folder}/y.pt")
+x += 1
+captured.replay()
+said["saved by a replay"] = torch.equal(torch.load(folder / "y_device_0_0.pt"), x + 1)
+options = {"dump_tensor_data": True, "data_dump_dir": str(folder)}
+dumped = torch.compile(lambda x: torch.relu(x) + 1, backend="npugraph_ex", options=options, dynamic=False)
+dumped(x)
+said["dumped"] = sorted(path.name for path in folder.glob("worldsize*/*"))
 
 # profiling
 prof = torch_npu.profiler

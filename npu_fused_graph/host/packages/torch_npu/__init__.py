@@ -13,7 +13,6 @@ from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 
-from npu_fused_graph.host.paths import imitated_version  # noqa: E402
 from npu_fused_graph.host.standin import process, state  # noqa: E402
 
 if not state.only_captures:
@@ -28,8 +27,8 @@ from npu_fused_graph.host.standin.formats import (  # noqa: E402, F401
     npu_format_cast,
     npu_format_cast_,
 )
+from torch_npu.version import __version__  # noqa: E402, F401
 
-__version__ = imitated_version()
 __npu_fused_graph_stand_in__ = True
 
 
@@ -77,6 +76,10 @@ else:
     torch.npu = npu  # type: ignore[attr-defined]
 
 from torch_npu import _C, utils  # noqa: E402, F401
+
+
+def erase_stream(tensor: torch.Tensor, stream: Any) -> None:
+    """Memory here waits for no stream."""
 
 
 def __getattr__(name: str) -> Any:

@@ -109,6 +109,7 @@ __all__ = [
     "NPUGraph",
     "Stream",
     "StreamContext",
+    "SyncLaunchStream",
     "aclnn",
     "amp",
     "are_compatible_impl_enabled",
@@ -190,6 +191,8 @@ __all__ = [
     "utils",
 ]
 
+SyncLaunchStream = Stream
+"""Every stream here is synchronous."""
 matmul = types.SimpleNamespace(allow_hf32=False)
 conv = types.SimpleNamespace(allow_hf32=True)
 config = types.SimpleNamespace(allow_internal_format=False)
