@@ -19,7 +19,7 @@ _formats = Storages()
 
 def npu_format_cast(x: Tensor, acl_format: Any = ND, *args: Any, **kwargs: Any) -> Tensor:
     """A copy with the same values and shape, and the format ``acl_format``: a number, or a tensor that has it."""
-    return _remember(mark(x.clone()), acl_format)
+    return _remember(x.clone(), acl_format)
 
 
 def npu_format_cast_(x: Tensor, acl_format: Any = ND, *args: Any, **kwargs: Any) -> Tensor:
@@ -28,16 +28,20 @@ def npu_format_cast_(x: Tensor, acl_format: Any = ND, *args: Any, **kwargs: Any)
 
 def get_npu_format(x: Tensor) -> int:
     """The format asked for, ND of others."""
-    found: int = ND if is_traced(x) else _formats.get(x, ND)
+    if torch.compiler.is_compiling() or is_traced(x):
+        return ND
+    found: int = _formats.get(x, ND)
     return found
 
 
 def _remember(x: Tensor, acl_format: Any) -> Tensor:
+    """``x``, which is on the device; in a graph nothing is remembered of it."""
+    if torch.compiler.is_compiling() or is_traced(x):
+        return x
     wanted = get_npu_format(acl_format) if isinstance(acl_format, Tensor) else int(acl_format)
-    npu: Any = torch.get_device_module("npu")
-    if not is_traced(x):
-        _formats.add(x, wanted if wanted in _BASE or npu.config.allow_internal_format else ND)
-    return x
+    npu: Any = vars(torch)["npu"]
+    _formats.add(x, wanted if wanted in _BASE or npu.config.allow_internal_format else ND)
+    return mark(x)
 
 
 def get_storage_size(x: Tensor) -> int:
@@ -49,13 +53,13 @@ def empty_with_format(
     size: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None,
     acl_format: int = ND, **ignored: Any,
 ) -> Tensor:  # fmt: skip
-    return _remember(mark(torch.empty(size, dtype=dtype, device="cpu")), acl_format)
+    return _remember(torch.empty(size, dtype=dtype, device="cpu"), acl_format)
 
 
 def empty_with_swapped_memory(size: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
     """A tensor of the device in memory of the host, as all are here."""
     state.device_index(device)
-    return mark(torch.empty(size, dtype=dtype, device="cpu"))
+    return _remember(torch.empty(size, dtype=dtype, device="cpu"), ND)
 
 
 def use_internal_format_weight(model: torch.nn.Module) -> None:

@@ -28,6 +28,7 @@ def install() -> None:
     _device._device_constructors()  # torch compares the functions it was built with: those from before
     for name in FACTORIES:
         factory = _pinning(getattr(torch, name))
+        factory.__module__, factory.__qualname__ = "torch", name  # as which it is pickled
         setattr(torch, name, factory)
         _builtins._register_builtin(factory, f"aten::{name}")
     for name in METHODS:

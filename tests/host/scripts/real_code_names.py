@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import tempfile
 import unittest
 import warnings
@@ -48,6 +49,7 @@ def sum_of_factories(x):
 
 compiled = torch.compile(sum_of_factories, backend="eager", fullgraph=True)
 said["pinned"]["traced"] = compiled(torch.ones(3).npu()).tolist() == [4.0] * 3
+said["pinned"]["pickled"] = pickle.loads(pickle.dumps(torch.zeros)) is torch.zeros
 
 
 def with_zeros(x: torch.Tensor) -> torch.Tensor:
@@ -88,11 +90,12 @@ class Model(torch.nn.Module):
         torch_npu.npu_prefetch(self.linear.weight, x, 1024)
         torch_npu.npu_prefetch(self.linear.weight, x, 1024, 64)
         with torchair.scope.limit_core_num(2, 4), torchair.scope.super_kernel("one"):
-            return torch.relu(self.linear(x))
+            y = torch.relu(self.linear(torch_npu.npu_format_cast(x, 29)))
+            return y + torch_npu.get_npu_format(x)
 
 
 model = Model().npu()
-eager = model(x)
+eager = torch.relu(model.linear(x)) + 2
 torchair.use_internal_format_weight(model)
 said["formats"]["of weights"] = torch_npu.get_npu_format(model.linear.weight) == 29
 said["formats"]["of float32 convolutions"] = torch_npu.get_npu_format(model.conv.weight) == 2
