@@ -57,6 +57,7 @@ class TestNames:
         }
 
 
+@pytest.mark.slow
 def test_a_script_of_a_gpu_runs_with_one_import_more() -> None:
     said = said_by("transfer_to_npu.py", str(free_port()))
     assert false_ones(said.pop("made")) == []
