@@ -103,20 +103,21 @@ def attend(
         q_lengths = None
         if rope is None:
             sparse_mode, mask = 1, mask if sparse_mode < 2 else None
+    queries: Sequences
+    keys: Sequences
     if is_packed:
         queries = in_a_pack(q, q_lengths, ge_type, "actual_seq_lengths")
     else:
         queries = in_rows(q, q_lengths, q_padding, ge_type, "actual_seq_lengths")
-    batch = len(queries.lengths)
-    keys: Sequences
     if block_table is not None:
-        keys = in_pages(k, block_table, kv_lengths, batch, kv_heads, block_size, ge_type)
+        keys = in_pages(k, block_table, kv_lengths, len(queries.lengths), kv_heads, block_size, ge_type)
     elif is_packed:
         keys = in_a_pack(k, kv_lengths, ge_type, "actual_seq_lengths_kv")
     else:
         keys = in_rows(k, kv_lengths, kv_padding, ge_type, "actual_seq_lengths_kv")
-    if len(keys.lengths) != batch:
-        raise unsupported(ge_type, "actual_seq_lengths_kv", f"{batch} of them, one per sequence", keys.lengths)
+    if len(keys.lengths) != len(queries.lengths):
+        expected = f"{len(queries.lengths)} of them, one per sequence"
+        raise unsupported(ge_type, "actual_seq_lengths_kv", expected, keys.lengths)
 
     if prefix is not None:
         if is_packed:
@@ -125,36 +126,37 @@ def attend(
     shared = 0 if prefix is None else prefix[0].shape[1]
     longest = shared + (max(keys.lengths, default=0) if is_paged else k.shape[1])
     sight = _sight(sparse_mode, mask, pre_tokens, next_tokens, layout, q.shape[1], longest, ge_type)
-    for name, padding in (("query_padding_size", q_padding), ("kv_padding_size", kv_padding)):
-        if padding is not None and (is_packed or is_paged or sight.hidden is not None or pse_shift is not None):
-            raise unsupported(
-                ge_type, name, "none with packed or paged sequences, a mask of one's own or pse_shift", padding
-            )
+    if is_packed or is_paged or sight.hidden is not None or pse_shift is not None:
+        for name, padding in (("query_padding_size", q_padding), ("kv_padding_size", kv_padding)):
+            if padding is not None:
+                expected = "none with packed or paged sequences, a mask of one's own or pse_shift"
+                raise unsupported(ge_type, name, expected, padding)
     if sight.from_the_end and pse_shift is None and not shared:
         # what lies in front of the first query's window is not even read
         sizes = zip(keys.lengths, queries.lengths, strict=True)
         keys = keys.without_first([min(max(0, n - own - sight.before), n) for n, own in sizes])
-    lengths = [n + shared for n in keys.lengths]
 
+    values: Part | None = None if _is_same(k, v) else keys.of(v)
     q_parts: list[Part] = [queries]
     k_parts: list[Part] = [keys]
-    values: Part | None = None if _is_same(k, v) else keys.of(v)
     width = keys.of(v).width
     if prefix is not None:
         k_parts, values = [Prefixed(prefix[0], keys)], Prefixed(prefix[1], keys.of(v))
-    if cache_scales is not None and query_scale is None:
-        of_keys, of_values = (
-            x.of(keys.of(part), kv_heads, ge_type) for x, part in zip(cache_scales, (k, v), strict=True)
+    elif cache_scales is not None and query_scale is None:
+        k_parts, values = (
+            [cache_scales[0].of(keys, kv_heads, ge_type)],
+            cache_scales[1].of(keys.of(v), kv_heads, ge_type),
         )
-        k_parts, values = [of_keys], of_values
     if rope is not None:
-        q_parts, k_parts = [*q_parts, queries.of(rows(rope[0]))], [*k_parts, keys.of(kv_rows(rope[1]))]
+        q_parts.append(queries.of(rows(rope[0])))
+        k_parts.append(keys.of(kv_rows(rope[1])))
     q_scales = None if query_scale is None else queries.of(_per_token_and_head(query_scale, q.shape, layout))
     exact = cache_scales is not None or result_scale is not None
     dtype = torch.float32 if exact else q.dtype
     out = queries.of(q.new_zeros(*q.shape[:3], width, dtype=dtype))
     lse = queries.of(torch.full(q.shape[:3], float("inf")))
-    columns = kv_heads * sum(part.width for part in (*k_parts, *([] if values is None else [values])))
+    columns = kv_heads * sum(part.width for part in (*k_parts, values) if part is not None)
+    lengths = [n + shared for n in keys.lengths]
     for members in _batches(queries.lengths, lengths, columns, in_place=keys.is_in_place and not shared):
         q_own, kv_own = [queries.lengths[i] for i in members], [lengths[i] for i in members]
         q, k = _columns(q_parts, members), _columns(k_parts, members)

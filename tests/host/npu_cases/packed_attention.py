@@ -68,7 +68,9 @@ def packed_case(
     with_sink: bool = False,
     with_lse: bool = False,
 ) -> Case:
-    """mode 4: the window of ``before`` tokens. pages: the cache's form. latent: one cache is key and value."""
+    """version: of npu_fused_infer_attention_score, 0 is npu_prompt_flash_attention. mode 4: a window of ``before``.
+    pages: the cache's form. latent: one cache is key and value.
+    """
     qs, ks, vs, q_ropes, k_ropes = (
         [normal(n, count, size, dtype=dtype) for n in lengths]
         for lengths, count, size in (
@@ -101,11 +103,11 @@ def packed_case(
     if packed:
         q_lengths = np.cumsum(q_lengths).tolist()
         kv_lengths = kv_lengths if pages else np.cumsum(kv_lengths).tolist()
-    v1 = version == 1
+    v1 = version < 2
     kwargs: dict[str, Any] = {
         "num_heads" if v1 else "num_query_heads": heads,
         "num_key_value_heads": kv_heads,
-        "scale" if v1 else "softmax_scale": 0.25,
+        ("scale_value", "scale", "softmax_scale")[version]: 0.25,
         "input_layout": layout,
         "sparse_mode": mode,
         "actual_seq_lengths" if v1 else "actual_seq_qlen": q_lengths,
@@ -134,6 +136,8 @@ def packed_case(
     out = laid_out([torch.from_numpy(x.swapaxes(0, 1).copy()) for x in outs], target or source).numpy()
     lse = laid_out([torch.from_numpy(x.swapaxes(0, 1)[..., None].copy()) for x in sums], "TND" if packed else "BNSD")
     args = [laid_out(qs, source), caches["key"]] + ([] if latent else [caches["value"]])
+    if version == 0:
+        return Case("npu_prompt_flash_attention", args, ((out, dtype),), kwargs)
     name = operator or f"npu_fused_infer_attention_score{'' if v1 else '_v2'}"
     return Case(name, args, ((out, dtype), (lse.numpy(), torch.float32) if with_lse else None), kwargs)
 
@@ -143,6 +147,7 @@ def cases() -> Cases:
     ragged, longer = (3, 1, 5), (4, 7, 5)
     yield "TND", packed_case("TND", bf16, ragged, ragged)
     yield "TND, v1, lse", packed_case("TND", fp16, ragged, longer, version=1, with_lse=True)
+    yield "TND", packed_case("TND", bf16, ragged, longer, version=0)
     yield "TND, mode 0", packed_case("TND", bf16, ragged, longer, mode=0)
     yield "TND, window, sink", packed_case("TND", bf16, ragged, longer, mode=4, before=2, with_sink=True)
     yield "NTD_TND, rope", packed_case("NTD_TND", bf16, (4, 6), (4, 6), version=1, kv_heads=4, rope=8)
