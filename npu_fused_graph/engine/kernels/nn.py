@@ -43,6 +43,15 @@ def swi_glu(x: Tensor, *, dim: int = -1) -> Tensor:
     return torch.nn.functional.silu(gate).mul_(value)
 
 
+@kernel("GeGluV2", allowed={"approximate": (0, 1)})
+def ge_glu_v2(x: Tensor, *, dim: int = -1, approximate: int = 1, activate_left: bool = False) -> tuple[Tensor, Tensor]:
+    """(value * gelu(gate), gelu(gate)), each rounded once. approximate: 0 = by erf, 1 = by tanh."""
+    first, second = x.chunk(2, dim)
+    gate, value = (first, second) if activate_left else (second, first)
+    gelu = torch.nn.functional.gelu(gate.float(), approximate="tanh" if approximate else "none")
+    return (value * gelu).to(x.dtype), gelu.to(x.dtype)
+
+
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, mode: str) -> Tensor:
     """x * cos + rotate(x) * sin in float32, rounded once."""
     dtype = x.dtype

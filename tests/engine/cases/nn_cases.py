@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,17 @@ from tests.engine.op_case import FLOATS, Make, OpCase
 def _softmax(x: Tensor, dim: int) -> Tensor:
     e = torch.exp(x - x.max(dim, keepdim=True).values)
     return e / e.sum(dim, keepdim=True)
+
+
+def _ge_glu(x: Tensor, dim: int = -1, approximate: int = 1, activate_left: bool = False) -> list[Tensor]:
+    """The tanh form as it is defined; the other by erf."""
+    half = x.shape[dim] // 2
+    left, right = x.split([half, half], dim)
+    gate, value = (left, right) if activate_left else (right, left)
+    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+    share = torch.tanh(inner) if approximate else torch.erf(gate / math.sqrt(2))
+    gelu = gate * (1 + share) / 2
+    return [gelu * value, gelu]
 
 
 def _half_turn(x: Tensor) -> Tensor:
@@ -133,6 +145,22 @@ CASES = [
         lambda x: x[:, :3] * torch.sigmoid(x[:, :3]) * x[:, 3:],
         {"dim": 1},
         name="dim",
+    ),
+    *(
+        OpCase(
+            "GeGluV2",
+            lambda m: {"x": m(3, 8, 2)},
+            functools.partial(_ge_glu, **attrs),
+            attrs,
+            outputs=("y", "gelu"),
+            name=f"{attrs}",
+        )
+        for attrs in (
+            {"dim": 1},
+            {"dim": 1, "approximate": 0},
+            {"dim": -2, "activate_left": True},
+            {"dim": 1, "approximate": 0, "activate_left": True},
+        )
     ),
     OpCase(
         "RotaryMul",

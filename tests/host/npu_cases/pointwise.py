@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,6 +66,19 @@ def swiglu_cases() -> Cases:
         yield f"{short(dtype)}, {kwargs}", Case("npu_swiglu", (x,), ((a / (1 + np.exp(-a)) * b, dtype),), kwargs)
 
 
+def geglu_cases() -> Cases:
+    """approximate=1: by tanh, the default; the left half is activated on request."""
+    for dtype, kwargs in zip(FLOATS, ({}, {"dim": 1, "activate_left": True}, {"approximate": 0}), strict=True):
+        x = normal(2, 6, 8, dtype=dtype, scale=2)
+        a, b = np.split(wide(x), 2, kwargs.get("dim", -1))
+        gate, value = (a, b) if kwargs.get("activate_left") else (b, a)
+        share = np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))
+        if kwargs.get("approximate") == 0:
+            share = np.vectorize(math.erf)(gate / np.sqrt(2))
+        gelu = gate * (1 + share) / 2
+        yield f"{short(dtype)}, {kwargs}", Case("npu_geglu", (x,), ((gelu * value, dtype), (gelu, dtype)), kwargs)
+
+
 # -- rotary embedding ----------------------------------------------------------------------------------------
 
 
@@ -114,6 +129,7 @@ def cases() -> Cases:
         add_rms_norm_cases,
         add_rms_norm_cast_cases,
         swiglu_cases,
+        geglu_cases,
         rotary_mul_cases,
         apply_rotary_cases,
     ):
