@@ -226,9 +226,8 @@ UNSUPPORTED_ATTRS = [
     ("Conv2D", "offset_x", 1),
     ("Conv2DTranspose", "pads", [1, 0, 0, 0]),
     ("FusedInferAttentionScore-mask", "sparse_mode", 5),
-    ("FusedInferAttentionScore-mask", "input_layout", "TND"),
+    ("FusedInferAttentionScore-mask", "input_layout", "SH"),
     ("FusedInferAttentionScore-mask", "pse_type", 1),
-    ("FusedInferAttentionScore-mask", "out_dtype", 1),
     ("PromptFlashAttention", "input_layout", "SH"),
     ("QuantBatchMatmulV3", "dtype", 0),
     ("QuantBatchMatmulV4", "group_size", 128),
@@ -266,11 +265,10 @@ UNSUPPORTED_INPUTS = [
     ("TransposeBatchMatMul", "bias"),
     ("QuantBatchMatmulV4", "y_scale"),
     ("GroupedMatmulSwigluQuantV2-ends", "bias"),
-    ("FusedInferAttentionScore-bsh", "block_table"),
-    ("FusedInferAttentionScore-bsh", "query_rope"),
-    ("FusedInferAttentionScore-bsh", "learnable_sink"),
-    ("PromptFlashAttention", "quant_scale2"),
-    ("IncreFlashAttention", "kv_padding_size"),
+    ("FusedInferAttentionScore-bsh", "quant_scale1"),
+    ("FusedInferAttentionScore-bsh", "q_start_idx"),
+    ("PromptFlashAttention", "deq_scale1"),
+    ("IncreFlashAttention", "dequant_scale1"),
 ]
 
 
