@@ -63,6 +63,7 @@ def found() -> dict[str, list[Any]]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LAYERS, *THREE])
 def test_round_trip(name: str, found: dict[str, list[Any]]) -> None:
     """The sum over a token's experts of weight * expert(x), twice the same; inactive tokens are zero."""
@@ -74,6 +75,7 @@ def test_round_trip(name: str, found: dict[str, list[Any]]) -> None:
         assert_close(results[0], y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LAYERS, *THREE])
 def test_what_a_rank_is_sent(name: str, found: dict[str, list[Any]]) -> None:
     """Rows expert by expert and rank by rank, their scales and weights, and counts."""
@@ -170,6 +172,7 @@ def _same_number(rank: int) -> None:
     compile_graph(graph_of(data, [dispatch], ["dispatch:0"])).run(list(data.values()))
 
 
+@pytest.mark.slow
 def test_a_rank_with_the_number_of_another_is_told_to_both() -> None:
     for outcome in run_ranks(_same_number, 2):
         assert outcome.exit_code == 1

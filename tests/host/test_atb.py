@@ -17,6 +17,7 @@ def atb() -> Any:
     return said_by("atb.py")
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("atb")
 class TestAtb:
     def test_caches(self, atb: Any) -> None:

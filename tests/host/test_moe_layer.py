@@ -14,7 +14,7 @@ from npu_fused_graph.testing import assert_close
 from tests.processes import free_port, run_python
 from tests.scripts import script
 
-pytestmark = pytest.mark.xdist_group("moe_layer")
+pytestmark = [pytest.mark.xdist_group("moe_layer"), pytest.mark.slow]
 
 RANKS, TOKENS, WIDTH, CHOICES = 2, 5, 16, 3
 RANDOM = np.random.default_rng(5)

@@ -18,6 +18,7 @@ def names() -> Any:
     return said_by("real_code_names.py")
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("real_code_names")
 class TestNames:
     def test_pinned_memory_is_ordinary_memory_that_is_remembered(self, names: Any) -> None:

@@ -48,7 +48,7 @@ def sharing(tensors: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
     storages = [x.untyped_storage()._cdata for x in tensors]
     if len(set(storages)) == len(storages):
         return ()
-    return tuple((storages.index(s), x.storage_offset()) for s, x in zip(storages, tensors, strict=True))
+    return tuple((storages.index(s), int(x.storage_offset())) for s, x in zip(storages, tensors, strict=True))
 
 
 def _refused(name: str, *args: Any, **kwargs: Any) -> Any:

@@ -146,17 +146,16 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
         reason, _, _ = str(error).partition(" Inputs: ")
         raise wrong_arguments(overload_of(name), args, kwargs, reason) from None
     except Exception as error:
-        told = error
-        if not (
-            isinstance(error, UnsupportedOpError) and str(error).startswith("[run]")
-        ):  # by a Meta function: of a chip
-            told = UnsupportedOpError(
+        refused = error
+        is_told = isinstance(error, UnsupportedOpError) and str(error).startswith("[run]")  # by a Meta function
+        if not is_told:
+            refused = UnsupportedOpError(
                 f"[run] {name}: expected a call TorchAir can lower and the CPU engine execute, got: "
                 f"{_first_line(error)}. See docs/run_on_a_laptop.md for the operators that run."
             )
         if not survey.is_on():
-            raise told from None
-        results = survey.zeros(name, overload_of(name), told, args, kwargs)
+            raise refused from None
+        results = survey.zeros(name, overload_of(name), refused, args, kwargs)
     return pytree.tree_map_only(Tensor, mark, results)
 
 

@@ -24,12 +24,11 @@ _line = ""
 
 def zeros(name: str, overload: Any, error: Exception, args: Any, kwargs: Any) -> Any:
     """What ``npu::name`` would return, all zeros, and the gap counted. Raises ``error`` without a Meta function."""
-    fakes: dict[int, Any] = {}
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             given = pytree.tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
-            for real, fake in zip(pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(given), strict=True):
-                fakes[id(fake)] = real
+            pairs = zip(pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(given), strict=True)
+            fakes = {id(fake): tensor for tensor, fake in pairs}
             results = overload(*given[0], **given[1])
     except Exception:
         raise error from None

@@ -31,6 +31,11 @@ Cases = Iterator[tuple[str, Case]]
 RANDOM = np.random.default_rng(20)
 
 
+def restart(seed: int) -> None:
+    """What a family draws does not depend on those before it."""
+    RANDOM.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+
+
 def normal(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
     return torch.from_numpy(RANDOM.normal(0.0, scale, shape)).to(dtype)
 

@@ -25,6 +25,9 @@ from tests.host.npu_cases.base import (
     wide,
 )
 
+SEED = 21
+"""Its data stay clear of ties."""
+
 
 def int4(*shape: int) -> np.ndarray:
     return int8(*shape, most=7).numpy().astype(np.int64)
