@@ -49,6 +49,8 @@ class Executable:
         self._compiled: Compiled | None = None
         self._copied: list[bool] | None  # per result: must be copied to own its memory; None = look
         self._overwritten: list[tuple[int, int]] = []  # (input, result) of inputs whose copy compiled code leaves out
+        self._passed_on: list[int] = []  # inputs whose copies it leaves out, as nothing writes them
+        self._written: list[int] = []  # inputs it writes, whoever asks for it
         self._seen_shapes: dict[Any, int] = {}
         self._scalars = [i for i, spec in enumerate(program.inputs) if spec.is_scalar]
         self._dtypes = [spec.dtype for spec in program.inputs]
@@ -114,7 +116,14 @@ class Executable:
                 )
 
     def _may_overwrite(self, inputs: list[Tensor], assigned: Sequence[Tensor | None]) -> bool:
-        """Whether the inputs that compiled code writes in place are again their results' targets, sharing no memory."""
+        """Whether the inputs that compiled code writes in place are again their results' targets, sharing no memory.
+
+        And those it does not copy are no views of others it writes.
+        """
+        if self._passed_on and self._written:
+            written = {inputs[i].untyped_storage()._cdata for i in self._written}
+            if any(inputs[i].untyped_storage()._cdata in written for i in self._passed_on):
+                return False
         if not self._overwritten:
             return True
         if not assigned:
@@ -163,6 +172,8 @@ class Executable:
         # with unknown sizes the next run may alias differently
         moves = passed_on | dict.fromkeys(storages.removable_copies(), 0) if program.is_static else {}
         self._overwritten = storages.overwritten
+        self._passed_on = storages.inputs_of(storages.passed_on)
+        self._written = storages.inputs_of(storages.written)
         self._compiled = generate(program, casts=casts, moves=moves)
         return results
 
@@ -239,6 +250,8 @@ class _StorageLog:
         for slot, value in values.items():
             self._add(slot, value)
         self.foreign = set(self.slots_of)
+        self.written: set[int] = set()
+        self.passed_on: set[int] = set()  # buffers whose copies are left out because nothing writes them
         self.overwritten: list[tuple[int, int]] = []  # (input, result) of removable copies of inputs
         self.assigned: dict[int, tuple[int, int]] = {}  # input slot -> the same pair
         uses = Counter(self.buffer_of[spec.slot] for spec in program.inputs)
@@ -260,6 +273,9 @@ class _StorageLog:
     def record(self, index: int, instruction: Instruction, values: dict[int, Tensor]) -> None:
         for slot in instruction.outputs:
             self._add(slot, values[slot])
+        for name, argument in zip(instruction.arg_names, instruction.args, strict=True):
+            if name in instruction.kernel.mutates and isinstance(argument, Slot):
+                self.written.add(self.buffer_of[argument.number])
         read = used_slots(instruction)
         if instruction.kernel.is_copy and len(read) == 1 and values[read[0]].is_contiguous():
             self.candidates.append((index, read[0], instruction.outputs[0]))
@@ -272,7 +288,10 @@ class _StorageLog:
             self.alive[address] = (buffer, count - 1)
 
     def removable_copies(self) -> set[int]:
-        """Copies whose source memory is not read after them, and is ours or about to be overwritten anyway."""
+        """Copies whose source memory is not read after them, and is ours or about to be overwritten anyway.
+
+        And copies that nobody could tell from their source, because neither is written: weights behind ``.data``.
+        """
         last_use = last_uses(self.program)
         taken: set[int] = set()  # buffers handed on already
         found: set[int] = set()
@@ -288,7 +307,16 @@ class _StorageLog:
                 self.overwritten.append(pair)
             taken.add(buffer)
             found.add(index)
+        fixed = taken | self.written | {self.buffer_of[slot] for slot in self.program.results}
+        for index, source, target in self.candidates:
+            if index not in found and not {self.buffer_of[source], self.buffer_of[target]} & fixed:
+                self.passed_on.add(self.buffer_of[source])
+                found.add(index)
         return found
+
+    def inputs_of(self, buffers: set[int]) -> list[int]:
+        """Inputs that lie in one of ``buffers``."""
+        return [i for i, spec in enumerate(self.program.inputs) if self.buffer_of[spec.slot] in buffers]
 
 
 def _load(arg: Any, values: dict[int, Tensor]) -> Any:

@@ -405,6 +405,41 @@ def test_a_copy_of_a_value_read_later_is_kept(reader: str) -> None:
     assert calls(executable).count("TensorMove") == 1
 
 
+def test_a_copy_of_what_nothing_writes_is_left_out() -> None:
+    """A weight behind ``.data``: read again, and by others, but never written."""
+    nodes = [node("c", "Identity", {"x": "x"}), add("y", "c", "x"), add("z", "c", "y"), put("s", "v")]
+    executable = check(
+        "xuv", nodes, ["z", "s"], lambda x, u, v: [3 * x, updated(v, u)], changed=lambda x, u, v: {"v": updated(v, u)}
+    )
+    assert calls(executable) == ["Add", "Add", "ScatterNdUpdate"]
+
+
+@pytest.mark.parametrize("written", ["source", "copy"])
+def test_a_copy_of_what_is_written_later_is_kept(written: str) -> None:
+    nodes = [node("c", "Identity", {"x": "x"}), add("y", "c", "c"), put("s", "x" if written == "source" else "c")]
+    nodes.append(add("z", "c" if written == "source" else "x", "y"))
+    changed = (lambda x, u: {"x": updated(x, u)}) if written == "source" else None
+    executable = check("xu", nodes, ["s", "z"], lambda x, u: [updated(x, u), 3 * x], changed=changed)
+    assert "Identity" in calls(executable)
+
+
+def test_a_returned_copy_of_an_input_is_kept() -> None:
+    executable = check("x", [node("c", "Identity", {"x": "x"}), add("y", "c", "c")], ["c", "y"], lambda x: [x, 2 * x])
+    assert "Identity" in calls(executable)
+
+
+def test_a_copied_input_that_is_a_view_of_a_written_one_on_a_later_run() -> None:
+    nodes = [node("c", "Identity", {"x": "x"}), put("s", "v"), add("z", "c", "s")]
+    executable = compile_graph(graph_of(fresh(0, "x", "u", "v"), nodes, ["z"], const={"i": INDICES}))
+    for run in range(RUNS):
+        inputs = fresh(run, "x", "u", "v")
+        if run:
+            inputs["x"] = inputs["v"]
+        x, wanted = inputs["x"].clone(), updated(inputs["v"], inputs["u"])
+        (z,) = executable.run(list(inputs.values()))
+        assert torch.equal(z, x + wanted)
+
+
 def test_a_chain_of_copies() -> None:
     nodes = [add("y", "x", "x"), move("m", "y"), put("s", "m"), move("m2", "s"), put("s2", "m2"), add("z", "s", "s2")]
     check("xu", nodes, ["z"], lambda x, u: [2 * updated(2 * x, u)])
