@@ -169,7 +169,7 @@ def _replace_methods() -> None:
 
     def cpu(self: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
         """A copy, as from a device."""
-        return self.clone(memory_format=memory_format)
+        return self.clone(memory_format=memory_format) if self.layout is torch.strided else self.clone()
 
     Tensor.npu = npu  # type: ignore[attr-defined]
     # while a graph is captured everything is on the device, results of torch's own operators, too

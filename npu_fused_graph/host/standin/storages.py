@@ -39,5 +39,6 @@ class Storages:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Tensors without memory of their own: fake ones, and those of subclasses that wrap others."""
-    return type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta or torch._is_functional_tensor(x)
+    """Tensors without memory of their own: fake ones, those of subclasses that wrap others, sparse ones."""
+    is_plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided
+    return not is_plain or x.is_meta or torch._is_functional_tensor(x)

@@ -84,6 +84,12 @@ said["copies"] = {
 weight = torch.nn.Parameter(torch.ones(2))
 (weight.npu() * 3).sum().backward()
 said["copies"]["gradients flow through npu"] = weight.grad.tolist() == [3, 3]
+holder = torch.nn.Module()  # as Whisper's, whose alignment heads are sparse
+holder.register_buffer("sparse", x.to_sparse())
+moved = holder.to("npu").npu().sparse
+said["copies"]["sparse tensors go there and back"] = all(
+    t.is_sparse and t.to_dense().tolist() == x.tolist() for t in (moved, moved.cpu(), moved.to("cpu"))
+)
 gone = [torch.zeros(1000).npu() for _ in range(5000)]
 del gone
 said["copies"]["storages are forgotten"] = not any(torch.zeros(1000).is_npu for _ in range(5000))
