@@ -117,4 +117,11 @@ def _compile(module: OneOperator, tensors: list[Tensor]) -> Callable[..., Any]:
     config.experimental_config.pattern_fusion_pass = False
     with torch.no_grad():
         graph: Any = module  # AOTAutograd takes any module
-        return compile_with_aot(graph, [t.detach() for t in tensors], torchair.get_compiler(config), {})
+        return compile_with_aot(graph, [_traceable(t) for t in tensors], torchair.get_compiler(config), {})
+
+
+def _traceable(x: Tensor) -> Tensor:
+    """``x``'s memory as a tensor that tracing may write: one made in inference mode may not be written outside it."""
+    if not x.is_inference():
+        return x.detach()
+    return torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())

@@ -64,7 +64,7 @@ class TestDevice:
         assert device["current"] == [2, 2, 5, 2, 3]
 
     def test_torch_npu_and_torch_accelerator(self, device: Any) -> None:
-        assert len(device["is"]) == 24
+        assert len(device["is"]) == 25
         assert false_ones(device["is"]) == []
 
     def test_kernels_a_script_registers_for_the_device_are_called(self, device: Any) -> None:

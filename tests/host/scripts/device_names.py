@@ -171,6 +171,11 @@ with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         x @ x.t()
 said["is"]["profiler"] = any("mm" in row.key for row in profile.key_averages())
 
+with torch.inference_mode():
+    cache = torch.zeros(3, 4, 2).npu()[1:]  # a view, as of one layer's part of a cache
+    torch_npu.scatter_update_(cache, torch.tensor([3, 1]).npu(), torch.ones(2, 1, 2).npu(), 1)
+said["is"]["written in inference mode"] = cache.sum((0, 2)).tolist() == [0, 2, 0, 2] and cache.is_inference()
+
 # kernels a script brings for the device
 own = torch.library.Library("own_kernels", "DEF")
 own.define("twice(Tensor x) -> Tensor")
