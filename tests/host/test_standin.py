@@ -57,7 +57,7 @@ class TestDevice:
         }
 
     def test_copies_and_identities(self, device: Any) -> None:
-        assert len(device["copies"]) == 14
+        assert len(device["copies"]) == 16
         assert false_ones(device["copies"]) == []
 
     def test_the_current_device(self, device: Any) -> None:

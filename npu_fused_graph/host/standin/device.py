@@ -139,7 +139,7 @@ def _restore(storage: Any, location: str) -> Any:
 
 
 def _replace_methods() -> None:
-    to = Tensor.to
+    to, clone = Tensor.to, Tensor.clone
 
     def npu(self: Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Tensor:
         """The tensor on the device: a copy, or itself if it is there already."""
@@ -165,17 +165,25 @@ def _replace_methods() -> None:
             forbid("Tensor.to", "a captured graph runs without the host", "Read it after the replay.", is_copy=True)
         result = to(self, *args, **kwargs)
         # a snapshot: on a device this is a copy, and scripts write into the original afterwards
-        return self.clone() if result is self and _target(args, kwargs) == "cpu" else result
+        return clone(self) if result is self and _target(args, kwargs) == "cpu" else result
 
     def cpu(self: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
         """A copy, as from a device."""
-        return self.clone(memory_format=memory_format) if self.layout is torch.strided else self.clone()
+        return clone(self, memory_format=memory_format) if self.layout is torch.strided else clone(self)
+
+    @functools.wraps(clone)
+    def contiguous_clone(self: Tensor, *, memory_format: torch.memory_format | None = None) -> Tensor:
+        """Contiguous, as a device makes it eagerly: strides of axes of size 1 would compile a graph for each step."""
+        if memory_format is None and not is_traced(self) and not torch.compiler.is_compiling():
+            memory_format = torch.contiguous_format
+        return clone(self, memory_format=memory_format)
 
     Tensor.npu = npu  # type: ignore[attr-defined]
     # while a graph is captured everything is on the device, results of torch's own operators, too
     Tensor.is_npu = property(lambda x: recording.current is not None or is_on_npu(x))  # type: ignore[attr-defined]
     Tensor.to = to_device  # type: ignore[method-assign, assignment]
     Tensor.cpu = cpu  # type: ignore[method-assign, assignment]
+    Tensor.clone = contiguous_clone  # type: ignore[method-assign, assignment]
     Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign, assignment]
 
 

@@ -81,6 +81,9 @@ said["copies"] = {
     "parameter": torch.nn.Parameter(device).is_npu,
     "requires_grad": (device * torch.ones(2, 3, requires_grad=True).npu()).requires_grad,
 }
+last, turned = torch.ones(1, 6).npu()[:, -1:].contiguous(), like.npu().t()
+said["copies"]["clones are contiguous"] = (last.clone().stride(), turned.clone().stride()) == ((1, 1), (2, 1))
+said["copies"]["but where asked"] = turned.clone(memory_format=torch.preserve_format).stride() == (1, 3)
 weight = torch.nn.Parameter(torch.ones(2))
 (weight.npu() * 3).sum().backward()
 said["copies"]["gradients flow through npu"] = weight.grad.tolist() == [3, 3]
