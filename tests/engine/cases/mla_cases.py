@@ -134,7 +134,7 @@ def mla_case(
     version: int, lead: tuple[int, ...], mode: int = 0, kv_mode: int = 0, *, cache: tuple[int, ...] = (3, 16),
     index: Tensor | None = None, lengths: list[int] | None = None, ends: Tensor | None = None, **attrs: Any,
 ) -> OpCase:  # fmt: skip
-    ge_type = f"MlaProlog{f'V{version}' if version > 1 else ''}"
+    ge_type = ("MlaProlog", "MlaPrologV2", "MlaPrologV3")[version - 1]
     attrs = {"rmsnorm_epsilon_cq": 1e-2, "rmsnorm_epsilon_ckv": 2e-2, **attrs}
     if version == 3:
         attrs |= {"weight_quant_mode": mode, "kv_cache_quant_mode": kv_mode, "query_quant_mode": int(kv_mode == 1)}

@@ -199,6 +199,29 @@ def gating_top_k_softmax_v2_cases() -> Cases:
         yield f"renorm {short(dtype)}", case
 
 
+def first_version_cases() -> Cases:
+    """row_idx numbers pairs choice by choice; expanded_row_idx is the place of each pair so numbered."""
+    for dtype in FLOATS:
+        x = torch.from_numpy(np.stack([RANDOM.permutation(EXPERTS) for _ in range(ROWS)]) / 4.0).to(dtype)
+        e = np.exp(wide(x))
+        experts = np.argsort(-e, -1)[:, :CHOICES]
+        weights = np.take_along_axis(e / e.sum(-1, keepdims=True), experts, -1)
+        numbers = np.arange(PAIRS).reshape(CHOICES, ROWS).T
+        expected = ((weights, dtype), (experts, torch.int32), (numbers, torch.int32))
+        yield short(dtype), Case("npu_moe_gating_top_k_softmax", (x,), expected, {"k": CHOICES})
+
+        tokens, chosen = normal(ROWS, WIDTH, dtype=dtype), chosen_experts()
+        flat, pairs = chosen.numpy().ravel(), numbers.ravel()
+        order = np.argsort(flat, kind="stable")
+        places = np.empty(PAIRS, dtype=np.int64)
+        places[pairs[order]] = np.arange(PAIRS)
+        rows = torch.from_numpy(numbers.astype(np.int32))
+        for active in (ROWS, 2):
+            kept = order[: active * CHOICES] // CHOICES
+            expected = ((wide(tokens)[kept], dtype), (places, torch.int32), (flat[order], torch.int32))
+            yield f"{short(dtype)} {active}", Case("npu_moe_init_routing", (tokens, rows, chosen, active), expected)
+
+
 def re_routing_cases() -> Cases:
     for dtype in (*HALVES, torch.int8):
         counts = torch.tensor([[2, 0, 1], [1, 3, 2]])
@@ -224,5 +247,5 @@ def expert_tokens_cases() -> Cases:
 def cases() -> Cases:
     return chain(
         init_routing_cases(), init_routing_quant_cases(), finalize_routing_cases(), gating_top_k_cases(),
-        gating_top_k_softmax_v2_cases(), re_routing_cases(), expert_tokens_cases(),
+        gating_top_k_softmax_v2_cases(), re_routing_cases(), expert_tokens_cases(), first_version_cases(),
     )  # fmt: skip

@@ -138,8 +138,8 @@ def packed_case(
     args = [laid_out(qs, source), caches["key"]] + ([] if latent else [caches["value"]])
     if version == 0:
         return Case("npu_prompt_flash_attention", args, ((out, dtype),), kwargs)
-    name = operator or f"npu_fused_infer_attention_score{'' if v1 else '_v2'}"
-    return Case(name, args, ((out, dtype), (lse.numpy(), torch.float32) if with_lse else None), kwargs)
+    name = "npu_fused_infer_attention_score" if v1 else "npu_fused_infer_attention_score_v2"
+    return Case(operator or name, args, ((out, dtype), (lse.numpy(), torch.float32) if with_lse else None), kwargs)
 
 
 def cases() -> Cases:

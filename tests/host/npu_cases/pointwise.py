@@ -79,6 +79,25 @@ def geglu_cases() -> Cases:
         yield f"{short(dtype)}, {kwargs}", Case("npu_geglu", (x,), ((gelu * value, dtype), (gelu, dtype)), kwargs)
 
 
+def plain_cases() -> Cases:
+    """x sigmoid(1.702 x); x weight^T + bias; another dtype; rows replaced."""
+    for dtype in FLOATS:
+        x = normal(4, 16, dtype=dtype, scale=2)
+        yield short(dtype), Case("npu_fast_gelu", (x,), ((wide(x) / (1 + np.exp(-1.702 * wide(x))), dtype),))
+        weight, bias = normal(8, 16, dtype=dtype), normal(8, dtype=dtype)
+        product = wide(x) @ wide(weight).T
+        yield short(dtype), Case("npu_linear", (x, weight), ((product, dtype),))
+        if dtype is not torch.bfloat16:
+            yield f"{short(dtype)}, bias", Case("npu_linear", (x, weight, bias), ((product + wide(bias), dtype),))
+        for other in FLOATS:
+            exact = wide(x.to(other))
+            yield f"{short(dtype)} to {short(other)}", Case("npu_dtype_cast", (x, other), ((exact, other),))
+        rows, values = torch.tensor([[3], [0]]), normal(2, 16, dtype=dtype)
+        expected = wide(x).copy()
+        expected[[3, 0]] = wide(values)
+        yield short(dtype), Case("npu_scatter_nd_update", (x, rows, values), ((expected, dtype),))
+
+
 # -- rotary embedding ----------------------------------------------------------------------------------------
 
 
@@ -130,6 +149,7 @@ def cases() -> Cases:
         add_rms_norm_cast_cases,
         swiglu_cases,
         geglu_cases,
+        plain_cases,
         rotary_mul_cases,
         apply_rotary_cases,
     ):

@@ -83,7 +83,7 @@ def rotary_mul_by_matrix_cases() -> Cases:
 
 
 def kv_rmsnorm_rope_cache_cases(is_functional: bool) -> Cases:
-    name = "npu_kv_rmsnorm_rope_cache" + "_v2_functional" * is_functional
+    name = "npu_kv_rmsnorm_rope_cache_v2_functional" if is_functional else "npu_kv_rmsnorm_rope_cache"
     forms: list[tuple[str, bool, str]]
     forms = [("Norm", False, ""), ("PA", True, ""), ("PA_BNSD", True, "kc"), ("PA_NZ", True, "c"), ("PA_NZ", False, "")]
     forms += [("PA_BLK_BNSD", True, ""), ("PA_BLK_NZ", True, "kc")]
