@@ -121,6 +121,10 @@ def test_eager_attention_of_other_lengths_is_not_compiled_again(results: dict[st
     assert results["graphs of lengths"] == 1
 
 
+def test_attention_into_memory_of_the_caller(results: dict[str, Any]) -> None:
+    assert torch.equal(*results["with a workspace"])
+
+
 def test_an_operator_without_converter_is_named_in_one_line(results: dict[str, Any]) -> None:
     kind, text = results["error"]
     assert kind == "UnsupportedOpError"

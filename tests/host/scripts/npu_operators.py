@@ -70,6 +70,11 @@ results["eager only"] = [
     torch_npu.npu_dynamic_block_quant(blocks.npu()),
     torch_npu.npu_dynamic_block_quant(blocks.npu(), min_scale=64.0),
 ]
+tokens = torch.rand(2, 1, 8).half().npu()
+workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(tokens, tokens, tokens, num_heads=1)
+out = [torch.empty_like(tokens), torch.empty(1).npu()]
+torch_npu.npu_fused_infer_attention_score.out(tokens, tokens, tokens, num_heads=1, workspace=workspace, out=out)
+results["with a workspace"] = out[0], torch_npu.npu_fused_infer_attention_score(tokens, tokens, tokens, num_heads=1)[0]
 eight = blocks.to(torch.float8_e4m3fn).npu()
 one = torch.ones(1).npu()
 only_950 = {
