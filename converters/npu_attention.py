@@ -137,8 +137,11 @@ def _is_empty(x: Any) -> bool:
     return x is None or x.meta.numel() == 0
 
 
+EMITTED = {
+    "npu_fusion_attention": SCORE, "npu_fusion_attention_v2": SCORE,
+    "npu_fusion_attention_grad": GRADIENT, "npu_fusion_attention_grad_v2": GRADIENT,
+}  # fmt: skip
 CONVERTERS: dict[str, Callable[..., Any]] = {
-    **{n: functools.partial(forward, n) for n in ("npu_fusion_attention", "npu_fusion_attention_v2")},
-    **{n: functools.partial(backward, n) for n in ("npu_fusion_attention_grad", "npu_fusion_attention_grad_v2")},
+    name: functools.partial(forward if spec is SCORE else backward, name) for name, spec in EMITTED.items()
 }
 """By the operator's name in torch.ops.npu."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from npu_fused_graph.codegen.inference_page import Facts, inference_page
 from npu_fused_graph.codegen.op_host import infer_shape, op_def
 from npu_fused_graph.codegen.op_table import op_table
 from npu_fused_graph.codegen.private_names import private_names
@@ -33,10 +34,11 @@ def generated_files(
     least: Sizes,
     sources: Mapping[str, str],
     cells: Sequence[Cell],
+    operators: Facts,
 ) -> dict[Path, str]:
     """Text by path, relative to the project's root. fusions: rules by stem. reasons: classes of refusals. least: by
     stem, from which size on a fusion gains anything. sources: text of the package's modules by path. cells: what
-    was run with which versions."""
+    was run with which versions. operators: what is known of torch_npu's."""
     specs, reasons = tuple(specs), tuple(reasons)
     files = {Path("ge_op_protos") / f"{spec.stem}_proto.h": proto_header(spec) for spec in specs}
     for spec in specs:
@@ -52,7 +54,8 @@ def generated_files(
     files[Path("npu_fused_graph") / "rules.json"] = rules_data(specs, fusions, reasons, least)
     files[Path("npu_fused_graph") / "host" / "private_names.json"] = private_names(sources)
     files[Path("docs") / "versions.md"] = versions_page(cells)
+    files[Path("docs") / "inference_operators.md"] = inference_page(operators)
     return files
 
 
-__all__ = ["Fusions", "generated_files", "infer_shape", "op_def", "op_table", "proto_header"]
+__all__ = ["Facts", "Fusions", "generated_files", "infer_shape", "op_def", "op_table", "proto_header"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from npu_fused_graph.codegen import generated_files
-from npu_fused_graph.codegen.__main__ import FUSIONS, LEAST, main
+from npu_fused_graph.codegen.__main__ import FUSIONS, LEAST, facts, main
 from npu_fused_graph.ops import specs
 from npu_fused_graph.passes import CATALOGUE
 
@@ -26,7 +26,7 @@ def test_check_notices_a_stale_file_and_writing_cures_it(tmp_path: Path, capsys:
     assert "is not up to date" in capsys.readouterr().err
     assert main(["--root", str(tmp_path)]) == 0
     assert main(["--check", "--root", str(tmp_path)]) == 0
-    for path in generated_files(specs(), FUSIONS, CATALOGUE.values(), LEAST, {}, []):
+    for path in generated_files(specs(), FUSIONS, CATALOGUE.values(), LEAST, {}, [], facts(tmp_path)):
         (tmp_path / path).write_text("edited")
     assert main(["--check", "--root", str(tmp_path)]) == 1
 

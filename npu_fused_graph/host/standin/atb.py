@@ -52,6 +52,11 @@ def install() -> None:
             library.impl(name, meta, "Meta")
 
 
+def implemented() -> set[str]:
+    """Names of the operators that run."""
+    return {schema.partition("(")[0].partition(".")[0] for schema, _, _ in _OPERATORS}
+
+
 def python_function(name: str) -> Any:
     """Operator ``name``, or a function that raises where there is no CPU implementation."""
     if hasattr(torch.ops.atb, name):

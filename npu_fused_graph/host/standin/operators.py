@@ -76,6 +76,11 @@ def install() -> None:
         library.impl(name, lambda x, *args, **kwargs: torch.empty_like(x), "Meta", allow_override=True)
 
 
+def own() -> set[str]:
+    """Names of operators that have a CPU implementation of their own, those of ATB included."""
+    return {name.partition(".")[0] for name in _OWN} | atb.implemented()
+
+
 def python_function(module: types.ModuleType, name: str) -> Any:
     """``torch_npu.<name>``. Raises AttributeError for what torch_npu has no operator for."""
     if not name.startswith("__") and hasattr(torch.ops.npu, name):
