@@ -48,6 +48,7 @@ def _load() -> tuple[Mode, types.ModuleType]:
             return _loaded
         check_names("torch")
         device = _load_installed()
+        from npu_fused_graph.host.compile_cache import guard_module_names
         from npu_fused_graph.host.defects import guard_backward_calls, guard_order_of_effects, guard_shape_inference
 
         found: tuple[Mode, types.ModuleType] = ("host", _load_host()) if device is None else ("device", device)
@@ -56,6 +57,7 @@ def _load() -> tuple[Mode, types.ModuleType]:
         guard_order_of_effects()
         guard_shape_inference()
         guard_backward_calls()
+        guard_module_names()
         _loaded = found
         for hook in on_load:
             hook()
