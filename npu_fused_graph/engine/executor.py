@@ -274,8 +274,9 @@ class _StorageLog:
         for slot in instruction.outputs:
             self._add(slot, values[slot])
         for name, argument in zip(instruction.arg_names, instruction.args, strict=True):
-            if name in instruction.kernel.mutates and isinstance(argument, Slot):
-                self.written.add(self.buffer_of[argument.number])
+            if name in instruction.kernel.mutates:
+                items = argument if isinstance(argument, list) else [argument]
+                self.written.update(self.buffer_of[item.number] for item in items if isinstance(item, Slot))
         read = used_slots(instruction)
         if instruction.kernel.is_copy and len(read) == 1 and values[read[0]].is_contiguous():
             self.candidates.append((index, read[0], instruction.outputs[0]))

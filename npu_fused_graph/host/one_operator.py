@@ -121,7 +121,8 @@ def _compile(module: OneOperator, tensors: list[Tensor]) -> Callable[..., Any]:
 
 
 def _traceable(x: Tensor) -> Tensor:
-    """``x``'s memory as a tensor that tracing may write: one made in inference mode may not be written outside it."""
-    if not x.is_inference():
-        return x.detach()
-    return torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+    """A tensor like ``x`` in memory of its own, which tracing may write.
+
+    Of arguments that share memory AOTAutograd would make one, which fits no other call; each is written by itself.
+    """
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)

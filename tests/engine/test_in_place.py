@@ -423,6 +423,26 @@ def test_a_copy_of_what_is_written_later_is_kept(written: str) -> None:
     assert "Identity" in calls(executable)
 
 
+def test_a_copy_written_as_one_of_a_list_is_kept() -> None:
+    nodes = [
+        move("m", "x"),
+        node("s", "ScatterList", {"var0": "m", "indice": "row", "updates": "u"}, ["var0"], axis=-2),
+    ]
+    executable = compile_graph(
+        graph_of(
+            {"x": torch.zeros(2, 4), "u": torch.ones(1, 1, 4)},
+            [*nodes, node("y", "Neg", {"x": "s"})],
+            ["y"],
+            const={"row": torch.tensor([1])},
+        )
+    )
+    x = torch.zeros(2, 4)
+    for _ in range(RUNS):
+        (y,) = executable.run([x, torch.ones(1, 1, 4)])
+        assert y.tolist() == [[0] * 4, [-1] * 4]
+        assert not x.any()
+
+
 def test_a_returned_copy_of_an_input_is_kept() -> None:
     executable = check("x", [node("c", "Identity", {"x": "x"}), add("y", "c", "c")], ["c", "y"], lambda x: [x, 2 * x])
     assert "Identity" in calls(executable)

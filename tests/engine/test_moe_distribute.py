@@ -172,6 +172,23 @@ def _same_number(rank: int) -> None:
     compile_graph(graph_of(data, [dispatch], ["dispatch:0"])).run(list(data.values()))
 
 
+def _other_rows(rank: int) -> None:
+    group = dist.group.WORLD
+    assert group is not None
+    data = {k: v for k, v in Layer().inputs(rank).items() if k in ("x", "expert_ids")}
+    data["x"] = data["x"].to((torch.float16, torch.bfloat16)[rank])
+    attrs = {"group_ep": group.group_name, "ep_world_size": 2, "ep_rank_id": rank, "moe_expert_num": 4}
+    dispatch = node("dispatch", "MoeDistributeDispatchV2", {k: k for k in data}, DISPATCHED, **attrs)
+    compile_graph(graph_of(data, [dispatch], ["dispatch:0"])).run(list(data.values()))
+
+
+def test_rows_of_two_dtypes_are_told_to_both() -> None:
+    """Their bytes would be read as the other dtype."""
+    for outcome in run_ranks(_other_rows, 2):
+        assert outcome.exit_code == 1
+        assert "expected rows of one dtype and size on all ranks, got rank 0: torch.float16" in outcome.error
+
+
 @pytest.mark.slow
 def test_a_rank_with_the_number_of_another_is_told_to_both() -> None:
     for outcome in run_ranks(_same_number, 2):

@@ -63,6 +63,22 @@ def test_the_argument_itself_is_returned(found: dict[str, Any]) -> None:
     assert found["identity"] is True
 
 
+def test_two_arguments_side_by_side_in_one_memory(found: dict[str, Any]) -> None:
+    keys, values, pages = found["pages"]
+    wanted = torch.zeros(2, 2, 4, 1, 32, dtype=torch.float16)
+    for row, (page, place) in enumerate(((0, 0), (1, 1), (0, 2))):
+        wanted[page, 0, place], wanted[page, 1, place] = keys[row], values[row]
+    assert torch.equal(pages, wanted)
+
+
+def test_updates_that_are_rows_of_what_is_written(found: dict[str, Any]) -> None:
+    """They are read before anything is written."""
+    for place, result in zip((2, 1, 2), found["shifted"], strict=True):
+        wanted = np.arange(12.0).reshape(4, 3)
+        wanted[:2] = wanted[place : place + 2].copy()
+        assert np.array_equal(result.numpy(), wanted)
+
+
 @pytest.mark.parametrize("way", GE)
 def test_two_arguments_written_and_a_new_result(found: dict[str, Any], way: str) -> None:
     """x1 becomes the norm, x2 the sum; 1 / rms is new."""
@@ -98,6 +114,11 @@ def test_one_without_functional_form_is_refused_by_name(found: dict[str, Any]) -
     kind, text = found["refused"]
     assert kind == "UnsupportedOpError"
     assert text.startswith("[run] npu_attn_softmax_: expected an operator that writes its arguments and has a function")
+
+
+def test_float64_keeps_its_digits_and_results_their_dtype(found: dict[str, Any]) -> None:
+    assert abs(found["wide"] - 1e-12) < 1e-15
+    assert "Expected out tensor to have dtype torch.bfloat16, but got torch.int32" in found["other out"][1]
 
 
 @pytest.mark.parametrize("way", WAYS)

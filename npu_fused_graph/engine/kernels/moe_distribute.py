@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.engine.kernels.moe import by_last
-from npu_fused_graph.engine.kernels.moe_experts import Experts, by_expert, check, exchange, experts_of, pairs_of
+from npu_fused_graph.engine.kernels.moe_experts import Experts, agreed, by_expert, check, exchange, experts_of, pairs_of
 from npu_fused_graph.engine.registry import Allowed, kernel
 
 
@@ -41,6 +41,7 @@ def _dispatch(
     weights: Tensor | None,
     quant_mode: int,
 ) -> _Arrived:
+    check("x", f"a row for each of {len(expert_ids)} tokens", len(x) == len(expert_ids), list(x.shape))
     chosen = experts.chosen(expert_ids, active)
     order, counts = by_expert(chosen, experts)
     width = chosen.shape[1]
@@ -53,8 +54,8 @@ def _dispatch(
     weighed = torch.ones(chosen.shape) if weights is None else _weights(weights, width)
     came_from = torch.stack([torch.full_like(tokens, experts.peer.rank), tokens, choices], 1).int()
     sent = [rows, scales.unsqueeze(1), weighed.flatten()[order].unsqueeze(1), came_from]
-    (everyone,) = zip(*experts.peer.gather([counts]), strict=True)
-    mine = torch.stack(everyone)[:, experts.mine]
+    told = agreed(experts.peer, x, width, counts)
+    mine = told[:, experts.mine]
     received = exchange(experts.peer, sent, experts.by_rank(counts), mine.sum(1).tolist())
     place = by_last(mine)
     rows, scales, arrived, came_from = (x[place] for x in received)
@@ -134,8 +135,10 @@ def _combine(
     mine = experts.mine
     ends = ep_send_counts[: (mine.stop - mine.start) * ranks].long()
     sends = ends.diff(prepend=ends.new_zeros(1)).view(-1, ranks)
-    (back,) = exchange(experts.peer, [expand_x[by_last(sends)]], sends.sum(0).tolist(), experts.by_rank(counts))
     weights = _weights(expert_scales, width).flatten().unsqueeze(1)
+    check("expert_scales", f"{tokens} rows of {width}", len(weights) == tokens * width, list(expert_scales.shape))
+    agreed(experts.peer, expand_x, width)
+    (back,) = exchange(experts.peer, [expand_x[by_last(sends)]], sends.sum(0).tolist(), experts.by_rank(counts))
     parts = torch.zeros(tokens * width, expand_x.shape[1])
     parts[order] = back.float() * weights[order]
     if ori_x is not None and copies:
@@ -144,10 +147,10 @@ def _combine(
         if active is not None:
             is_copy &= pairs_of(active, width)
         place = is_copy.flatten().nonzero().squeeze(1)
-        parts[place] = ori_x.reshape(tokens, -1)[place // width].float() * weights[place]
-    y = parts.view(tokens, width, -1).sum(1)
+        parts[place] = ori_x.reshape(tokens, parts.shape[1])[place // width].float() * weights[place]
+    y = parts.view(tokens, width, parts.shape[1]).sum(1)
     if shared_expert_x is not None:
-        y = y + shared_expert_x.reshape(tokens, -1)
+        y = y + shared_expert_x.reshape(y.shape)
     if active is not None:
         y = y.masked_fill(~pairs_of(active, width).any(1, keepdim=True), 0)
     return y.to(expand_x.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.comm import Communicator, communicator
-from npu_fused_graph.errors import GraphError
+from npu_fused_graph.errors import CommunicationError, GraphError
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,25 @@ def exchange(peer: Communicator, columns: Sequence[Tensor], sends: list[int], re
     return [
         part.contiguous().view(column.dtype) for part, column in zip(arrived.split(widths, 1), columns, strict=True)
     ]
+
+
+def agreed(peer: Communicator, rows: Tensor, width: int, counts: Tensor | None = None) -> Tensor:
+    """Every rank's counts, once all have told that their rows have one dtype and size, and their tokens one width.
+
+    Raises CommunicationError on all ranks otherwise: the bytes of rows would be read as another dtype.
+    """
+    mine = torch.tensor([_FLOATS.index(rows.dtype), rows.shape[1], width], dtype=torch.int64)
+    (everyone,) = zip(
+        *peer.gather([mine if counts is None else torch.cat([mine, counts.to(torch.int64)])]), strict=True
+    )
+    facts = [tuple(told[:3].tolist()) for told in everyone]
+    if len(set(facts)) > 1:
+        shown = ", ".join(f"rank {r}: {_FLOATS[d]}, rows of {n}, {k} choices" for r, (d, n, k) in enumerate(facts))
+        raise CommunicationError(f"expected rows of one dtype and size on all ranks, got {shown}.")
+    return torch.stack(everyone)[:, 3:]
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def check(parameter: str, expected: str, holds: bool, got: object) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from npu_fused_graph.errors import UnsupportedOpError
+from npu_fused_graph.host.standin import survey
+from npu_fused_graph.host.standin.wrong_arguments import overload_of
 
 Operator = Callable[..., Any]
 
@@ -40,22 +43,32 @@ def without_twin() -> Iterator[tuple[str, Operator]]:
             yield name, _RULES.get(name, functools.partial(_refused, name))
 
 
-def sharing(tensors: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Which of ``tensors`` lie in one storage, and where in it: what a compiled call with them may count on.
+def readers_apart(
+    written: frozenset[str], names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call; of those it only reads, a copy where one lies in memory it writes.
 
-    () where each has a storage of its own.
+    written: names of those it writes. names: of all, in their order.
     """
-    storages = [x.untyped_storage()._cdata for x in tensors]
-    if len(set(storages)) == len(storages):
-        return ()
-    return tuple((storages.index(s), int(x.storage_offset())) for s, x in zip(storages, tensors, strict=True))
+    given = dict(zip(names, args, strict=False)) | kwargs
+    storages = {x.untyped_storage()._cdata for name in written for x in pytree.tree_leaves(given[name])}
+
+    def apart(name: str, value: Any) -> Any:
+        if name in written:
+            return value
+        return pytree.tree_map_only(Tensor, lambda x: x.clone() if x.untyped_storage()._cdata in storages else x, value)
+
+    return tuple(apart(*item) for item in zip(names, args, strict=False)), {k: apart(k, v) for k, v in kwargs.items()}
 
 
 def _refused(name: str, *args: Any, **kwargs: Any) -> Any:
-    raise UnsupportedOpError(
+    error = UnsupportedOpError(
         f"[run] {name}: expected an operator that writes its arguments and has a functional form, got one without. "
-        "Use a functional operator; docs/run_on_a_laptop.md has the operators that run."
+        "Use a functional operator; docs/inference_operators.md has the operators that run."
     )
+    if survey.is_on():
+        return survey.zeros(name, overload_of(name), error, args, kwargs)
+    raise error
 
 
 _RULES: dict[str, Operator] = {
@@ -71,6 +84,12 @@ def _writing() -> Iterator[tuple[str, Any]]:
         space, _, name = schema.name.partition("::")
         if space == "npu" and _written(schema) and not schema.overload_name.endswith("out"):
             yield f"{name}.{schema.overload_name}" if schema.overload_name else name, schema
+
+
+def written_arguments(name: str) -> tuple[frozenset[str], list[str]]:
+    """Of an operator (with overload): names of the arguments it writes, and of all."""
+    schema = overload_of(name)._schema
+    return frozenset(_written(schema)), [a.name for a in schema.arguments]
 
 
 def _written(schema: Any) -> list[str]:

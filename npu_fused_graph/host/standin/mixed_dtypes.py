@@ -15,7 +15,7 @@ _keep: list[Any] = []
 def install() -> None:
     """Let mm and addmm on the CPU multiply two floating dtypes as on a device.
 
-    All operands are promoted to float32; the result has the dtype of the first one.
+    All operands are promoted to the widest, float32 at least; the result has the dtype of the first one.
     """
     library = torch.library.Library("aten", "IMPL")
     _keep.append(library)
@@ -28,11 +28,14 @@ def install() -> None:
             library.impl(f"{name}.out", _into(name, known), "CPU", with_keyset=True, allow_override=True)
 
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def _is_mixed(operands: tuple[Tensor, ...]) -> bool:
     dtype = operands[0].dtype
     for x in operands:
         if x.dtype is not dtype:
-            return all(x.is_floating_point() for x in operands)
+            return all(x.dtype in _DTYPES for x in operands)
     return False
 
 
@@ -40,7 +43,8 @@ def _widening(name: str, known: Any) -> Callable[..., Tensor]:
     def call(keys: Any, *operands: Tensor, **factors: Any) -> Any:
         if not _is_mixed(operands):
             return known.call_boxed(keys, *operands, **factors)
-        return getattr(torch, name)(*(x.float() for x in operands), **factors).to(operands[0].dtype)
+        wide = torch.float64 if any(x.dtype is torch.float64 for x in operands) else torch.float32
+        return getattr(torch, name)(*(x.to(wide) for x in operands), **factors).to(operands[0].dtype)
 
     return call
 
@@ -50,6 +54,8 @@ def _into(name: str, known: Any) -> Callable[..., Tensor]:
         if not _is_mixed(operands):
             return known.call_boxed(keys, *operands, out=out, **factors)
         result = getattr(torch, name)(*operands, **factors)
+        if out.dtype is not result.dtype:
+            raise RuntimeError(f"Expected out tensor to have dtype {result.dtype}, but got {out.dtype} instead")
         return out.resize_(result.shape).copy_(result)
 
     return call

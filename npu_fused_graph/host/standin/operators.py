@@ -62,7 +62,7 @@ def install() -> None:
     for name, call in pairs.items():
         if name not in _OWN:
             library.impl(name, call, "Functionalize")
-            _writing.add(name)
+            _writing[name] = in_place.written_arguments(name)
     for name in ("empty_with_format", "unsafe_empty_with_format"):
         library.impl(name, formats.empty_with_format, "PrivateUse1")
     for key in ("PrivateUse1", "BackendSelect"):  # BackendSelect: a call that names no device
@@ -116,7 +116,8 @@ def _run_meta_file(path: Path) -> None:
 # -- eager calls ---------------------------------------------------------------------------------------------
 
 _compiled: dict[Any, Callable[..., Any]] = {}
-_writing: set[str] = set()
+_writing: dict[str, tuple[frozenset[str], list[str]]] = {}
+"""By name (with overload): arguments it writes, and all."""
 _MOST = 512
 _lock = threading.RLock()
 
@@ -127,10 +128,12 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     Raises InvalidArgumentError for wrong arguments, UnsupportedOpError for what cannot be lowered or executed,
     CommunicationError.
     """
+    if (writes := _writing.get(name)) is not None:
+        args, kwargs = in_place.readers_apart(*writes, args, kwargs)
     op, lowered = _with_fed_lengths(name, kwargs)
     leaves, structure = pytree.tree_flatten((args, lowered))
     tensors = [x for x in leaves if isinstance(x, Tensor)]
-    key = (name, structure, tuple(_key(x) for x in leaves), in_place.sharing(tensors) if name in _writing else None)
+    key = (name, structure, tuple(_key(x) for x in leaves))
     try:
         run = _compiled.get(key)
         if run is None:

@@ -24,12 +24,18 @@ _line = ""
 
 def zeros(name: str, overload: Any, error: Exception, args: Any, kwargs: Any) -> Any:
     """What ``npu::name`` would return, all zeros, and the gap counted. Raises ``error`` without a Meta function."""
+    given = dict(zip((a.name for a in overload._schema.arguments), args, strict=False)) | kwargs
+    if overload._schema.returns and all(r.alias_info is not None for r in overload._schema.returns):
+        _tell(f"npu.{name}: {_reason(error)}")
+        names = {n: a.name for a in overload._schema.arguments if a.alias_info for n in a.alias_info.before_set}
+        written = [given[names[n]] for r in overload._schema.returns for n in r.alias_info.before_set]
+        return written[0] if len(written) == 1 else tuple(written)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            given = pytree.tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
-            pairs = zip(pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(given), strict=True)
+            fake_args, fake_kwargs = pytree.tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
+            pairs = zip(pytree.tree_leaves((args, kwargs)), pytree.tree_leaves((fake_args, fake_kwargs)), strict=True)
             fakes = {id(fake): tensor for tensor, fake in pairs}
-            results = overload(*given[0], **given[1])
+            results = overload(*fake_args, **fake_kwargs)
     except Exception:
         raise error from None
     _tell(f"npu.{name}: {_reason(error)}")

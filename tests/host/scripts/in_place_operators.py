@@ -101,6 +101,18 @@ for way in WAYS[:2]:
 result("one", "eager", lambda a: torch_npu.one_(a) + 1, x)
 result("copy_memory", "eager", lambda a, b: torch_npu.copy_memory_(a, b) + 0, x, other)
 result("dtype_cast", "eager", lambda a, b: torch_npu.npu_dtype_cast_(a, b) + 0, x, other.float())
+pages = torch.zeros(2, 2, 4, 1, 32).half().npu()  # keys and values of a page side by side
+keys, values, slots = torch.randn(3, 1, 32).half(), torch.randn(3, 1, 32).half(), torch.tensor([0, 5, 2]).int()
+for _ in range(3):
+    torch_npu.npu_scatter_pa_kv_cache(
+        keys.npu(), values.npu(), pages[:, 0], pages[:, 1], slots.npu(), cache_mode="Norm"
+    )  # fmt: skip
+found["pages"] = keys, values, pages
+found["shifted"] = []
+for place in (2, 1, 2):  # updates are other rows of what is written
+    c = cache(4, 3)
+    update(c, torch.tensor([[0], [1]]).npu(), c[place : place + 2])
+    found["shifted"].append(c)
 c = cache(5, 2)
 found["identity"] = update(c, places, rows) is c
 found["refused"] = error_of(torch_npu.npu_attn_softmax_, x.npu())
@@ -111,4 +123,6 @@ for way in WAYS:
     found["mixed"]["mm", way] = in_way(way, lambda a, b: a @ b)(left, right)
     found["mixed"]["linear", way] = in_way(way, torch.nn.functional.linear)(left.view(1, 3, 8), right.t())
     found["mixed"]["addmm", way] = in_way(way, torch.addmm)(bias, left, right)
+found["wide"] = (torch.ones(1, 1).double() + 1e-12).mm(torch.ones(1, 1)).item() - 1
+found["other out"] = error_of(lambda: torch.mm(left, right, out=torch.empty(3, 5, dtype=torch.int32)))
 torch.save(found, sys.argv[1])
