@@ -41,7 +41,7 @@ def text(function, *arguments, **options):
 def compiled(model, inputs, backend):
     torch._dynamo.reset()
     with torch.no_grad():
-        return torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(*inputs)
+        return torch.compile(model, backend=backend, dynamic=False, fullgraph=True)(*(x.clone() for x in inputs))
 
 
 def differences(x):
@@ -51,6 +51,12 @@ def differences(x):
 
 def of_another_shape(x):
     return x * 2 + x.view(1, 8)
+
+
+def copied_before_a_write(x):
+    before = x.clone().view(-1)
+    x.add_(1)
+    return before * 2
 
 
 def strided(x):
@@ -67,11 +73,12 @@ def slices(x, r):
 CASES = {
     "D1": (differences, (torch.arange(12.0).view(2, 6),)),
     "D5": (of_another_shape, (torch.ones(8),)),
+    "D7": (copied_before_a_write, (torch.zeros(3, 2),)),
     "D3": (strided, (torch.arange(12.0).view(3, 4).t(),)),
     "D2": (slices, (torch.arange(32.0).view(4, 8), torch.ones(4, 8))),
 }
 for name, (model, inputs) in CASES.items():
-    wanted = model(*inputs)
+    wanted = model(*(x.clone() for x in inputs))
     defects._repairs_captured = False
     stock = text(compiled, model, inputs, ex.get_npu_backend())
     defects._repairs_captured = True
@@ -162,6 +169,10 @@ def test_d1_stock_overwrites_what_another_operand_reads(said: dict[str, Any]) ->
     assert "doesn't match the broadcast shape" in said["D5"][0]
 
 
+def test_d7_stock_drops_a_copy_of_what_is_written(said: dict[str, Any]) -> None:
+    assert said["D7"][0] is False
+
+
 def test_d3_stock_copies_inputs_into_other_strides(said: dict[str, Any]) -> None:
     assert said["D3"][0] is False
 
@@ -177,6 +188,7 @@ def test_d6_stock_torchair_compiles_nothing_after_npugraph_ex(said: dict[str, An
 def test_our_back_end_computes_or_refuses(said: dict[str, Any]) -> None:
     assert said["D1"][1] is True
     assert said["D5"][1] is True
+    assert said["D7"][1] is True
     assert said["D2"] == [True, True]
     assert (
         "[backend] as_strided" in said["D3"][1]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from npu_fused_graph.aot.guards import (
@@ -185,6 +185,39 @@ def guard_reinplacing(package: str) -> None:
     vars(module)["check_multi_stream_for_single_reinplace"] = check_multi_stream_for_single_reinplace
 
 
+@functools.cache
+def guard_removed_copies(package: str) -> None:
+    """Repair D7: torch's pass removes a clone whose source is written at the end of the graph.
+
+    What is a view of the clone keeps a storage of its own in its metadata, so the pass that puts operators into their
+    operand's memory then overwrites what the view still has to give. package: as above.
+    """
+    module: Any = importlib.import_module(f"{package}.npu_fx_compiler")
+    original = getattr(module, "remove_noop_ops", None)
+    if original is None:
+        return  # another release, or another torch
+
+    @functools.wraps(original)
+    def remove_noop_ops(graph: Graph) -> None:
+        if not _copies_what_is_written(graph):
+            original(graph)
+            return
+        if _current:
+            _current[-1].found.add("D7")
+        if not _repairs_captured:
+            original(graph)
+
+    vars(module)["remove_noop_ops"] = remove_noop_ops
+
+
+def _copies_what_is_written(graph: Graph) -> bool:
+    """Whether a clone is made of an input that the graph assigns to."""
+    aten = torch.ops.aten
+    written = {node.args[0] for node in graph.nodes if node.target is aten.copy_.default}
+    clones = (node for node in graph.nodes if node.target is aten.clone.default)
+    return any(storage_owner(clone.args[0]) in written for clone in clones)
+
+
 def guard_registration() -> None:
     """Repair D6: TorchAir registers implementations npugraph_ex has registered before, which torch refuses."""
     module: Any = importlib.import_module("torchair._utils")
@@ -222,7 +255,7 @@ def watch(
     """Tell of every graph from now on what the defects spoil in it. repairs: and repair it. package: or npugraph_ex.
 
     T1: the view becomes a node. T9: each input gets a value of its own. T10, D3: the graph runs eagerly. D1: the
-    operator keeps its own memory. instead: makes what runs in the place of a graph that cannot be compiled.
+    operator keeps its own memory. D7: the copy stays. instead: makes what runs where a graph cannot be compiled.
     """
     global _repairs, _repairs_captured
     _repairs = _repairs_captured = repairs
