@@ -25,7 +25,8 @@ EPSILON = 1e-6
 def decoded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path: Path = tmp_path_factory.mktemp("decoding") / "found.pt"
     run = ("-m", "npu_fused_graph.commands.cli", "run", "--json", script("decoding.py"), str(path))
-    done = run_python(*run)
+    # attention returns what it writes, as torch_npu's does, which torch refuses where CI is set
+    done = run_python(*run, env={"TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING": "0"})
     assert done.returncode == 0, done.stderr
     return {**torch.load(path), "report": json.loads(done.stderr.splitlines()[-1])}
 
