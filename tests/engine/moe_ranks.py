@@ -48,7 +48,7 @@ class Layer:
         ids = [torch.randperm(self.experts + self.special, generator=make)[: self.choices] for _ in range(tokens)]
         found = {
             "x": torch.randint(-64, 65, (tokens, self.width), generator=make).to(self.dtype),
-            "expert_ids": torch.stack(ids).int(),
+            "expert_ids": torch.stack(ids).int() if ids else torch.zeros(0, self.choices, dtype=torch.int32),
             "expert_scales": torch.rand(tokens, self.choices, generator=make),
         }
         if self.mask == "tokens":

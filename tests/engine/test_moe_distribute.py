@@ -23,6 +23,7 @@ LAYERS = {
     "running sums": Layer(dtype=torch.float16, dispatch={"expert_token_nums_type": 0}),
     "tp of one": Layer(dispatch={"tp_world_size": 1, "comm_alg": "fullmesh_v2"}, combine={"tp_world_size": 1}),
     "uneven": Layer(tokens=(2, 5), dispatch={"global_bs": 10}, combine={"global_bs": 10}),
+    "no tokens": Layer(tokens=(4, 0), dispatch={"global_bs": 8}, combine={"global_bs": 8}),
     "idle rank": Layer(experts=4, choices=1, tokens=(1, 1)),
     "weights": Layer(weighed=True),
     "weights V1": Layer("V1", weighed=True),

@@ -28,6 +28,8 @@ def test_every_gap_of_a_script_in_one_run() -> None:
         ),
         "npu.npu_fused_causal_conv1d: [engine] FusedCausalConv1d: expected a GE op type with a CPU kernel, got one "
         "without": (3, "missing_operators.py:11)"),
+        "npu.npu_attn_softmax_: [run] npu_attn_softmax_: expected an operator that writes its arguments and has a "
+        "functional form, got one without": (1, "missing_operators.py:21)"),
     }
 
 

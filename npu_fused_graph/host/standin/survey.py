@@ -90,7 +90,7 @@ def _reason(error: Exception) -> str:
     return text.rstrip(". ")
 
 
-_CURES = (" See docs/", " Node: ", " Give it one with", ". Please")
+_CURES = (" See docs/", " Node: ", " Give it one with", " Use a functional", ". Please")
 """How what follows the reason begins."""
 
 
