@@ -280,6 +280,12 @@ def test_unsupported_input_is_refused_by_name(sample: str, name: str) -> None:
         _run(case.ge_type, inputs, case.outputs, **case.attrs)
 
 
+@pytest.mark.parametrize(("k", "groups", "most"), [(9, {}, 8), (0, {}, 8), (3, {"k_group": 1, "group_count": 4}, 2)])
+def test_no_more_experts_are_chosen_than_there_are(k: int, groups: dict[str, int], most: int) -> None:
+    with pytest.raises(ExecutionError, match=rf"MoeGatingTopK\.k: expected 1 to {most}"):
+        _run("MoeGatingTopK", {"x": torch.rand(2, 8)}, ("y", "expert_idx", "out"), k=k, **groups)
+
+
 def test_triangle_modes_want_their_mask() -> None:
     case = SAMPLES["FusedInferAttentionScore-bsh"]
     with pytest.raises(ExecutionError, match="atten_mask: expected a mask with sparse_mode 3"):

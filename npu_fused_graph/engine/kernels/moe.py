@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.registry import kernel
+from npu_fused_graph.engine.registry import kernel, unsupported
 
 
 def _top_experts(scores: Tensor, k: int, finished: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -63,6 +63,9 @@ def moe_gating_top_k(
     norm_type 0: norm = softmax(x), y = norm * routed_scaling_factor; 1: norm = sigmoid(x), and y is divided by the sum
     of the k + eps first. A group is as good as its best expert, or as the sum of its best two (group_select_mode 1).
     """
+    found = x.shape[-1] * min(k_group, group_count) // group_count
+    if not 1 <= k <= found:
+        raise unsupported("MoeGatingTopK", "k", f"1 to {found}, the experts of the groups that are kept", k)
     norm = torch.sigmoid(x.float()) if norm_type else torch.softmax(x, -1, dtype=torch.float32)
     merit = norm if bias is None else norm + bias
     if k_group < group_count:
