@@ -246,7 +246,8 @@ class _StorageLog:
         self.buffer_of: dict[int, int] = {}  # slot -> number of the buffer it lives in
         self.slots_of: dict[int, set[int]] = {}
         self.alive: dict[int, tuple[int, int]] = {}  # address of a live storage -> (buffer number, live slots)
-        self.candidates: list[tuple[int, int, int]] = []
+        self.candidates: list[tuple[int, int, int]] = []  # copies: index, source slot, target slot
+        self.dense: set[int] = set()  # those of contiguous sources
         for slot, value in values.items():
             self._add(slot, value)
         self.foreign = set(self.slots_of)
@@ -278,7 +279,9 @@ class _StorageLog:
                 items = argument if isinstance(argument, list) else [argument]
                 self.written.update(self.buffer_of[item.number] for item in items if isinstance(item, Slot))
         read = used_slots(instruction)
-        if instruction.kernel.is_copy and len(read) == 1 and values[read[0]].is_contiguous():
+        if instruction.kernel.is_copy and len(read) == 1:
+            if values[read[0]].is_contiguous():
+                self.dense.add(index)
             self.candidates.append((index, read[0], instruction.outputs[0]))
 
     def release(self, slot: int, value: Tensor) -> None:
@@ -298,7 +301,11 @@ class _StorageLog:
         found: set[int] = set()
         for index, source, target in self.candidates:
             buffer = self.buffer_of[source]
-            if buffer in taken or any(last_use.get(slot, -1) > index for slot in self.slots_of[buffer]):
+            if (
+                index not in self.dense
+                or buffer in taken
+                or any(last_use.get(slot, -1) > index for slot in self.slots_of[buffer])
+            ):
                 continue
             if buffer in self.foreign:
                 # the caller's buffer: only if what it will receive is what this copy becomes

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from npu_fused_graph.engine.kernels import attention_batches
 from npu_fused_graph.engine.kernels.attention import fused_infer_attention_score
+from npu_fused_graph.engine.kernels.attention_decoding import decode
 from npu_fused_graph.errors import UnsupportedOpError
 from npu_fused_graph.testing import assert_close
 
@@ -124,3 +126,42 @@ def test_a_latent_cache_is_key_and_value(rope: int) -> None:
     once, _ = fused_infer_attention_score(**given, key=[cache], value=[cache])
     twice, _ = fused_infer_attention_score(**given, key=[cache], value=[cache.clone()])
     assert_close(once, twice.double())
+
+
+@pytest.mark.parametrize("lengths", [[7, 7], [9, 24, 17], [8, 1, 16], [1]])
+def test_a_step_of_decoding_gives_what_the_general_case_gives(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = len(lengths)
+    cache, values = torch.randn(10, 8, 2 * 16), torch.randn(10, 8, 2 * 16)
+    given: dict[str, Any] = {"query": torch.randn(count, 4, 16), "input_layout": "TND", "atten_mask": MASK}
+    given |= {"actual_seq_lengths": list(range(1, count + 1)), "actual_seq_lengths_kv": lengths, "sparse_mode": 3}
+    given |= {"num_heads": 4, "num_key_value_heads": 2, "key": [cache], "value": [values], "block_size": 8}
+    given["block_table"] = torch.randperm(10)[: 3 * count].view(count, 3).int()
+    calls: list[Tensor | None] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor | None:
+        calls.append(decode(*args, **kwargs))
+        return calls[-1]
+
+    monkeypatch.setattr(attention_batches, "decode", counted)
+    found, _ = fused_infer_attention_score(**given)
+    assert calls[-1] is not None
+    monkeypatch.setattr(attention_batches, "decode", lambda *args, **kwargs: None)
+    general, _ = fused_infer_attention_score(**given)
+    assert torch.equal(found, general)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"num_heads": 4, "num_key_value_heads": 4}, "num_heads: expected 2"),
+        ({"actual_seq_lengths_kv": [9, 17, 3]}, "actual_seq_lengths_kv"),
+        ({"actual_seq_lengths_kv": [9, 25]}, "actual_seq_lengths_kv: expected 2 lengths from 0 to 16"),
+        ({"block_size": 4}, "block_size: expected 8"),
+    ],
+)
+def test_a_wrong_step_of_decoding_is_refused(change: dict[str, Any], text: str) -> None:
+    given = PAGED | {"query": zeros(2, 2, 16), "actual_seq_lengths": [1, 2]} | change
+    with pytest.raises(UnsupportedOpError, match=text):
+        fused_infer_attention_score(**given)

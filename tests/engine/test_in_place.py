@@ -414,6 +414,25 @@ def test_a_copy_of_what_nothing_writes_is_left_out() -> None:
     assert calls(executable) == ["Add", "Add", "ScatterNdUpdate"]
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_copy_of_a_strided_value_is_left_out_where_nothing_writes_it(is_written: bool) -> None:
+    """A value that dies is handed on only if it is dense: what is written in place may be assumed to be."""
+    nodes = [add("y", "x", "x"), node("t", "Transpose", {"x": "y", "perm": "swap"}), move("m", "t")]
+    const = {"swap": torch.tensor([1, 0]), "j": torch.tensor([[1]]), "row": torch.ones(1, ROWS)}
+    if is_written:
+        nodes.append(node("s", "ScatterNdUpdate", {"var": "m", "indices": "j", "updates": "row"}, ["var"]))
+    nodes.append(add("z", "s" if is_written else "m", "m"))
+
+    def expected(x: Tensor) -> list[Tensor]:
+        y = 4 * x.T
+        if is_written:
+            y[1] = 2
+        return [y]
+
+    executable = check("x", nodes, ["z"], expected, const=const)
+    assert ("TensorMove" in calls(executable)) == is_written
+
+
 @pytest.mark.parametrize("written", ["source", "copy"])
 def test_a_copy_of_what_is_written_later_is_kept(written: str) -> None:
     nodes = [node("c", "Identity", {"x": "x"}), put("s", "x" if written == "source" else "c")]

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.kernels.attention_decoding import ROOM, WASTE, decode
 from npu_fused_graph.engine.kernels.attention_quant import Scales, attention_int8, rounded_to_int8
 from npu_fused_graph.engine.kernels.attention_scores import FEW_ROWS, Sight, attention, hidden_4d
 from npu_fused_graph.engine.kernels.attention_tokens import (
@@ -21,11 +22,6 @@ from npu_fused_graph.engine.kernels.attention_tokens import (
     tokens,
 )
 from npu_fused_graph.engine.registry import unsupported
-
-WASTE = 2
-"""Sequences of different lengths are padded to one batch unless that multiplies the work by more."""
-ROOM = 2**20
-"""Elements of keys and values of such a batch, at most."""
 
 
 class Part(Protocol):
@@ -91,6 +87,21 @@ def attend(
     is_packed, is_paged = layout in PACKED, block_table is not None
     kv_heads = num_key_value_heads or num_heads
 
+    special = (pse_shift, rope, sink, q_padding, kv_padding, prefix, cache_scales, query_scale, result_scale)
+    if (
+        block_table is not None
+        and kv_lengths is not None
+        and key.dim() == 3
+        and block_size in (0, key.shape[1])
+        and _is_one_query_each(query, q_lengths, layout, num_heads, sparse_mode, mask)
+        and not with_lse
+        and out_layout in ("", layout)
+        and all(x is None for x in special)
+    ):
+        found = decode(query, key, value, kv_lengths, block_table, heads=num_heads, kv_heads=kv_heads, scale=scale)
+        if found is not None:
+            return found, torch.empty(0)
+
     def rows(x: Tensor) -> Tensor:
         return tokens(x, layout, num_heads, ge_type, "num_heads")
 
@@ -134,7 +145,8 @@ def attend(
     if sight.from_the_end and pse_shift is None and not shared:
         # what lies in front of the first query's window is not even read
         sizes = zip(keys.lengths, queries.lengths, strict=True)
-        keys = keys.without_first([min(max(0, n - own - sight.before), n) for n, own in sizes])
+        unread = [min(max(0, n - own - sight.before), n) for n, own in sizes]
+        keys = keys.without_first(unread) if any(unread) else keys
 
     values: Part | None = None if _is_same(k, v) else keys.of(v)
     q_parts: list[Part] = [queries]
@@ -153,8 +165,9 @@ def attend(
     q_scales = None if query_scale is None else queries.of(_per_token_and_head(query_scale, q.shape, layout))
     exact = cache_scales is not None or result_scale is not None
     dtype = torch.float32 if exact else q.dtype
-    out = queries.of(q.new_zeros(*q.shape[:3], width, dtype=dtype))
-    lse = queries.of(torch.full(q.shape[:3], float("inf")))
+    heads = q.shape[2]
+    parts: list[tuple[list[int], Tensor]] = []
+    sums: list[tuple[list[int], Tensor]] = []
     columns = kv_heads * sum(part.width for part in (*k_parts, values) if part is not None)
     lengths = [n + shared for n in keys.lengths]
     for members in _batches(queries.lengths, lengths, columns, in_place=keys.is_in_place and not shared):
@@ -166,15 +179,15 @@ def attend(
         seen = None if causal else sight.seen(members, q_own, kv_own)
         if q_scales is not None and cache_scales is not None:
             q = q * (q_scales.take(members) * cache_scales[0].scale)
-            out.put(members, attention_int8(q, k, v, seen, scale=scale, width=width) * cache_scales[1].scale)
+            parts.append((members, attention_int8(q, k, v, seen, scale=scale, width=width) * cache_scales[1].scale))
             continue
-        results, sums = attention(
+        own, own_sum = attention(
             q, k, v, seen, shift, sink, scale=scale, width=width, causal=causal, with_lse=with_lse, exact=exact
         )  # fmt: skip
-        out.put(members, results)
-        if sums is not None:
-            lse.put(members, sums)
-    result = out.x
+        parts.append((members, own))
+        if own_sum is not None:
+            sums.append((members, own_sum))
+    result = queries.joined(parts, (heads, width), 0.0, dtype)
     if result_scale is not None:
         result = rounded_to_int8(result, *result_scale, ge_type)
     elif exact:
@@ -182,7 +195,19 @@ def attend(
     result = laid_out(result, out_layout or layout)
     if not with_lse:
         return result, torch.empty(0)
-    return result, (lse.x[0] if is_packed else lse.x.transpose(1, 2)).unsqueeze(-1)
+    lse = queries.joined(sums, (heads,), float("inf"), torch.float32)
+    return result, (lse[0] if is_packed else lse.transpose(1, 2)).unsqueeze(-1)
+
+
+def _is_one_query_each(
+    query: Tensor, lengths: list[int] | None, layout: str, heads: int, mode: int, mask: Tensor | None
+) -> bool:
+    """Whether every sequence has one query, which sees all its keys."""
+    if not (mask is None if mode == 0 else mode == 3 and mask is not None):
+        return False
+    if layout == "TND":
+        return query.shape[1] == heads and lengths == list(range(1, query.shape[0] + 1))
+    return query.shape[1] == 1 and (layout == "BSH" or (layout == "BSND" and query.shape[2] == heads))
 
 
 def _sight(

@@ -100,14 +100,18 @@ def attention(
     groups = heads // k.shape[2]
     if (missing := k.shape[-1] - v.shape[-1]) != 0:  # torch's flash attention wants one head size
         q, k, v = pad(q, (0, max(-missing, 0))), pad(k, (0, max(-missing, 0))), pad(v, (0, max(missing, 0)))
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    kv_heads = k.shape[2]
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    folded = groups > 1 and rows <= FEW_ROWS
+    if folded:
+        q = (q if rows == 1 else q.transpose(1, 2)).reshape(q.shape[0], kv_heads, groups * rows, q.shape[3])
+    else:
+        q = q.transpose(1, 2)
     mask = seen
     if shift is not None:
         mask = shift if seen is None else shift.masked_fill(~seen, float("-inf"))
-    folded = groups > 1 and rows <= FEW_ROWS
-    if folded:
-        q = q.unflatten(1, (k.shape[1], groups)).flatten(2, 3)
-        mask = mask if mask is None else _folded(mask, groups, rows)
+    if folded and mask is not None:
+        mask = _folded(mask, groups, rows)
     lse: Tensor | None = None
     if with_lse or exact or sink is not None:
         # the operator itself, which hands out the log-sum-exp and reads dense rows
@@ -124,15 +128,16 @@ def attention(
             q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
         )
     if folded:
-        out = out.unflatten(2, (groups, rows)).flatten(1, 2)
-        lse = lse if lse is None else lse.unflatten(2, (groups, rows)).flatten(1, 2)
+        out = out.reshape(out.shape[0], heads, rows, out.shape[3])
+        lse = lse if lse is None else lse.reshape(lse.shape[0], heads, rows)
     if lse is not None:
         if sink is not None:
             out = out * torch.sigmoid(lse - sink.float().unsqueeze(-1)).unsqueeze(-1)
         if seen is not None:
             lse = lse.masked_fill(~seen.any(-1), float("inf"))
         lse = lse.transpose(1, 2)
-    return out.transpose(1, 2)[..., :width], lse
+    out = out.transpose(1, 2)
+    return (out if out.shape[-1] == width else out[..., :width]), lse
 
 
 def _folded(mask: Tensor, groups: int, rows: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -66,44 +67,71 @@ class Sequences:
 
     def of(self, x: Tensor) -> Sequences:
         """The same places of another tensor."""
-        return replace(self, x=x)
+        return Sequences(x, self.starts, self.lengths, self.packed)
 
-    def without_first(self, counts: Iterable[int]) -> Sequences:
+    def without_first(self, counts: Sequence[int]) -> Sequences:
         """All but the first ``counts[i]`` tokens of each."""
         given = list(zip(self.starts, self.lengths, counts, strict=True))
         return replace(self, starts=[s + n for s, _, n in given], lengths=[length - n for _, length, n in given])
 
     def take(self, members: Sequence[int]) -> Tensor:
         """[len(members), longest, N, D], shorter ones padded: what lies behind a sequence may be anything, NaN too."""
-        together = self._view(self.x, members)
-        if together is None:
+        if not self._is_even(members):
             return pad_sequence([self._one(self.x, i) for i in members], batch_first=True)
-        return together
+        return self._together(self.x, members)
 
-    def put(self, members: Sequence[int], x: Tensor) -> None:
-        """The reverse of take."""
-        together = self._view(self.x, members)
-        if together is not None:
-            together.copy_(x)
-        else:
-            for i, values in zip(members, x, strict=True):
-                self._one(self.x, i).copy_(values[: self.lengths[i]])
+    def joined(
+        self, parts: Sequence[tuple[Sequence[int], Tensor]], size: tuple[int, ...], blank: float, dtype: torch.dtype
+    ) -> Tensor:
+        """The reverse of take: [B, S, *size] of what ``parts`` (members, values) say, elsewhere ``blank``."""
+        shape = (*self.x.shape[:2], *size)
+        if len(parts) == 1 and self._is_even(parts[0][0]) and parts[0][1].numel() == math.prod(shape):
+            return parts[0][1].reshape(shape)
+        x = torch.full(shape, blank, dtype=dtype)
+        for members, values in parts:
+            if self._is_even(members):
+                self._together(x, members).copy_(values)
+            else:
+                for i, own in zip(members, values, strict=True):
+                    self._one(x, i).copy_(own[: self.lengths[i]])
+        return x
 
     def _one(self, x: Tensor, i: int) -> Tensor:
         return x[0 if self.packed else i].narrow(0, self.starts[i], self.lengths[i])
 
-    def _view(self, x: Tensor, members: Sequence[int]) -> Tensor | None:
-        """``members`` as one tensor in ``x``'s memory, if they lie there evenly."""
-        first, count = members[0], len(members)
+    def _is_even(self, members: Sequence[int]) -> bool:
+        """Whether ``members`` lie as one tensor in memory: one behind the other, all of one length."""
+        first = members[0]
         start, length = self.starts[first], self.lengths[first]
         step = length if self.packed else 0
         for place, i in enumerate(members):
             if i != first + place or self.lengths[i] != length or self.starts[i] != start + step * place:
-                return None
-        if self.packed:
-            together: Tensor = x[0].narrow(0, start, count * length).unflatten(0, (count, length))
-            return together
-        return x.narrow(0, first, count).narrow(1, start, length)
+                return False
+        return True
+
+    def _together(self, x: Tensor, members: Sequence[int]) -> Tensor:
+        """``members``, which are even, as a view of ``x``."""
+        first, count = members[0], len(members)
+        start, length = self.starts[first], self.lengths[first]
+        if not self.packed:
+            return x.narrow(0, first, count).narrow(1, start, length)
+        if count * length < x.shape[1]:
+            x = x.narrow(1, start, count * length)
+        return x.view(count, length, *x.shape[2:])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Numbers of the pages [b, pages] of b sequences: each begins at ``heads[i]`` and is ``lengths[i]`` tokens long."""
+
+    pages: Tensor
+    heads: list[int]
+    lengths: list[int]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all begin and end alike."""
+        return len(set(self.lengths)) == len(set(self.heads)) == 1
 
 
 @dataclass(frozen=True)
@@ -115,6 +143,7 @@ class Paged(Sequences):
 
     table: Tensor = field(default_factory=lambda: torch.empty(0))
     heads: int = 1
+    _found: dict[tuple[int, ...], Places] = field(default_factory=dict)
 
     @property
     def is_in_place(self) -> bool:
@@ -129,25 +158,45 @@ class Paged(Sequences):
     def block_size(self) -> int:
         return self.x.shape[1 if self.x.dim() == 3 else -2]
 
+    def of(self, x: Tensor) -> Paged:
+        return Paged(x, self.starts, self.lengths, self.packed, self.table, self.heads, self._found)
+
+    def without_first(self, counts: Sequence[int]) -> Sequences:
+        left = super().without_first(counts)
+        return Paged(self.x, left.starts, left.lengths, self.packed, self.table, self.heads)
+
     def take(self, members: Sequence[int]) -> Tensor:
         """Of the cache it reads the pages that ``members`` use. Entries of the table behind their ends do not count."""
-        size = self.block_size
-        pages = [(self.starts[i] // size, -(-(self.starts[i] + self.lengths[i]) // size)) for i in members]
-        most = max(end - first for first, end in pages)
-        places = torch.tensor([[min(first + j, end - 1) for j in range(most)] for first, end in pages])
-        rows = self.table[members[0] : members[0] + 1] if len(members) == 1 else self.table[torch.tensor(members)]
-        taken = self._pages(rows.long().gather(1, places))
-        heads = [self.starts[i] - first * size for i, (first, _) in zip(members, pages, strict=True)]
-        lengths = [self.lengths[i] for i in members]
-        if len(set(lengths)) == len(set(heads)) == 1:
-            return taken.narrow(1, heads[0], lengths[0])
+        key = tuple(members)
+        places = self._found.get(key)
+        if places is None:
+            places = self._found[key] = self._places(members)
+        taken = self._pages(places.pages)
+        heads, lengths = places.heads, places.lengths
+        longest = max(lengths)
+        if places.is_even:
+            return taken.narrow(1, heads[0], longest)
         parts = zip(taken, heads, lengths, strict=True)
         if any(heads):
             return pad_sequence([row.narrow(0, head, length) for row, head, length in parts], batch_first=True)
-        longest = max(lengths)
         for row, _, length in parts:
             row[length:longest] = 0
         return taken.narrow(1, 0, longest)
+
+    def _places(self, members: Sequence[int]) -> Places:
+        size = self.block_size
+        starts, lengths = [self.starts[i] for i in members], [self.lengths[i] for i in members]
+        firsts = [start // size for start in starts]
+        counts = [-(-(s + n) // size) - first for s, n, first in zip(starts, lengths, firsts, strict=True)]
+        rows, most = self.table, max(counts)
+        if len(members) < len(rows):
+            rows = rows[members[0] : members[0] + 1] if len(members) == 1 else rows[torch.tensor(members)]
+        if min(counts) == most and not any(firsts):
+            pages = rows.narrow(1, 0, most)
+        else:
+            own = [[s + min(j, n - 1) for j in range(most)] for s, n in zip(firsts, counts, strict=True)]
+            pages = rows.gather(1, torch.tensor(own))
+        return Places(pages, [s - first * size for s, first in zip(starts, firsts, strict=True)], lengths)
 
     def _pages(self, numbers: Tensor) -> Tensor:
         """[b, pages * block_size, N, D] for page numbers [b, pages]; new memory."""

@@ -54,22 +54,29 @@ def ge_glu_v2(x: Tensor, *, dim: int = -1, approximate: int = 1, activate_left: 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, mode: str) -> Tensor:
     """x * cos + rotate(x) * sin in float32, rounded once."""
-    dtype = x.dtype
-    if dtype.itemsize == 2:
-        x, cos, sin = x.float(), cos.float(), sin.float()
-    y = x * cos
-    if mode == "interleave":
-        pairs = [(slice(0, None, 2), slice(1, None, 2))]
-    elif mode == "half":
-        half = x.shape[-1] // 2
-        pairs = [(slice(0, half), slice(half, None))]
+    return _turned(x, *_wide_angles(cos, sin, mode)).to(x.dtype)
+
+
+def _wide_angles(cos: Tensor, sin: Tensor, mode: str) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """cos and sin in float32 at least, sin negative for the first of a pair; [parts, 2, n], with pairs along axis 1."""
+    if cos.dtype.itemsize == 2:
+        cos, sin = cos.float(), sin.float()
     else:
-        quarter = x.shape[-1] // 4
-        pairs = [(slice(i * quarter, (i + 1) * quarter), slice((i + 1) * quarter, (i + 2) * quarter)) for i in (0, 2)]
-    for first, second in pairs:
-        y[..., first].addcmul_(x[..., second], sin[..., first], value=-1)
-        y[..., second].addcmul_(x[..., first], sin[..., second])
-    return y.to(dtype)
+        sin = sin.clone()
+    size = sin.shape[-1]
+    n = size // 2 if mode == "half" else size // 4 if mode == "quarter" else 1
+    parts = size // (2 * n), 2, n
+    sin.view(*sin.shape[:-1], *parts).select(-2, 0).neg_()
+    return cos, sin, parts
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, parts: tuple[int, ...]) -> Tensor:
+    """x * cos + swapped(x) * sin, with the angles of :func:`_wide_angles`."""
+    if x.dtype.itemsize == 2:
+        x = x.float()
+    shape = x.shape
+    swapped = x.roll(parts[2], -1) if parts[0] == 1 else x.view(*shape[:-1], *parts).flip(-2).reshape(shape)
+    return (x * cos).addcmul_(swapped, sin)
 
 
 @kernel("RotaryMul", same_dtype=("x", "r1", "r2"))
@@ -104,8 +111,9 @@ def apply_rotary_pos_emb(
     """In place on query and key. In every layout cos and sin broadcast over the heads."""
     if cos.shape[-1] != query.shape[-1]:
         raise unsupported("ApplyRotaryPosEmb", "cos", f"the head size {query.shape[-1]}", cos.shape[-1])
-    query.copy_(_rotated(query, cos, sin, rotary_mode))
-    key.copy_(_rotated(key, cos, sin, rotary_mode))
+    angles = _wide_angles(cos, sin, rotary_mode)
+    query.copy_(_turned(query, *angles))
+    key.copy_(_turned(key, *angles))
     return query, key
 
 

@@ -130,11 +130,12 @@ def batch_norm_v3(
 
 
 def rms_norm_of(x: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """(normalised x, rstd) over the axes of gamma."""
-    dims = tuple(range(-gamma.dim(), 0))
-    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
-    rstd = norm.square_().div_(gamma.numel()).add_(epsilon).rsqrt_()
-    return (x * rstd).mul_(gamma).to(x.dtype), rstd
+    """(normalised x, rstd) over the axes of gamma, rounded once."""
+    if x.dtype is gamma.dtype:
+        return torch._fused_rms_norm(x, gamma.shape, gamma, epsilon)
+    wide = x.float()
+    rstd = _rstd(wide, gamma, epsilon)
+    return (wide * rstd).mul_(gamma).to(x.dtype), rstd
 
 
 @kernel("RmsNorm")
@@ -157,14 +158,14 @@ def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, *, epsilon: float = 1e-6
     if total.dtype.itemsize > 2 or not total.numel():
         return (*rms_norm_of(total, gamma, epsilon), total)
     n = gamma.numel()
-    wide = total.float()
-    source, normalised = wide, wide
     if total.dtype is torch.bfloat16 and (n > 12288 or (n > 2000 and total.numel() // n > _VECTOR_CORES)):
-        source = x1.float() + x2.float()
-        normalised = wide if n > 12288 else source
-    rstd = _rstd(source, gamma, epsilon)
-    norm = (normalised * rstd).to(total.dtype)
-    return (norm.float() * gamma.float()).to(total.dtype), rstd, total
+        exact = x1.float() + x2.float()
+        rstd = _rstd(exact, gamma, epsilon)
+        norm = ((total.float() if n > 12288 else exact) * rstd).to(total.dtype)
+    else:
+        norm, rstd = torch._fused_rms_norm(total, gamma.shape, None, epsilon)
+    # the product of two 16-bit numbers is exact in float32: it is rounded once
+    return (norm * gamma if gamma.dtype is norm.dtype else (norm.float() * gamma.float()).to(norm.dtype)), rstd, total
 
 
 def _rstd(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:

@@ -153,19 +153,20 @@ def _replace_methods() -> None:
 
     @functools.wraps(to)
     def to_device(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        is_wanted_there = _target(args, kwargs).startswith("npu")
-        if is_wanted_there:
+        if len(args) == 1 and isinstance(args[0], torch.dtype) and not kwargs:
+            return to(self, args[0])
+        target = _target(args, kwargs)
+        if target.startswith("npu"):
             state.device_index(kwargs.get("device", args[0] if args else None))
-        if is_wanted_there and is_on_npu(self):
-            args, kwargs = _without_device(args, kwargs)
-            return to(self, *args, **kwargs) if args or kwargs else self
-        if is_wanted_there:
+            if is_on_npu(self):
+                args, kwargs = _without_device(args, kwargs)
+                return to(self, *args, **kwargs) if args or kwargs else self
             _refuse_copy(self, "to", bool(kwargs.get("non_blocking")) or (len(args) > 2 and args[2] is True))
-        if _target(args, kwargs) == "cpu" and not is_traced(self):
+        if target == "cpu" and not is_traced(self):
             forbid("Tensor.to", "a captured graph runs without the host", "Read it after the replay.", is_copy=True)
         result = to(self, *args, **kwargs)
         # a snapshot: on a device this is a copy, and scripts write into the original afterwards
-        return clone(self) if result is self and _target(args, kwargs) == "cpu" else result
+        return clone(self) if result is self and target == "cpu" else result
 
     def cpu(self: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
         """A copy, as from a device."""

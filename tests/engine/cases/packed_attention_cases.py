@@ -222,6 +222,8 @@ CASES = [
     # decoding from pages
     case("pages_tnd", "TND", (1, 1, 1), (20, 33, 7), cache="bsh", mode=3),
     case("pages_even", "TND", (1, 1), (32, 32), cache="bsh"),
+    case("pages_of_one_count", "TND", (1, 1, 1), (18, 31, 32), cache="bsh", mode=3),
+    case("pages_bsnd_one_query", "BSND", (1, 1), (16, 33), cache="bsh", mode=3, kv_heads=4),
     case("pages_one", "TND", (1,), (19,), cache="bsh", mode=3, dtypes=("float32", *HALVES)),
     case("pages_uneven", "TND", (1, 1, 1), (3, 90, 2), cache="bnsd", mode=3),
     case("pages_speculative", "TND", (2, 2), (20, 35), cache="bsh", mode=3, lse=True),
