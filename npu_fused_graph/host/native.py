@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,10 @@ class TorchNpuGraphBase:
         inputs, assigned, _stream = arguments
         _check_tensors("inputs", inputs, allow_none=False)
         _check_tensors("assigned_outputs", assigned, allow_none=True)
-        results = self._loaded().run(inputs, assigned)
+        executable = self._loaded()
+        results = executable.run(inputs, assigned)
+        if (runs := getattr(_watched, "runs", None)) is not None:
+            runs.append(Run(executable, inputs, assigned, results))
         for listener in result_listeners:
             for result in results:
                 listener(result)
@@ -60,6 +66,29 @@ class TorchNpuGraphBase:
         if self._executable is None:
             raise RuntimeError(f"Executor is not initialized. Graph {self._name} must be loaded before it runs.")
         return self._executable
+
+
+@dataclass(frozen=True)
+class Run:
+    """What TorchAir handed to the engine in one call of a graph, and what it got."""
+
+    executable: Executable
+    inputs: Sequence[Tensor]
+    assigned: Sequence[Tensor | None]
+    results: Sequence[Tensor]
+
+
+_watched = threading.local()
+
+
+@contextmanager
+def watch_runs() -> Iterator[list[Run]]:
+    """The runs of graphs in this thread, while the context lasts."""
+    before, _watched.runs = getattr(_watched, "runs", None), []
+    try:
+        yield _watched.runs
+    finally:
+        _watched.runs = before
 
 
 graph_listeners: list[Callable[[Executable], None]] = []

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from npu_fused_graph import converters
 from npu_fused_graph.aot.autograd import compile_with_aot
+from npu_fused_graph.host import native
 from npu_fused_graph.host.load import load_torchair
 
 _here = threading.local()
@@ -63,14 +64,54 @@ class OneOperator(torch.nn.Module):
             thread.join()
         graph = pending.result()
         self.tensors = []
+        direct: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
+        is_first = True
 
         def run(tensors: Sequence[Tensor]) -> Any:
-            results = list(graph(*tensors))
+            nonlocal direct, is_first
+            if direct is not None:
+                results = direct(tensors)
+            elif is_first:
+                apart = [x.detach() for x in tensors]  # no two are one object
+                with native.watch_runs() as runs:
+                    results = list(graph(*apart))
+                direct, is_first = _direct(runs, apart, results), False
+            else:
+                results = list(graph(*tensors))
             for place, index in self._given.items():
                 results.insert(place, tensors[index])
             return pytree.tree_unflatten(results, self._out_structure)
 
         return run
+
+
+def _direct(
+    runs: list[native.Run], tensors: list[Tensor], results: list[Any]
+) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
+    """The call without what lies between it and the engine, AOTAutograd's and TorchAir's own code of every call.
+
+    None where that does something: the engine did not get the very tensors of the call, or gave others than the call.
+    """
+    if len(runs) != 1:
+        return None
+    places = {id(x): i for i, x in enumerate(tensors)}
+    given = {id(x): i for i, x in enumerate(runs[0].results)}
+    inputs = [places.get(id(x)) for x in runs[0].inputs]
+    assigned = [None if x is None else places.get(id(x)) for x in runs[0].assigned]
+    outputs = [given.get(id(x)) for x in results]
+    unknown = [x for x, place in zip(runs[0].assigned, assigned, strict=True) if x is not None and place is None]
+    if None in inputs or None in outputs or unknown:
+        return None
+    execute = runs[0].executable.run
+
+    def direct(tensors: Sequence[Tensor]) -> list[Tensor]:
+        found = execute(
+            [tensors[i] for i in inputs],  # type: ignore[index]
+            [None if i is None else tensors[i] for i in assigned],
+        )
+        return [found[i] for i in outputs]  # type: ignore[index]
+
+    return direct
 
 
 def _given(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> dict[int, int]:

@@ -131,9 +131,8 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     if (writes := _writing.get(name)) is not None:
         args, kwargs = in_place.readers_apart(*writes, args, kwargs)
     op, lowered = _with_fed_lengths(name, kwargs)
-    leaves, structure = pytree.tree_flatten((args, lowered))
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
-    key = (name, structure, tuple(_key(x) for x in leaves))
+    tensors: list[Tensor] = []
+    key = (name, _key(args, tensors), _key(lowered, tensors))
     try:
         run = _compiled.get(key)
         if run is None:
@@ -164,7 +163,10 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
         if not survey.is_on():
             raise refused from None
         results = survey.zeros(name, overload_of(name), refused, args, kwargs)
-    return pytree.tree_map_only(Tensor, mark, results)
+    for x in (results,) if isinstance(results, Tensor) else pytree.tree_leaves(results):
+        if isinstance(x, Tensor):
+            mark(x)
+    return results
 
 
 def _with_fed_lengths(name: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -192,9 +194,17 @@ _TOLD = re.compile(
 """What a rule of one of our operators says, inside what the engine says of the node."""
 
 
-def _key(x: Any) -> Any:
+def _key(x: Any, tensors: list[Tensor]) -> Any:
+    """What a graph of ``x`` depends on; its tensors are appended to ``tensors``, in pytree's order."""
     if isinstance(x, Tensor):
-        return tuple(x.shape), x.stride(), x.dtype
+        tensors.append(x)
+        return x.shape, x.stride(), x.dtype
+    if x is None or isinstance(x, (int, str)):
+        return type(x), x
+    if isinstance(x, (tuple, list)):
+        return (type(x), *[_key(item, tensors) for item in x])
+    if isinstance(x, dict):
+        return tuple([(name, _key(item, tensors)) for name, item in x.items()])
     return type(x), repr(x)
 
 
