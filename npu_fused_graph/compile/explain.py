@@ -8,7 +8,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from npu_fused_graph.aot.autograd import compile_with_aot
 from npu_fused_graph.comm.windows import unattended
 from npu_fused_graph.compile.backend import MODES, Mode
+from npu_fused_graph.compile.missing import Lowering, MissingOperator
 from npu_fused_graph.errors import argument_error
 from npu_fused_graph.host import load_torchair
 from npu_fused_graph.host.capabilities import capabilities
@@ -38,9 +39,9 @@ from npu_fused_graph.passes.verdicts import FusionSite, Numerics
 class FusionReport:
     """sites: one FusionSite per candidate, in graph order; last the collectives that ran outside every graph.
 
-    graphs: how many graphs Dynamo made. breaks: where it left one, and why. conditions: what the verdicts hold under.
-    versions: of torch and TorchAir, and what is known of them. captures: of mode npugraph_ex, what has to happen before
-    a graph is captured.
+    graphs: how many graphs Dynamo made. missing: operators that would stop the compiled model. breaks: where Dynamo
+    left a graph, and why. conditions: what the verdicts hold under. versions: of torch and TorchAir, and what is known
+    of them. captures: of mode npugraph_ex, what has to happen before a graph is captured.
     """
 
     sites: tuple[FusionSite, ...]
@@ -49,6 +50,7 @@ class FusionReport:
     conditions: str = ""
     versions: str = ""
     captures: tuple[str, ...] = ()
+    missing: tuple[MissingOperator, ...] = ()
 
     @property
     def fused(self) -> tuple[FusionSite, ...]:
@@ -67,6 +69,7 @@ class FusionReport:
                 "refused": [s.as_dict() for s in self.refused],
                 "breaks": self.breaks,
                 "captures": self.captures,
+                "missing": [asdict(m) for m in self.missing],
                 "conditions": self.conditions,
                 "versions": self.versions,
             },
@@ -83,7 +86,7 @@ class FusionReport:
                 "  no all-reduce, attention or dispatch was called, in a graph or outside (inside a custom operator "
                 "none is seen)"
             )
-        lines += [f"  {one}" for one in (*self.breaks, *self.captures)]
+        lines += [f"  {one}" for one in (*self.missing, *self.breaks, *self.captures)]
         lines += filter(None, (self.conditions, self.versions))
         return "\n".join(lines)
 
@@ -102,13 +105,14 @@ def explain(
 ) -> FusionReport:
     """Trace ``model(*inputs, **kwargs)`` as torch.compile would and report every all-reduce, in a graph or outside.
 
-    And every attention and every dispatch of tokens to experts in a graph.
+    And every attention and every dispatch of tokens to experts in a graph, and the operators that TorchAir or this
+    executor lacks: each kind of call is lowered alone.
 
     Runs the model once on the inputs, without autograd and with dynamic=False, which its verdicts hold for: what it
     writes in place is written. Collectives inside a custom operator are not seen. Needs no other rank: where no process
     group is initialised, one of ``world_size`` ranks (default 2) that communicates nothing is used and removed again,
     so numbers mean nothing then and only the verdicts count. mode, numerics, min_rows, in_place, grouped, attention:
-    as in get_npu_backend. Nothing is lowered or kept.
+    as in get_npu_backend. Nothing is kept.
     Raises InvalidArgumentError for a bad option, or if ``world_size`` contradicts an initialised group.
     """
     options = FusionOptions(numerics, min_rows, in_place, grouped, attention=attention)
@@ -121,12 +125,14 @@ def explain(
 
     found: list[FusionSite] = []
     cold: dict[str, None] = {}
+    lowering = Lowering(eager=mode == "npugraph_ex")
     graphs = 0
 
     def compile_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         nonlocal graphs
         graphs += 1
         run = _copy_of(gm)
+        lowering.add(gm)
         found.extend(fuse_all(gm, options))
         if mode == "npugraph_ex":
             cold.update(dict.fromkeys(first_calls(gm)))
@@ -150,7 +156,10 @@ def explain(
         taken_apart = decompositions(package, package.CompilerConfig(), {})
         compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, **options_of_compile)
         compiled(model, inputs, kwargs)
-    return FusionReport((*found, *eager.sites), graphs, tuple(map(str, left)), conditions, str(support()), tuple(cold))
+    return FusionReport(
+        (*found, *eager.sites), graphs, tuple(map(str, left)), conditions, str(support()), tuple(cold),
+        lowering.missing(),
+    )  # fmt: skip
 
 
 def _nobody_waits() -> AbstractContextManager[None]:

@@ -47,6 +47,8 @@ class TorchNpuGraphBase:
         _check_tensors("inputs", inputs, allow_none=False)
         _check_tensors("assigned_outputs", assigned, allow_none=True)
         executable = self._loaded()
+        if getattr(_watched, "is_loading", False):
+            raise Loaded
         results = executable.run(inputs, assigned)
         if (runs := getattr(_watched, "runs", None)) is not None:
             runs.append(Run(executable, inputs, assigned, results))
@@ -89,6 +91,22 @@ def watch_runs() -> Iterator[list[Run]]:
         yield _watched.runs
     finally:
         _watched.runs = before
+
+
+class Loaded(Exception):
+    """A graph would run now."""
+
+
+@contextmanager
+def only_loading() -> Iterator[None]:
+    """Graphs are loaded and not run in this thread: a call ends without results where it would run one."""
+    _watched.is_loading = True
+    try:
+        yield
+    except Loaded:
+        pass
+    finally:
+        _watched.is_loading = False
 
 
 graph_listeners: list[Callable[[Executable], None]] = []

@@ -1,0 +1,112 @@
+"""Which operators of a traced graph TorchAir has no converter for, or this executor no kernel."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from npu_fused_graph.errors import UnsupportedOpError
+from npu_fused_graph.host import mode, native
+from npu_fused_graph.host.one_operator import OneOperator
+from npu_fused_graph.passes.location import source_line
+
+
+@dataclass(frozen=True, slots=True)
+class MissingOperator:
+    """operator: its name with overload. reason: who lacks what. count: its calls. line: file:line of the first."""
+
+    operator: str
+    reason: str
+    count: int
+    line: str
+
+    def __str__(self) -> str:
+        calls = f"{self.count} call{'s' * (self.count != 1)}"
+        return f"missing {self.operator} ({calls}): {self.reason}" + (f" ({self.line})" if self.line else "")
+
+
+_OTHERS = ("_c10d_functional", "npu_define", "npu_fused_graph")
+"""Collectives, which need their group, and our own operators."""
+_NO_CONVERTER = ("ge_converter is not implemented", "PyTorch built-in ops not support auto-generate converters")
+"""How TorchAir says so."""
+
+
+_lowered: set[Any] = set()
+"""Kinds of calls that were lowered in this process."""
+
+
+class Lowering:
+    """Operators of graphs, each lowered alone: once for every set of dtypes, and of settings that are no numbers."""
+
+    def __init__(self, *, eager: bool) -> None:
+        """eager: of a mode that runs torch's own operators as they are; only those of torch_npu are lowered there."""
+        self._is_eager = eager
+        self._reasons: dict[Any, str] = {}
+        self._found: dict[tuple[str, str], list[Node]] = {}
+
+    def add(self, gm: GraphModule) -> None:
+        """The calls in a graph of aten operators with fake values."""
+        for node in gm.graph.nodes:
+            op = node.target
+            if not isinstance(op, OpOverload) or op.namespace in _OTHERS or (self._is_eager and op.namespace != "npu"):
+                continue
+            given = [item.meta.get("val") for item in node.all_input_nodes]
+            if not all(isinstance(value, Tensor) for value in given):
+                continue  # symbolic sizes, lists of results
+            key = (op, *((x.dtype, x.dim()) for x in given), *_settings([node.args, node.kwargs]))
+            if key in _lowered:
+                continue
+            if key not in self._reasons:
+                self._reasons[key] = _reason(node)
+            if (reason := self._reasons[key]) == "":
+                _lowered.add(key)
+            else:
+                self._found.setdefault((str(op), reason), []).append(node)
+
+    def missing(self) -> tuple[MissingOperator, ...]:
+        return tuple(
+            MissingOperator(op, reason, len(nodes), source_line(nodes[0]))
+            for (op, reason), nodes in self._found.items()
+        )
+
+
+def _settings(x: Any) -> Iterator[Any]:
+    if isinstance(x, (list, tuple)):
+        for item in x:
+            yield from _settings(item)
+    elif isinstance(x, dict):
+        yield from _settings(list(x.items()))
+    elif x is None or isinstance(x, (bool, str)):
+        yield type(x), x
+
+
+def _reason(node: Node) -> str:
+    """ "" where TorchAir lowers the call and the engine takes what it made."""
+
+    def like(item: Node) -> Tensor:
+        value: Tensor = item.meta["val"]
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+
+    args, kwargs = map_arg((node.args, node.kwargs), like)
+    call = OneOperator(node.target, args, kwargs)
+    tensors = call.tensors
+    try:
+        with warnings.catch_warnings(), native.only_loading():
+            warnings.simplefilter("ignore")  # TorchAir's own deprecations
+            lowered = call.compile()
+            if mode() == "host":
+                lowered(tensors)
+    except UnsupportedOpError as error:
+        return str(error).strip().splitlines()[0]
+    except Exception as error:
+        if any(text in str(error) for text in _NO_CONVERTER):
+            return "TorchAir has no converter for it"
+    return ""
