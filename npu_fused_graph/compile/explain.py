@@ -156,10 +156,8 @@ def explain(
         taken_apart = decompositions(package, package.CompilerConfig(), {})
         compiled = torch.compile(_fresh_call(), backend=backend, dynamic=False, **options_of_compile)
         compiled(model, inputs, kwargs)
-    return FusionReport(
-        (*found, *eager.sites), graphs, tuple(map(str, left)), conditions, str(support()), tuple(cold),
-        lowering.missing(),
-    )  # fmt: skip
+    sites, missing = (*found, *eager.sites), lowering.missing()
+    return FusionReport(sites, graphs, tuple(map(str, left)), conditions, str(support()), tuple(cold), missing)
 
 
 def _nobody_waits() -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from npu_fused_graph.errors import UnsupportedOpError
 from npu_fused_graph.host import mode, native
@@ -43,14 +44,24 @@ _lowered: set[Any] = set()
 """Kinds of calls that were lowered in this process."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Like:
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def make(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
+
+
 class Lowering:
     """Operators of graphs, each lowered alone: once for every set of dtypes, and of settings that are no numbers."""
 
     def __init__(self, *, eager: bool) -> None:
         """eager: of a mode that runs torch's own operators as they are; only those of torch_npu are lowered there."""
         self._is_eager = eager
-        self._reasons: dict[Any, str] = {}
-        self._found: dict[tuple[str, str], list[Node]] = {}
+        self._lines: dict[Any, list[str]] = {}  # of the calls, by kind
+        self._calls: dict[Any, tuple[Any, Any]] = {}  # arguments of the first call of a kind
 
     def add(self, gm: GraphModule) -> None:
         """The calls in a graph of aten operators with fake values."""
@@ -61,21 +72,26 @@ class Lowering:
             given = [item.meta.get("val") for item in node.all_input_nodes]
             if not all(isinstance(value, Tensor) for value in given):
                 continue  # symbolic sizes, lists of results
-            key = (op, *((x.dtype, x.dim()) for x in given), *_settings([node.args, node.kwargs]))
-            if key in _lowered:
-                continue
-            if key not in self._reasons:
-                self._reasons[key] = _reason(node)
-            if (reason := self._reasons[key]) == "":
-                _lowered.add(key)
-            else:
-                self._found.setdefault((str(op), reason), []).append(node)
+            kind = (op, *((x.dtype, x.dim()) for x in given), *_settings([node.args, node.kwargs]))
+            if kind not in _lowered:
+                self._lines.setdefault(kind, []).append(source_line(node))
+                self._calls.setdefault(kind, map_arg((node.args, node.kwargs), _like))
 
     def missing(self) -> tuple[MissingOperator, ...]:
-        return tuple(
-            MissingOperator(op, reason, len(nodes), source_line(nodes[0]))
-            for (op, reason), nodes in self._found.items()
-        )
+        """Lowers them: outside the tracing, which would take the tensors for its own."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for kind, (args, kwargs) in self._calls.items():
+            reason = _reason(kind[0], args, kwargs)
+            if reason:
+                found.setdefault((str(kind[0]), reason), []).extend(self._lines[kind])
+            else:
+                _lowered.add(kind)
+        return tuple(MissingOperator(op, reason, len(lines), lines[0]) for (op, reason), lines in found.items())
+
+
+def _like(node: Node) -> _Like:
+    value: Tensor = node.meta["val"]
+    return _Like(tuple(value.shape), value.stride(), value.dtype)
 
 
 def _settings(x: Any) -> Iterator[Any]:
@@ -88,15 +104,10 @@ def _settings(x: Any) -> Iterator[Any]:
         yield type(x), x
 
 
-def _reason(node: Node) -> str:
+def _reason(op: OpOverload, args: Any, kwargs: Any) -> str:
     """ "" where TorchAir lowers the call and the engine takes what it made."""
-
-    def like(item: Node) -> Tensor:
-        value: Tensor = item.meta["val"]
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
-
-    args, kwargs = map_arg((node.args, node.kwargs), like)
-    call = OneOperator(node.target, args, kwargs)
+    args, kwargs = pytree.tree_map_only(_Like, _Like.make, (args, kwargs))
+    call = OneOperator(op, args, kwargs)
     tensors = call.tensors
     try:
         with warnings.catch_warnings(), native.only_loading():
@@ -109,4 +120,5 @@ def _reason(node: Node) -> str:
     except Exception as error:
         if any(text in str(error) for text in _NO_CONVERTER):
             return "TorchAir has no converter for it"
+        return f"lowered alone it fails: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
     return ""
