@@ -154,6 +154,16 @@ def test_blocks_of_a_row_are_quantised_eagerly(results: dict[str, Any]) -> None:
         assert torch.equal(y.double(), torch.from_numpy(values))
 
 
+def test_layer_norms_are_computed_eagerly(results: dict[str, Any]) -> None:
+    x = wide(BLOCKS[:, :256].half())
+    plain, scaled = results["layer norms"]
+    for y, epsilon, weight, bias in ((plain, 1e-5, 1, 0), (scaled.flatten(1), 0.5, x[0], x[1])):
+        centred = x - x.mean(1, keepdims=True)
+        expected = centred / np.sqrt((centred**2).mean(1, keepdims=True) + epsilon) * weight + bias
+        assert y.dtype is torch.float16
+        assert_close(y, torch.from_numpy(expected))
+
+
 MX = "expected an operator of Atlas A2 or A3, got one of Ascend 950 only (MX formats). "
 ONLY_950 = {
     "mx": f"npu_dynamic_mx_quant: {MX}",

@@ -230,6 +230,17 @@ def npu_convert_weight_to_int4pack(weight: Tensor, inner_k_tiles: int = 0) -> Te
     return packed
 
 
+def npu_layer_norm_eval(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """torch's own, with statistics in float32: TorchAir has no converter for it."""
+    return mark(torch.nn.functional.layer_norm(input, normalized_shape, weight, bias, eps))
+
+
 def npu_dynamic_block_quant(x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Of int8 results by the kernel itself: TorchAir's converter knows those of Ascend 950 only."""
     if kwargs.get("dst_type", _INT8) != _INT8:
@@ -286,6 +297,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "npu_format_cast_.acl_format": formats.npu_format_cast_,
     "npu_convert_weight_to_int4pack": npu_convert_weight_to_int4pack,
     "npu_dynamic_block_quant": npu_dynamic_block_quant,
+    "npu_layer_norm_eval": npu_layer_norm_eval,
     "npu_apply_rotary_pos_emb": npu_apply_rotary_pos_emb,
     **{f"{name}.out": _into(name) for name in _INFERENCE_ATTENTION},
     **{f"_{name}_get_max_workspace": _workspace for name in _INFERENCE_ATTENTION},

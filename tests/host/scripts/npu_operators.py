@@ -70,6 +70,11 @@ results["eager only"] = [
     torch_npu.npu_dynamic_block_quant(blocks.npu()),
     torch_npu.npu_dynamic_block_quant(blocks.npu(), min_scale=64.0),
 ]
+rows = blocks[:, :256].half().npu()
+results["layer norms"] = [
+    torch_npu.npu_layer_norm_eval(rows, [256]),
+    torch_npu.npu_layer_norm_eval(rows.view(-1, 2, 128), (2, 128), rows[0].view(2, 128), rows[1].view(2, 128), 0.5),
+]
 tokens = torch.rand(2, 1, 8).half().npu()
 workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(tokens, tokens, tokens, num_heads=1)
 out = [torch.empty_like(tokens), torch.empty(1).npu()]
