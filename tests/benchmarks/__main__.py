@@ -11,6 +11,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,8 @@ GOALS = {
     "call": 1.0,
     "replay": 1.15,
     "replay_graph": 2.0,
+    "paged_decode": 1.2,
+    "paged_decode_eager": 0.5,
     "peak_memory": 1.10,
     "compile": 1.05,
     "import_seconds": 0.05,
@@ -68,6 +71,7 @@ def main() -> int:
     _measure_model("decode H=1024 one token with cache float32 layers=4", *decode_step(4))
     _measure_replay("decode H=1024 one token with cache float32 layers=4", *decode_step(4))
     _measure_replay("prefill H=256 2x16 float16 layers=4", *prefill(4))
+    _measure_paged_decoding()
     _measure_compile(4)
     _measure_passes()
     _measure_dispatch()
@@ -111,6 +115,23 @@ def _measure_replay(name: str, model: Callable[..., Any], make_inputs: Callable[
         eager, on_engine, replayed = _alternate(calls, rounds)
     _report(name, "replay", replayed, eager, "eager")
     _report(name, "replay_graph", replayed, on_engine, "the GE graph on the engine")
+
+
+def _measure_paged_decoding() -> None:
+    """Ascend's operators under ``run``, compiled: against the model in plain torch, and against eager calls of them."""
+    times: dict[str, list[float]] = {"plain": [], "eager": [], "compiled": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for way in list(times) * 3:
+            run = [] if way == "plain" else ["npu_fused_graph.commands.cli", "run", "-m"]
+            command = ["-m", *run, "tests.benchmarks.paged_decoding", way, f"{folder}/{way}"]
+            done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+            times[way].append(float(done.stdout.splitlines()[0]))
+        plain, *others = (torch.load(f"{folder}/{way}") for way in times)
+    for logits in others:
+        assert_close(logits, plain.double(), scale=20)
+    name = "decode Qwen3-like H=256 two sequences, paged bfloat16 cache, layers=2, CPU ms"
+    _report(name, "paged_decode", times["compiled"], times["plain"], "plain torch")
+    _report(name, "paged_decode_eager", times["compiled"], times["eager"], "eager calls")
 
 
 def _compare(got: Any, wanted: Any) -> None:
