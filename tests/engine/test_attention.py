@@ -165,3 +165,20 @@ def test_a_wrong_step_of_decoding_is_refused(change: dict[str, Any], text: str) 
     given = PAGED | {"query": zeros(2, 2, 16), "actual_seq_lengths": [1, 2]} | change
     with pytest.raises(UnsupportedOpError, match=text):
         fused_infer_attention_score(**given)
+
+
+@pytest.mark.parametrize("page", [-1, 3])
+@pytest.mark.parametrize("queries", [[1, 2], [1, 4]])
+def test_a_page_that_is_none_is_told(queries: list[int], page: int) -> None:
+    table = torch.tensor([[0, page], [2, 99]], dtype=torch.int32)  # behind the end of a sequence may be anything
+    given = PAGED | {"query": zeros(queries[-1], 2, 16), "actual_seq_lengths": queries, "block_table": table}
+    with pytest.raises(IndexError, match="block_table: expected pages of the cache, got a number that none has"):
+        fused_infer_attention_score(**given)
+    table[0, 1] = 1
+    fused_infer_attention_score(**given)
+
+
+def test_no_sequences() -> None:
+    given = PAGED | {"query": zeros(0, 2, 16), "actual_seq_lengths": [], "actual_seq_lengths_kv": []}
+    y, _ = fused_infer_attention_score(**given)
+    assert y.shape == (0, 2, 16)

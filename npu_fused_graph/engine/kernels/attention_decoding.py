@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from npu_fused_graph.engine.kernels.attention_tokens import picked
+
 WASTE = 2
 """Sequences of different lengths are padded to one batch unless that multiplies the work by more."""
 ROOM = 2**20
@@ -33,6 +35,8 @@ def decode(
     key, value: pages [blocks, block_size, KV heads * D]. None where the call is another one, wrong, or too large for
     one batch: the general case computes it, or says what is wrong.
     """
+    if not lengths:
+        return None
     batch, (_, size, columns) = query.shape[0], key.shape
     longest, shortest, width = max(lengths), min(lengths), columns // kv_heads
     pages = -(-longest // size)
@@ -53,10 +57,7 @@ def decode(
         last = torch.tensor([[(n - 1) // size] for n in lengths])
         numbers = table.gather(1, torch.minimum(torch.arange(pages), last))
     numbers = numbers.flatten()
-    k, v = (
-        x.index_select(0, numbers).view(batch, pages * size, kv_heads, width).narrow(1, 0, longest)
-        for x in (key, value)
-    )
+    k, v = (picked(x, numbers).view(batch, pages * size, kv_heads, width).narrow(1, 0, longest) for x in (key, value))
     seen: Tensor | None = None
     if shortest < longest:
         seen = torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)

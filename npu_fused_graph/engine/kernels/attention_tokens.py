@@ -46,6 +46,14 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return x
 
 
+def picked(pages: Tensor, numbers: Tensor) -> Tensor:
+    """Rows ``numbers``, which come from a table of pages. Raises IndexError where there is no such page."""
+    try:
+        return pages.index_select(0, numbers)
+    except IndexError:
+        raise IndexError("block_table: expected pages of the cache, got a number that none has.") from None
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Sequence i is ``lengths[i]`` tokens of ``x`` [B, S, N, D] from ``starts[i]`` on, in row i or (packed) row 0."""
@@ -202,12 +210,12 @@ class Paged(Sequences):
         """[b, pages * block_size, N, D] for page numbers [b, pages]; new memory."""
         count, pages = numbers.shape
         if self.x.dim() == 3:
-            return self.x.index_select(0, numbers.flatten()).view(count, -1, self.heads, self.width)
+            return picked(self.x, numbers.flatten()).view(count, -1, self.heads, self.width)
         # one row of memory per page and head (and 16 columns), picked in the order of the result
         blocks, *middle, size, width = self.x.shape
         parts = middle[0] if len(middle) == 1 else middle[0] * middle[1]
         rows = numbers.unsqueeze(1) * parts + torch.arange(parts).unsqueeze(1)
-        taken = self.x.reshape(blocks * parts, size * width).index_select(0, rows.flatten())
+        taken = picked(self.x.reshape(blocks * parts, size * width), rows.flatten())
         taken = taken.view(count, parts, pages * size, width)
         if len(middle) == 1:
             return taken.transpose(1, 2)
@@ -241,7 +249,7 @@ def in_a_pack(x: Tensor, ends: Sequence[int] | None, ge_type: str, name: str) ->
     """The sequences of [1, T, N, D] from their cumulative lengths."""
     if ends is None:
         raise unsupported(ge_type, name, "cumulative lengths, which a packed layout needs", None)
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][:-1]
     if any(a > b for a, b in pairwise([0, *ends, x.shape[1]])):
         raise unsupported(ge_type, name, f"cumulative lengths of at most {x.shape[1]} tokens", list(ends))
     return Sequences(x, starts, [end - start for start, end in zip(starts, ends, strict=True)], packed=True)
