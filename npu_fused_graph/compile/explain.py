@@ -125,14 +125,15 @@ def explain(
 
     found: list[FusionSite] = []
     cold: dict[str, None] = {}
-    lowering = Lowering(eager=mode == "npugraph_ex")
+    lowering = Lowering()
     graphs = 0
 
     def compile_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         nonlocal graphs
         graphs += 1
         run = _copy_of(gm)
-        lowering.add(gm)
+        if mode != "npugraph_ex":  # there the operators run as they are, as they do here
+            lowering.add(gm)
         found.extend(fuse_all(gm, options))
         if mode == "npugraph_ex":
             cold.update(dict.fromkeys(first_calls(gm)))

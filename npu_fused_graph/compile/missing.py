@@ -55,11 +55,9 @@ class _Like:
 
 
 class Lowering:
-    """Operators of graphs, each lowered alone: once for every set of dtypes, and of settings that are no numbers."""
+    """Operators of graphs, each lowered alone: once for every set of dtypes and settings, sizes apart."""
 
-    def __init__(self, *, eager: bool) -> None:
-        """eager: of a mode that runs torch's own operators as they are; only those of torch_npu are lowered there."""
-        self._is_eager = eager
+    def __init__(self) -> None:
         self._lines: dict[Any, list[str]] = {}  # of the calls, by kind
         self._calls: dict[Any, tuple[Any, Any]] = {}  # arguments of the first call of a kind
 
@@ -67,12 +65,14 @@ class Lowering:
         """The calls in a graph of aten operators with fake values."""
         for node in gm.graph.nodes:
             op = node.target
-            if not isinstance(op, OpOverload) or op.namespace in _OTHERS or (self._is_eager and op.namespace != "npu"):
+            if not isinstance(op, OpOverload) or op.namespace in _OTHERS:
                 continue
             given = [item.meta.get("val") for item in node.all_input_nodes]
             if not all(isinstance(value, Tensor) for value in given):
                 continue  # symbolic sizes, lists of results
-            kind = (op, *((x.dtype, x.dim()) for x in given), *_settings([node.args, node.kwargs]))
+            skipped = (int, float) if op.namespace == "aten" else ()  # those of torch_npu are modes as often as sizes
+            settings = _settings([node.args, node.kwargs], skipped)
+            kind = (op, *((x.dtype, x.dim()) for x in given), *settings)
             if kind not in _lowered:
                 self._lines.setdefault(kind, []).append(source_line(node))
                 self._calls.setdefault(kind, map_arg((node.args, node.kwargs), _like))
@@ -94,14 +94,14 @@ def _like(node: Node) -> Any:
     return _Like(tuple(value.shape), value.stride(), value.dtype)
 
 
-def _settings(x: Any) -> Iterator[Any]:
+def _settings(x: Any, skipped: tuple[type, ...]) -> Iterator[Any]:
     if isinstance(x, (list, tuple)):
         for item in x:
-            yield from _settings(item)
+            yield from _settings(item, skipped)
     elif isinstance(x, dict):
-        yield from _settings(list(x.items()))
-    elif x is None or isinstance(x, (bool, str)):
-        yield type(x), x
+        yield from _settings(list(x.items()), skipped)
+    elif not isinstance(x, Node) and type(x) not in skipped:
+        yield type(x), repr(x)
 
 
 def _reason(op: OpOverload, args: Any, kwargs: Any) -> str:

@@ -184,13 +184,18 @@ class Executable:
         dtypes = self.program.result_dtypes
         if self._copied is not None:
             owned = []
+            # memory of the caller's that a value may have now, whose copy the first run still made
+            foreign = {inputs[i].untyped_storage()._cdata for i, _ in self._overwritten}
             for i, (result, is_copied) in enumerate(zip(results, self._copied, strict=True)):
                 value = cast(result, dtypes[i])
                 target = assigned[i] if assigned else None
                 if target is not None and _same_tensor(target, value):
                     owned.append(target)
-                else:
-                    owned.append(value.clone(memory_format=torch.contiguous_format) if is_copied else value)
+                    continue
+                # a strided value may come from a copy that was left out
+                if is_copied or not value.is_contiguous() or (foreign and value.untyped_storage()._cdata in foreign):
+                    value = value.clone(memory_format=torch.contiguous_format)
+                owned.append(value)
             return owned
         seen = {t.untyped_storage()._cdata for t in inputs}
         seen.update(t.untyped_storage()._cdata for t in self.program.consts.values())

@@ -59,6 +59,14 @@ def test_a_type_without_a_kernel_is_told_where_it_is_not_run(monkeypatch: pytest
         torch.compile(model, backend=nfg.get_npu_backend(), dynamic=False)(x)
 
 
+@pytest.mark.parametrize("first", [torch.float64, torch.float8_e4m3fnuz])
+def test_a_dtype_that_is_asked_for_is_a_setting(first: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(missing, "_lowered", set())
+    other = torch.float8_e4m3fnuz if first is torch.float64 else torch.float64
+    (found,) = nfg.explain(lambda x: (x.to(first), x.to(other)), torch.ones(3)).missing
+    assert (found.operator, found.count) == ("aten._to_copy.default", 1)
+
+
 def test_nothing_is_lowered_where_torchs_operators_run_as_they_are() -> None:
     assert nfg.explain(Spectrum(), torch.randn(4, 4), mode="npugraph_ex").missing == ()
 

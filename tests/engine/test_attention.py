@@ -159,6 +159,10 @@ def test_a_step_of_decoding_gives_what_the_general_case_gives(
         ({"actual_seq_lengths_kv": [9, 17, 3]}, "actual_seq_lengths_kv"),
         ({"actual_seq_lengths_kv": [9, 25]}, "actual_seq_lengths_kv: expected 2 lengths from 0 to 16"),
         ({"block_size": 4}, "block_size: expected 8"),
+        (
+            {"num_heads": 3, "query": zeros(2, 3, 16), "num_key_value_heads": 2},
+            "num_key_value_heads: expected a divisor of num_heads 3",
+        ),
     ],
 )
 def test_a_wrong_step_of_decoding_is_refused(change: dict[str, Any], text: str) -> None:
@@ -176,6 +180,14 @@ def test_a_page_that_is_none_is_told(queries: list[int], page: int) -> None:
         fused_infer_attention_score(**given)
     table[0, 1] = 1
     fused_infer_attention_score(**given)
+
+
+@pytest.mark.parametrize("extra", [{"softmax_lse_flag": True}, {"learnable_sink": torch.zeros(2)}])
+def test_the_result_has_the_dtype_of_the_query_whatever_the_lengths(extra: dict[str, Any]) -> None:
+    given = PAGED | {"query": zeros(2, 2, 16), "actual_seq_lengths": [1, 2]} | extra
+    for lengths in ([0, 0], [0, 8], [8, 8], [3, 8]):
+        y, _ = fused_infer_attention_score(**given | {"actual_seq_lengths_kv": lengths})
+        assert y.dtype is torch.float16
 
 
 def test_no_sequences() -> None:

@@ -433,6 +433,17 @@ def test_a_copy_of_a_strided_value_is_left_out_where_nothing_writes_it(is_writte
     assert ("TensorMove" in calls(executable)) == is_written
 
 
+def test_results_are_contiguous_on_every_run() -> None:
+    """A copy of a strided value is left out on later runs; what comes from it keeps its strides."""
+    nodes = [node("t", "Transpose", {"x": "x", "perm": "swap"}), move("m", "t"), node("y", "Relu", {"x": "m"})]
+    executable = compile_graph(graph_of(fresh(0, "x"), nodes, ["y"], const={"swap": torch.tensor([1, 0])}))
+    for run in range(RUNS):
+        inputs = fresh(run, "x")
+        (y,) = executable.run(list(inputs.values()))
+        assert torch.equal(y, inputs["x"].T.relu())
+        assert y.is_contiguous()
+
+
 @pytest.mark.parametrize("written", ["source", "copy"])
 def test_a_copy_of_what_is_written_later_is_kept(written: str) -> None:
     nodes = [node("c", "Identity", {"x": "x"}), put("s", "x" if written == "source" else "c")]
@@ -509,6 +520,35 @@ def test_assigned_data_that_is_read_later_is_copied() -> None:
         assert torch.equal(inputs["x"], wanted)
         assert torch.equal(both, wanted + before)
     assert "TensorMove" in calls(executable)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_another_result_of_the_memory_that_is_assigned_is_a_copy(place: int) -> None:
+    """``y = x.clone(); x.copy_(y.t()); return y``: the copy that becomes x's memory is a result, too."""
+    nodes = [move("m", "x"), node("t", "Transpose", {"x": "m", "perm": "swap"})]
+    graph = graph_of(
+        {"x": torch.zeros(ROWS, ROWS)}, nodes, ["m", "t"][:: 1 if place else -1],
+        const={"swap": torch.tensor([1, 0])},
+    )  # fmt: skip
+    executable = compile_graph(graph)
+    for run in range(RUNS):
+        x = torch.randn(ROWS, ROWS, generator=torch.Generator().manual_seed(run))
+        before = x.clone()
+        outputs = run_assigned(executable, {"x": x}, [None, "x"] if place else ["x", None])
+        assert torch.equal(x, before.T)
+        assert torch.equal(outputs[1 - place], before)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_result_twice_of_which_one_is_assigned(place: int) -> None:
+    nodes = [move("m", "x"), put("s", "m")]
+    executable = compile_graph(graph_of(fresh(0, "x", "u"), nodes, ["s", "s"], const={"i": INDICES}))
+    for run in range(RUNS):
+        inputs = fresh(run, "x", "u")
+        wanted = updated(**inputs)
+        outputs = run_assigned(executable, inputs, [None, "x"] if place else ["x", None])
+        inputs["x"].zero_()
+        assert torch.equal(outputs[1 - place], wanted)
 
 
 def test_assignment_may_change_from_run_to_run() -> None:

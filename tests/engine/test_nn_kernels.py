@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine import compile_graph
+from npu_fused_graph.engine import compile_graph, registry
 from npu_fused_graph.engine.kernels import matmul
 from npu_fused_graph.errors import ExecutionError, UnsupportedOpError
 from tests.engine.cases import (
@@ -297,3 +297,11 @@ def test_transposed_convolution_checks_the_shape_it_was_given() -> None:
     inputs = case.inputs(Make("float32")) | {"input_size": torch.tensor([2, 6, 9, 3], dtype=torch.int32)}
     with pytest.raises(ExecutionError, match=r"Conv2DTranspose\.input_size"):
         _run(case.ge_type, inputs, case.outputs, **case.attrs)
+
+
+@pytest.mark.parametrize(("mode", "size", "factor"), [(0, 5, 2), (1, 3, 2), (2, 6, 4), (0, 1, 2)])
+def test_rotations_want_whole_pairs(mode: int, size: int, factor: int) -> None:
+    x = torch.ones(1, 2, 1, size)
+    text = f"expected a head size that is a multiple of {factor} in mode .*, got {size}"
+    with pytest.raises(ValueError, match=text):
+        registry.find("RotaryPositionEmbedding").fn(x, x, x, mode=mode)

@@ -86,6 +86,8 @@ def attend(
     layout, _, out_layout = layout.partition("_")
     is_packed, is_paged = layout in PACKED, block_table is not None
     kv_heads = num_key_value_heads or num_heads
+    if num_heads % kv_heads:
+        raise unsupported(ge_type, "num_key_value_heads", f"a divisor of num_heads {num_heads}", kv_heads)
 
     special = (pse_shift, rope, sink, q_padding, kv_padding, prefix, cache_scales, query_scale, result_scale)
     if (

@@ -43,7 +43,6 @@ def decode(
     if (
         query.numel() != batch * heads * width
         or columns % kv_heads
-        or heads % kv_heads
         or key.shape != value.shape
         or not len(lengths) == batch == table.shape[0]
         or shortest <= 0

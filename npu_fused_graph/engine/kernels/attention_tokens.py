@@ -94,7 +94,7 @@ class Sequences:
         """The reverse of take: [B, S, *size] of what ``parts`` (members, values) say, elsewhere ``blank``."""
         shape = (*self.x.shape[:2], *size)
         if len(parts) == 1 and self._is_even(parts[0][0]) and parts[0][1].numel() == math.prod(shape):
-            return parts[0][1].reshape(shape)
+            return parts[0][1].reshape(shape).to(dtype)
         x = torch.full(shape, blank, dtype=dtype)
         for members, values in parts:
             if self._is_even(members):

@@ -64,7 +64,10 @@ def _wide_angles(cos: Tensor, sin: Tensor, mode: str) -> tuple[Tensor, Tensor, t
     else:
         sin = sin.clone()
     size = sin.shape[-1]
-    n = size // 2 if mode == "half" else size // 4 if mode == "quarter" else 1
+    factor = 4 if mode == "quarter" else 2
+    if size == 0 or size % factor:
+        raise ValueError(f"expected a head size that is a multiple of {factor} in mode {mode}, got {size}.")
+    n = 1 if mode == "interleave" else size // factor
     parts = size // (2 * n), 2, n
     sin.view(*sin.shape[:-1], *parts).select(-2, 0).neg_()
     return cos, sin, parts

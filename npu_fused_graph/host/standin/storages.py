@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -15,13 +16,18 @@ class Storages:
         self._weak: dict[int, Any] = {}  # StorageImpl -> weak pointer; as long as it exists the address is not reused
         self._values: dict[int, Any] = {}
         self._limit = 1024
+        self._lock = threading.Lock()
 
     def add(self, x: Tensor, value: Any = None) -> None:
         storage = x.untyped_storage()
         if value is not None:
             self._values[storage._cdata] = value
-        if storage._cdata in self._weak:
-            return
+        if storage._cdata not in self._weak:
+            with self._lock:
+                if storage._cdata not in self._weak:
+                    self._remember(storage)
+
+    def _remember(self, storage: torch.UntypedStorage) -> None:
         if len(self._weak) >= self._limit:
             for key, weak in list(self._weak.items()):
                 if torch.UntypedStorage._expired(weak):
