@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import Any
 
-from npu_fused_graph.host.defects import CAPTURING, guard_reinplacing, guard_removed_copies
+from npu_fused_graph.host.defects import CAPTURING, guard_reinplacing, guard_removed_copies, guard_single_results
 from npu_fused_graph.host.load import load_torchair, mode
 
 _WITHOUT_EFFECT = ("dump_config.enable_dump", "aoe_config.aoe_mode")
@@ -33,6 +33,7 @@ def check_host_mode(config: Any) -> None:
     if config.mode.value in CAPTURING and not is_npugraph_ex(config):
         guard_reinplacing("torchair")
         guard_removed_copies("torchair")
+        guard_single_results("torchair")
     if mode() == "device":
         return
     for name in () if is_npugraph_ex(config) else _WITHOUT_EFFECT:

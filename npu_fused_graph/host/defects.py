@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -218,6 +219,39 @@ def _copies_what_is_written(graph: Graph) -> bool:
     return any(storage_owner(clone.args[0]) in written for clone in clones)
 
 
+@functools.cache
+def guard_single_results(package: str) -> None:
+    """Repair D8: an operator that is put into its arguments' memory has one result left, of which item 0 is taken.
+
+    Its functional form has a tuple; item 0 of a tensor is the first row. package: as above.
+    """
+    module: Any = importlib.import_module(f"{package}._acl_concrete_graph.graph_pass")
+    original = getattr(module, "_mutated_input_reinplace", None)
+    if original is None:
+        return  # another release
+
+    @functools.wraps(original)
+    def mutated_input_reinplace(gm: GraphModule) -> Any:
+        found = original(gm)
+        for item in [node for node in gm.graph.nodes if _is_item_of_a_tensor(node)]:
+            if _current:
+                _current[-1].found.add("D8")
+            if _repairs_captured:
+                item.args[0].meta["val"] = item.meta.get("val")
+                item.replace_all_uses_with(item.args[0])
+                gm.graph.erase_node(item)
+        return found
+
+    vars(module)["_mutated_input_reinplace"] = mutated_input_reinplace
+
+
+def _is_item_of_a_tensor(node: Node) -> bool:
+    if node.target is not operator.getitem or not isinstance(node.args[0], Node):
+        return False
+    schema = getattr(node.args[0].target, "_schema", None)
+    return schema is not None and [str(r.type) for r in schema.returns] == ["Tensor"]
+
+
 def guard_registration() -> None:
     """Repair D6: TorchAir registers implementations npugraph_ex has registered before, which torch refuses."""
     module: Any = importlib.import_module("torchair._utils")
@@ -255,7 +289,8 @@ def watch(
     """Tell of every graph from now on what the defects spoil in it. repairs: and repair it. package: or npugraph_ex.
 
     T1: the view becomes a node. T9: each input gets a value of its own. T10, D3: the graph runs eagerly. D1: the
-    operator keeps its own memory. D7: the copy stays. instead: makes what runs where a graph cannot be compiled.
+    operator keeps its own memory. D7: the copy stays. D8: the result is taken whole. instead: makes what runs where a
+    graph cannot be compiled.
     """
     global _repairs, _repairs_captured
     _repairs = _repairs_captured = repairs

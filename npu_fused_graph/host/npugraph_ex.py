@@ -16,7 +16,12 @@ import torch
 
 from npu_fused_graph.errors import HostError, UnsupportedModeError, warn_once
 from npu_fused_graph.host.capture import communicators, lines, recording
-from npu_fused_graph.host.defects import guard_registration, guard_reinplacing, guard_removed_copies
+from npu_fused_graph.host.defects import (
+    guard_registration,
+    guard_reinplacing,
+    guard_removed_copies,
+    guard_single_results,
+)
 from npu_fused_graph.host.load import load_torchair, mode, signals_kept
 from npu_fused_graph.host.names import check_names
 from npu_fused_graph.host.paths import PACKAGES, find_npugraph_ex
@@ -38,6 +43,7 @@ def load_npugraph_ex() -> types.ModuleType:
     _extend_code()
     guard_reinplacing("npugraph_ex")
     guard_removed_copies("npugraph_ex")
+    guard_single_results("npugraph_ex")
     guard_registration()
     if not hasattr(package.CompilerConfig, "experimental_config"):
         # D4: it switches an option off in there that its configuration does not have

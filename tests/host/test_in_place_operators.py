@@ -79,7 +79,7 @@ def test_updates_that_are_rows_of_what_is_written(found: dict[str, Any]) -> None
         assert np.array_equal(result.numpy(), wanted)
 
 
-@pytest.mark.parametrize("way", GE)
+@pytest.mark.parametrize("way", WAYS)
 def test_two_arguments_written_and_a_new_result(found: dict[str, Any], way: str) -> None:
     """x1 becomes the norm, x2 the sum; 1 / rms is new."""
     rstd, (norm, total, _) = found["results"]["add_rms_norm_v2", way]
@@ -89,6 +89,18 @@ def test_two_arguments_written_and_a_new_result(found: dict[str, Any], way: str)
     wanted = 1 / (total.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     assert_close(rstd, wanted)
     assert_close(norm, total * wanted * gamma)
+
+
+def test_d8_stock_takes_the_first_row_of_a_single_result() -> None:
+    path = script("single_result.py")
+    for options, rows, said in (
+        ([], 3, "guarded: TorchAir's defect D8"),
+        (["--stock"], 1, "spoiled: TorchAir's defect D8"),
+    ):
+        done = run_python("-m", "npu_fused_graph.commands.cli", "run", *options, path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[0] == str([rows, 1][: 2 if rows > 1 else 1])
+        assert said in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("way", GE)
