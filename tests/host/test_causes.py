@@ -53,6 +53,17 @@ def test_a_failed_trace_is_told_by_its_cause_and_the_line_that_was_traced() -> N
     assert text.endswith(f" (at {line_of(doubled, 1)})")
 
 
+def test_a_tensor_in_the_place_of_numbers_is_told_with_a_cure() -> None:
+    with torch.library._scoped_library("nfg_test_causes", "DEF") as library:
+        library.define("take(Tensor x, SymInt[]? n=None) -> Tensor")
+        library.impl("take", lambda x, n=None: torch.empty_like(x), "Meta")
+        take = torch.ops.nfg_test_causes.take
+        model = torch.compile(lambda x, n: take(x, n=n), backend="eager", fullgraph=True)
+        with pytest.raises(Exception, match="Pending unbacked symbols") as caught:
+            model(torch.ones(2), torch.tensor([1, 2]))
+    assert "A tensor is given where an operator takes numbers" in causes.one_line(caught.value)
+
+
 def test_what_torchair_raises_again_is_told_once() -> None:
     load_torchair()
     from torchair._utils.error_code import pretty_error_msg

@@ -74,6 +74,7 @@ def test_ranks_that_differ_are_told(name: str, ranks: list[Found]) -> None:
 
 def test_what_is_right_stays_right(ranks: list[Found]) -> None:
     for rank, (_, _, right) in enumerate(ranks):
+        assert "RuntimeError" in right.pop("too small")
         assert right == {
             "all_reduce": [3.0, 3.0],
             "transposed in memory order": [[[[2.0, 2.0], [2.0, 2.0]]] * 3],
@@ -84,6 +85,9 @@ def test_what_is_right_stays_right(ranks: list[Found]) -> None:
             "uneven": [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0, 1.0]][rank],
             "objects": [{"rank": 0}, {"rank": 1}],
             "functional": [2.0, 2.0],
+            "gathered": [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]] * 4,
+            "scattered": [[[0.0, 2.0, 4.0, 6.0], [8.0, 10.0, 12.0, 14.0]][rank]] * 4,
+            "gathered by memory": [0.0, 4.0, 1.0, 5.0, 2.0, 6.0, 3.0, 7.0] * 2,
             "nothing on all": [],
             "data parallel": [[1.5, 1.5]],
             "destroyed": [3.0],

@@ -91,6 +91,16 @@ def test_two_arguments_written_and_a_new_result(found: dict[str, Any], way: str)
     assert_close(norm, total * wanted * gamma)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_index_copy_takes_an_index_of_int32(found: dict[str, Any], way: str) -> None:
+    new, sums, x = found["int32 index"][way]
+    rows = torch.tensor([[1.0], [0], [1]]).expand(3, 2)
+    assert torch.equal(x, rows)
+    assert torch.equal(sums, rows + 1)
+    assert torch.equal(new, 2 * rows)
+    assert found["int32 index"]["out"].tolist() == [[0, 0], [1, 1], [0, 0]]
+
+
 def test_d8_stock_takes_the_first_row_of_a_single_result() -> None:
     path = script("single_result.py")
     for options, rows, said in (

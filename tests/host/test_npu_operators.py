@@ -84,6 +84,7 @@ def computed(folder: Path, cases: Sequence[str]) -> dict[str, Any]:
     calls = {op: [(list(CASES[n].args), CASES[n].kwargs) for n in names] for op, names in groups.items()}
     torch.save(calls, folder / "calls.pt")
     torch.save((WORDS, BLOCKS), folder / "eager_only.pt")
+    torch.save(DELTA_RULE, folder / "delta_rule.pt")
     found = run_python(script("npu_operators.py"), str(folder), env={"PYTHONPATH": PYTHONPATH})
     assert found.returncode == 0, found.stderr
     raw: dict[str, Any] = torch.load(folder / "results.pt")
@@ -162,6 +163,49 @@ def test_layer_norms_are_computed_eagerly(results: dict[str, Any]) -> None:
         expected = centred / np.sqrt((centred**2).mean(1, keepdims=True) + epsilon) * weight + bias
         assert y.dtype is torch.float16
         assert_close(y, torch.from_numpy(expected))
+
+
+def _delta_rule() -> dict[str, torch.Tensor]:
+    """Three sequences of 4, 0 and 2 tokens, 2 key heads and 4 value heads."""
+    generator = torch.Generator().manual_seed(3)
+
+    def half(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).bfloat16()
+
+    query, key = (torch.nn.functional.normalize(half(6, 2, 8), dim=-1) for _ in "qk")
+    return {
+        "query": query, "key": key, "value": half(6, 4, 16), "beta": torch.rand(6, 4, generator=generator).bfloat16(),
+        "initial_state": half(3, 4, 16, 8), "actual_seq_lengths": torch.tensor([4, 0, 2], dtype=torch.int32),
+        "g": -torch.rand(6, 4, generator=generator),
+    }  # fmt: skip
+
+
+DELTA_RULE = _delta_rule()
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_gated_delta_rule_over_sequences(place: int, results: dict[str, Any]) -> None:
+    """S = exp(g) S + beta (v - exp(g) S k) k^T, out = scale S q; place 2: without g."""
+    given = {name: wide(x) for name, x in DELTA_RULE.items()}
+    states, out, token = given["initial_state"].copy(), np.zeros((6, 4, 16)), 0
+    for sequence, length in enumerate((4, 0, 2)):
+        for t in range(token, token + length):
+            for head in range(4):
+                q, k = given["query"][t, head // 2], given["key"][t, head // 2]
+                decayed = states[sequence, head] * (np.exp(given["g"][t, head]) if place == 0 else 1)
+                change = given["beta"][t, head] * (given["value"][t, head] - decayed @ k)
+                states[sequence, head] = decayed + np.outer(change, k)
+                out[t, head] = 0.25 * states[sequence, head] @ q
+        token += length
+    for found, expected in zip(results["delta rule"][place : place + 2], (out, states), strict=True):
+        assert found.dtype is torch.bfloat16
+        assert_close(found, torch.from_numpy(expected))
+
+
+def test_the_gated_delta_rule_refuses(results: dict[str, Any]) -> None:
+    (_, missing), (_, lengths) = results["delta rule refused"]
+    assert "npu_chunk_gated_delta_rule.beta: expected a value, got None" in missing
+    assert "actual_seq_lengths: expected 3 lengths, of 6 tokens, got [4, 1, 0]" in lengths
 
 
 MX = "expected an operator of Atlas A2 or A3, got one of Ascend 950 only (MX formats). "

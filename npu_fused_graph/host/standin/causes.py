@@ -47,6 +47,11 @@ def _cure(cause: BaseException, text: str) -> str:
         return ". Indent with spaces alone, and begin the outermost lines of a script in the first column"
     if isinstance(cause, SyntaxError) and (cause.text or "").lstrip().startswith("//"):
         return ". A comment begins with #, not with //"
+    if type(cause).__name__ == "PendingUnbackedSymbolNotFound":
+        return (
+            ". A tensor is given where an operator takes numbers, as a rule lengths of sequences: give a list, or call "
+            "the operator of torchair.ops, which takes them as a tensor in a GE graph"
+        )
     if "grad can be implicitly created only for scalar outputs" in text:
         return ". Pass the gradient of what is no scalar: result.backward(gradient)"
     return ""

@@ -196,6 +196,8 @@ _OPERATORS: dict[str, tuple[str, tuple[str, ...], Any]] = {
 """For each operator the method of gloo's, the arguments it is given, and the class of its options."""
 _ONE_BY_ONE = ("allgather_into_tensor_coalesced_", "reduce_scatter_tensor_coalesced_")
 """Of several pairs of tensors, by a method of gloo's for one: those for several Python cannot call."""
+_BY_MEMORY = ("_allgather_base", "_reduce_scatter_base")
+"""Methods of which HCCL wants as many elements as there are, in tensors of any shape; gloo compares the first axes."""
 _OPTIONS = {"root_rank": "rootRank", "root_tensor": "rootTensor", "device_ids": "device_ids", "async_op": "asyncOp"}
 _MAY_DIFFER = {"gather_": ("output_tensors",), "scatter_": ("input_tensors",)}
 """Arguments that ranks do not have alike: the root's alone."""
@@ -255,12 +257,19 @@ def _start(name: str, backend: Any, found: dict[str, Any]) -> Any:
     if found.get("timeout", -1) >= 0:
         options.timeout = timedelta(milliseconds=found["timeout"])
     call, arguments = getattr(backend, method), [found[argument] for argument in names]
+    if method in _BY_MEMORY:
+        arguments = [_in_a_row(x) if isinstance(x, Tensor) else [_in_a_row(item) for item in x] for x in arguments]
     if name not in _ONE_BY_ONE:
         return call(*arguments, options)
     *others, last = [call(output, x, options) for output, x in zip(*arguments, strict=True)]
     for work in others:
         work.wait()
     return last
+
+
+def _in_a_row(x: Tensor) -> Tensor:
+    """The elements of a dense tensor, in the order of its memory."""
+    return x.detach().as_strided((x.numel(),), (1,))
 
 
 def _described(name: str, tensor_names: Sequence[str], found: dict[str, Any]) -> tuple[str, list[Tensor]]:

@@ -20,7 +20,7 @@ from npu_fused_graph.errors import UnsupportedModeError
 from npu_fused_graph.host.capture import recording
 from npu_fused_graph.host.capture.recording import forbid
 from npu_fused_graph.host.registration import registering_for_cpu_too
-from npu_fused_graph.host.standin import dynamo, mixed_dtypes, pinned, state
+from npu_fused_graph.host.standin import dynamo, int32_index, mixed_dtypes, pinned, state
 from npu_fused_graph.host.standin.storages import Storages, is_traced
 from npu_fused_graph.ops import observers
 
@@ -45,6 +45,7 @@ def install(npu: types.ModuleType) -> None:
     _replace_data_parallel()
     dynamo.install()
     mixed_dtypes.install()
+    int32_index.install()
     observers.listeners.append(lambda call: _mark_all)
     torch.serialization.register_package(5, lambda storage: None, _restore)
 

@@ -141,6 +141,28 @@ STRIDED = {
     "all_to_all_single": lambda: dist.all_to_all_single(torch.zeros(4, 1), column()),
     "on one rank": lambda: reduced(column() if rank == 0 else torch.ones(4, 1)),
 }
+
+
+def gathered(*shape):
+    """Two rows of a rank in one more axis, in a tensor of ``shape``."""
+    y = torch.zeros(shape)
+    dist.all_gather_into_tensor(y, torch.arange(4.0).view(1, 2, 2) + 4 * rank)
+    return y.flatten().tolist()
+
+
+def scattered(*shape):
+    y = torch.zeros(shape)
+    dist.reduce_scatter_tensor(y, torch.arange(8.0).view(4, 2))
+    return y.flatten().tolist()
+
+
+def gathered_by_memory():
+    y = torch.zeros(16)
+    image = torch.arange(8.0).view(1, 2, 2, 2).to(memory_format=torch.channels_last)
+    dist.all_gather_into_tensor(y, image)
+    return y.tolist()
+
+
 DIFFERENT = {
     "dtype": lambda: reduced(torch.ones(2, dtype=torch.float32 if rank else torch.int32)),
     "size": lambda: reduced(torch.ones(2 + rank)),
@@ -166,6 +188,10 @@ RIGHT = {
     "uneven": lambda: uneven([1 + rank + peer for peer in range(size)]),
     "objects": gathered_objects,
     "functional": lambda: (funcol.reduce_scatter_tensor(torch.ones(4), "sum", 0, dist.group.WORLD) + 0).tolist(),
+    "gathered": [lambda shape=shape: gathered(*shape) for shape in ((4, 2), (2, 2, 2), (8,), (2, 4))],
+    "scattered": [lambda shape=shape: scattered(*shape) for shape in ((2, 2), (1, 2, 2), (4,), (1, 4))],
+    "gathered by memory": gathered_by_memory,
+    "too small": lambda: gathered(3, 2),
     "nothing on all": lambda: reduced(torch.ones(0)),
     "data parallel": data_parallel,
     "destroyed": destroyed,
@@ -174,6 +200,8 @@ RIGHT = {
 
 
 def attempt(function):
+    if isinstance(function, list):
+        return [attempt(one) for one in function]
     try:
         return function()
     except Exception as error:

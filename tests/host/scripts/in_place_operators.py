@@ -94,6 +94,15 @@ x, other, gamma = torch.randn(2, 8).half(), torch.randn(2, 8).half(), torch.rand
 found["inputs"] = x, other, gamma
 for way in WAYS:
     result("add_rms_norm_v2", way, lambda a, b, g: torch_npu.npu_add_rms_norm_v2(a, b, g), x, other, gamma)
+found["int32 index"] = {}
+for way in WAYS:
+    step = in_way(way, lambda c, i, u: (c.index_copy(0, i, 2 * u), c.index_copy_(0, i, u) + 1))
+    for _ in range(2):
+        c = torch.zeros(3, 2).npu()
+        found["int32 index"][way] = (*step(c, torch.tensor([2, 0], dtype=torch.int32).npu(), torch.ones(2, 2).npu()), c)
+into = torch.zeros(3, 2).npu()
+torch.index_copy(into, 0, torch.tensor([1], dtype=torch.int32).npu(), torch.ones(1, 2).npu(), out=into)
+found["int32 index"]["out"] = into
 for way in WAYS[:2]:
     result(
         "scatter_update", way, lambda c, i, u: torch_npu.scatter_update_(c, i, u, -2) + 0,

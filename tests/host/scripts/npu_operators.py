@@ -75,6 +75,14 @@ results["layer norms"] = [
     torch_npu.npu_layer_norm_eval(rows, [256]),
     torch_npu.npu_layer_norm_eval(rows.view(-1, 2, 128), (2, 128), rows[0].view(2, 128), rows[1].view(2, 128), 0.5),
 ]
+found = torch.load(FOLDER + "/delta_rule.pt")
+results["delta rule"] = torch_npu.npu_chunk_gated_delta_rule(**{k: x.npu() for k, x in found.items()}, scale=0.25)
+del found["g"]
+results["delta rule"] += torch_npu.npu_chunk_gated_delta_rule(**{k: x.npu() for k, x in found.items()}, scale=0.25)
+results["delta rule refused"] = [
+    error_of(lambda given: torch_npu.npu_chunk_gated_delta_rule(**given, scale=1.0), found | change)
+    for change in ({"beta": None}, {"actual_seq_lengths": torch.tensor([4, 1, 0], dtype=torch.int32)})
+]
 tokens = torch.rand(2, 1, 8).half().npu()
 workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(tokens, tokens, tokens, num_heads=1)
 out = [torch.empty_like(tokens), torch.empty(1).npu()]
