@@ -78,7 +78,8 @@ def _put_rows(var: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """var[indices] = updates in place."""
     _check_updates(var, indices, updates, 1, indices.shape)
     rows = updates if indices.dim() == 1 else updates.reshape(-1, *var.shape[1:])
-    return INDEX_COPY_.call_boxed(CPU, var, 0, indices.reshape(-1).long(), rows)
+    INDEX_COPY_.call_boxed(CPU, var, 0, indices.reshape(-1).long(), rows)
+    return var
 
 
 @kernel("ScatterUpdate", mutates=("var",), same_dtype=("var", "updates"), ignored=("use_locking",))
