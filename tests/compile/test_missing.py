@@ -68,6 +68,7 @@ def test_a_dtype_that_is_asked_for_is_a_setting(first: torch.dtype, monkeypatch:
     assert (found.operator, found.count) == ("aten._to_copy.default", 1)
 
 
+@pytest.mark.slow
 def test_nothing_is_lowered_where_torchs_operators_run_as_they_are() -> None:
     """In a process of its own: npugraph_ex leaves a torch_npu in it."""
     script = (

@@ -14,11 +14,16 @@ from npu_fused_graph.ir.reg_op import IrAttr, IrDef, read_ir_defs
 from tests.engine import cases
 from tests.engine.op_case import FLOATS, OTHER_RESULT_DTYPE, OpCase, has_another_float, run_case
 
-ALL_CASES: list[OpCase] = [
-    case
+BY_FAMILY: dict[str, list[OpCase]] = {
+    module.name.removesuffix("_cases"): importlib.import_module(f"{cases.__name__}.{module.name}").CASES
     for module in pkgutil.iter_modules(cases.__path__)
-    for case in importlib.import_module(f"{cases.__name__}.{module.name}").CASES
-]
+}
+ALL_CASES = [case for family in BY_FAMILY.values() for case in family]
+OF_INFERENCE = {
+    "packed_attention", "quant_attention", "sparse_attention", "moe", "moe_init_routing", "mla", "rope", "delta_rule",
+    "quant_matmul", "grouped_moe", "dequant_swiglu", "sampling",
+}  # fmt: skip
+"""Families of which a case runs often in its first dtype only."""
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +32,18 @@ def ir_defs(torchair_folder: Path) -> dict[str, IrDef]:
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), [pytest.param(c, d, id=f"{c.id()}-{d}") for c in ALL_CASES for d in c.dtypes]
+    ("case", "dtype"),
+    [
+        pytest.param(
+            case,
+            dtype,
+            id=f"{case.id()}-{dtype}",
+            marks=[pytest.mark.slow] if family in OF_INFERENCE and dtype != case.dtypes[0] else [],
+        )
+        for family, of_family in BY_FAMILY.items()
+        for case in of_family
+        for dtype in case.dtypes
+    ],
 )
 def test_values(case: OpCase, dtype: str) -> None:
     run_case(case, dtype)

@@ -6,8 +6,6 @@ so that float32 arithmetic is exact or stays clear of ties, and results compare 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,21 +32,17 @@ from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
 from tests.scripts import script
 
-pytestmark = pytest.mark.xdist_group("npu_operators")
+pytestmark = [pytest.mark.xdist_group("npu_operators"), pytest.mark.slow]
 
 CASES: dict[str, Case] = {}
-_OFTEN = (attention, pointwise, quantised)
-_FAMILIES = (*_OFTEN, four_bits, low_bits, moe, packed_attention, quant_attention, rope, sampled)
-_SLOW: set[str] = set()
-"""Cases of the slow run."""
+_FAMILIES = (
+    attention, pointwise, quantised, four_bits, low_bits, moe, packed_attention, quant_attention, rope, sampled
+)  # fmt: skip
 for _family in _FAMILIES:
     restart(getattr(_family, "SEED", 20))
     for _name, _case in _family.cases():
         _name = f"{_case.operator}: {_name}"
         assert CASES.setdefault(_name, _case) is _case
-        if _family not in _OFTEN:
-            _SLOW.add(_name)
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name for name in CASES]
 
 
 def flat(result: Any) -> list[Tensor]:
@@ -57,30 +51,11 @@ def flat(result: Any) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of what runs often. error, wrong: types and texts of errors; log: standard error."""
-    return computed(tmp_path_factory.mktemp("npu_operators"), [name for name in CASES if name not in _SLOW])
-
-
-@pytest.fixture(scope="module")
-def of_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Any]:
-    """Results of a case, by the way to call and its name; cases of the slow run are computed where one is asked for."""
-    slow: dict[str, Any] = {}
-
-    def find(way: str, name: str) -> Any:
-        if name not in _SLOW:
-            return request.getfixturevalue("results")[way][name]
-        if not slow:
-            slow.update(computed(tmp_path_factory.mktemp("npu_operators_slow"), sorted(_SLOW)))
-        return slow[way][name]
-
-    return find
-
-
-def computed(folder: Path, cases: Sequence[str]) -> dict[str, Any]:
-    """eager and compiled: results by case; and what the script finds besides."""
+    """eager and compiled: results by case. error, wrong: types and texts of errors; log: standard error."""
+    folder = tmp_path_factory.mktemp("npu_operators")
     groups: dict[str, list[str]] = {}
-    for name in cases:
-        groups.setdefault(CASES[name].operator, []).append(name)
+    for name, case in CASES.items():
+        groups.setdefault(case.operator, []).append(name)
     calls = {op: [(list(CASES[n].args), CASES[n].kwargs) for n in names] for op, names in groups.items()}
     torch.save(calls, folder / "calls.pt")
     torch.save((WORDS, BLOCKS), folder / "eager_only.pt")
@@ -95,10 +70,10 @@ def computed(folder: Path, cases: Sequence[str]) -> dict[str, Any]:
     return raw | {"log": found.stderr}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_values(name: str, of_case: Callable[[str, str], Any]) -> None:
+@pytest.mark.parametrize("name", list(CASES))
+def test_values(name: str, results: dict[str, Any]) -> None:
     """An eager call computes what the documents say."""
-    actual, expected = of_case("eager", name), CASES[name].expected
+    actual, expected = results["eager"][name], CASES[name].expected
     assert len(actual) == len(expected)
     for index, (tensor, wanted) in enumerate(zip(actual, expected, strict=True)):
         if wanted is None:
@@ -111,9 +86,9 @@ def test_values(name: str, of_case: Callable[[str, str], Any]) -> None:
         assert_close(tensor, values, message=f"result {index}")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_compiled_is_exactly_eager(name: str, of_case: Callable[[str, str], Any]) -> None:
-    eager, compiled = of_case("eager", name), of_case("compiled", name)
+@pytest.mark.parametrize("name", list(CASES))
+def test_compiled_is_exactly_eager(name: str, results: dict[str, Any]) -> None:
+    eager, compiled = results["eager"][name], results["compiled"][name]
     assert [(x.dtype, x.shape) for x in compiled] == [(x.dtype, x.shape) for x in eager]
     assert all(torch.equal(*pair) for pair in zip(compiled, eager, strict=True))
 

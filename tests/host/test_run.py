@@ -274,6 +274,7 @@ def test_a_lost_terminal_ends_everything() -> None:
     assert left_of(pids) == []
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_no_rank() -> None:
     with started(script("waiting_ranks.py"), str(free_port())) as process:
         handles = [os.pidfd_open(pid) for pid in pids_of_ranks(process).values()]

@@ -11,7 +11,6 @@ from torch import Tensor
 from npu_fused_graph.engine.kernels.index import refuse_negative, spread
 from npu_fused_graph.engine.kernels.paged import apart, slots, within, write
 from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
-from npu_fused_graph.engine.torch_kernels import CPU, INDEX_COPY_
 
 # use_locking and validate_shape tell a device how to go about it; here writes are whole and shapes always checked.
 
@@ -78,8 +77,7 @@ def _put_rows(var: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """var[indices] = updates in place."""
     _check_updates(var, indices, updates, 1, indices.shape)
     rows = updates if indices.dim() == 1 else updates.reshape(-1, *var.shape[1:])
-    INDEX_COPY_.call_boxed(CPU, var, 0, indices.reshape(-1).long(), rows)
-    return var
+    return var.index_copy_(0, indices.reshape(-1).long(), rows)
 
 
 @kernel("ScatterUpdate", mutates=("var",), same_dtype=("var", "updates"), ignored=("use_locking",))

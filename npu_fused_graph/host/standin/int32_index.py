@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.torch_kernels import INDEX_COPY_
-
 _keep: list[Any] = []
 
 
@@ -18,10 +16,10 @@ def install() -> None:
     """Let index_copy on the CPU take an index of int32, in each of its forms."""
     library = torch.library.Library("aten", "IMPL")
     _keep.append(library)
-    others = {name: torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("index_copy", "index_copy.out")}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")
-        for name, known in {"index_copy_": INDEX_COPY_, **others}.items():
+        for name in ("index_copy", "index_copy_", "index_copy.out"):
+            known = torch.library.get_kernel(f"aten::{name}", "CPU")
             library.impl(name, _widening(known), "CPU", with_keyset=True, allow_override=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_fused_graph.engine.torch_kernels import MM
+from npu_fused_graph.engine.kernels.matmul import TORCH_MM
 
 _keep: list[Any] = []
 
@@ -23,7 +23,7 @@ def install() -> None:
     _keep.append(library)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")
-        for name, known in (("mm", MM), ("addmm", torch.library.get_kernel("aten::addmm", "CPU"))):
+        for name, known in (("mm", TORCH_MM), ("addmm", torch.library.get_kernel("aten::addmm", "CPU"))):
             library.impl(name, _widening(name, known), "CPU", with_keyset=True, allow_override=True)
             known = torch.library.get_kernel(f"aten::{name}.out", "CPU")
             library.impl(f"{name}.out", _into(name, known), "CPU", with_keyset=True, allow_override=True)
