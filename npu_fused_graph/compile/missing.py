@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -38,8 +38,6 @@ _OTHERS = ("_c10d_functional", "npu_define", "npu_fused_graph")
 """Collectives, which need their group, and our own operators."""
 _NO_CONVERTER = ("ge_converter is not implemented", "PyTorch built-in ops not support auto-generate converters")
 """How TorchAir says so."""
-
-
 _lowered: set[Any] = set()
 """Kinds of calls that were lowered in this process."""
 
@@ -68,8 +66,11 @@ class Lowering:
             if not isinstance(op, OpOverload) or op.namespace in _OTHERS:
                 continue
             given = [item.meta.get("val") for item in node.all_input_nodes]
-            if not all(isinstance(value, Tensor) for value in given):
-                continue  # symbolic sizes, lists of results
+            tensors = [x for x in pytree.tree_leaves([given, node.meta.get("val")]) if isinstance(x, Tensor)]
+            if not all(isinstance(x, Tensor) for x in given) or any(
+                isinstance(n, SymInt) for x in tensors for n in x.shape
+            ):
+                continue  # a list of results; sizes that only a run tells
             skipped = (int, float) if op.namespace == "aten" else ()  # those of torch_npu are modes as often as sizes
             settings = _settings([node.args, node.kwargs], skipped)
             kind = (op, *((x.dtype, x.dim()) for x in given), *settings)

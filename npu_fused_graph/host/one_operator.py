@@ -94,22 +94,20 @@ def _direct(
     """
     if len(runs) != 1:
         return None
+    (run,) = runs
     places = {id(x): i for i, x in enumerate(tensors)}
-    given = {id(x): i for i, x in enumerate(runs[0].results)}
-    inputs = [places.get(id(x)) for x in runs[0].inputs]
-    assigned = [None if x is None else places.get(id(x)) for x in runs[0].assigned]
-    outputs = [given.get(id(x)) for x in results]
-    unknown = [x for x, place in zip(runs[0].assigned, assigned, strict=True) if x is not None and place is None]
-    if None in inputs or None in outputs or unknown:
+    given = {id(x): i for i, x in enumerate(run.results)}
+    try:
+        inputs = [places[id(x)] for x in run.inputs]
+        targets = [None if x is None else places[id(x)] for x in run.assigned]
+        outputs = [given[id(x)] for x in results]
+    except KeyError:
         return None
-    execute = runs[0].executable.run
 
     def direct(tensors: Sequence[Tensor]) -> list[Tensor]:
-        found = execute(
-            [tensors[i] for i in inputs],  # type: ignore[index]
-            [None if i is None else tensors[i] for i in assigned],
-        )
-        return [found[i] for i in outputs]  # type: ignore[index]
+        assigned = [None if i is None else tensors[i] for i in targets]
+        found = run.executable.run([tensors[i] for i in inputs], assigned)
+        return [found[i] for i in outputs]
 
     return direct
 

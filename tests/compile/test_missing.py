@@ -68,6 +68,15 @@ def test_a_dtype_that_is_asked_for_is_a_setting(first: torch.dtype, monkeypatch:
     assert (found.operator, found.count) == ("aten._to_copy.default", 1)
 
 
+def test_sizes_that_only_a_run_tells_are_passed_over() -> None:
+    def model(x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(x)[0] + x.nonzero().float().mul(2).sum()
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        report = nfg.explain(model, torch.eye(3))
+    assert [m.operator for m in report.missing] == ["aten._linalg_svd.default"]
+
+
 @pytest.mark.slow
 def test_nothing_is_lowered_where_torchs_operators_run_as_they_are() -> None:
     """In a process of its own: npugraph_ex leaves a torch_npu in it."""

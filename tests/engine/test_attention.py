@@ -152,10 +152,35 @@ def test_a_step_of_decoding_gives_what_the_general_case_gives(
     assert torch.equal(found, general)
 
 
+def test_a_table_with_more_rows_and_one_length_for_all() -> None:
+    cache, values = torch.randn(6, 8, 2 * 16), torch.randn(6, 8, 2 * 16)
+    given: dict[str, Any] = {"query": torch.randn(2, 2 * 16).unsqueeze(1), "key": [cache], "value": [values]}
+    given |= {"block_table": torch.tensor([[5, 1], [0, 3]]), "actual_seq_lengths_kv": [9, 9], "num_heads": 2}
+    wanted, _ = fused_infer_attention_score(**given)
+    more = {"block_table": torch.tensor([[5, 1], [0, 3], [2, 2]])}
+    for change in (more, {"actual_seq_lengths_kv": [9]}, more | {"actual_seq_lengths_kv": [9]}):
+        assert torch.equal(fused_infer_attention_score(**given | change)[0], wanted)
+
+
+def test_a_long_sequence_beside_short_ones_is_computed_alone() -> None:
+    size, width, longest = 16, 32, 30000
+    pages = -(-longest // size)
+    cache = torch.zeros(pages, size, 2 * width, dtype=torch.bfloat16)
+    given: dict[str, Any] = {"query": zeros(3, 2, width, dtype=torch.bfloat16), "input_layout": "TND", "num_heads": 2}
+    given |= {"block_table": torch.arange(pages).expand(3, -1), "actual_seq_lengths": [1, 2, 3]}
+    with Largest() as largest:
+        fused_infer_attention_score(**given, key=[cache], value=[cache.clone()], actual_seq_lengths_kv=[longest, 20, 9])
+    assert largest.seen <= pages * size * 2 * width
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"num_heads": 4, "num_key_value_heads": 4}, "num_heads: expected 2"),
+        (
+            {"num_heads": 4, "num_key_value_heads": 4, "query": zeros(2, 1, 2, 16), "input_layout": "BSND"},
+            "num_heads: expected 2",
+        ),
         ({"actual_seq_lengths_kv": [9, 17, 3]}, "actual_seq_lengths_kv"),
         ({"actual_seq_lengths_kv": [9, 25]}, "actual_seq_lengths_kv: expected 2 lengths from 0 to 16"),
         ({"block_size": 4}, "block_size: expected 8"),
@@ -194,3 +219,12 @@ def test_no_sequences() -> None:
     given = PAGED | {"query": zeros(0, 2, 16), "actual_seq_lengths": [], "actual_seq_lengths_kv": []}
     y, _ = fused_infer_attention_score(**given)
     assert y.shape == (0, 2, 16)
+
+
+def test_caches_of_two_block_sizes_are_refused() -> None:
+    given: dict[str, Any] = {"query": zeros(2, 2, 16), "input_layout": "TND", "actual_seq_lengths": [1, 2]}
+    given |= {"key": [zeros(3, 2, 8, 16)], "value": [zeros(3, 2, 8, 16)], "num_heads": 2, "query_rope": zeros(2, 2, 16)}
+    given |= {"block_table": PAGED["block_table"], "actual_seq_lengths_kv": [9, 8]}
+    fused_infer_attention_score(**given, key_rope=zeros(3, 2, 8, 16))
+    with pytest.raises(ValueError, match="expected caches of one block size, got 8 and 4"):
+        fused_infer_attention_score(**given, key_rope=zeros(6, 2, 4, 16))

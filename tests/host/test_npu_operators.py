@@ -178,9 +178,11 @@ def test_the_gated_delta_rule_over_sequences(place: int, results: dict[str, Any]
 
 
 def test_the_gated_delta_rule_refuses(results: dict[str, Any]) -> None:
-    (_, missing), (_, lengths) = results["delta rule refused"]
+    missing, lengths, shape, dtype = (text for _, text in results["delta rule refused"])
     assert "npu_chunk_gated_delta_rule.beta: expected a value, got None" in missing
-    assert "actual_seq_lengths: expected 3 lengths, of 6 tokens, got [4, 1, 0]" in lengths
+    assert "actual_seq_lengths: expected lengths of 6 tokens in all, got [4, 1, 0]" in lengths
+    assert "beta: expected the shape [6, 4], got bfloat16[6, 1]" in shape
+    assert "query: expected bfloat16 [T, Nk, Dk], Nk a divisor of the 4 heads of value, got float32[6, 2, 8]" in dtype
 
 
 MX = "expected an operator of Atlas A2 or A3, got one of Ascend 950 only (MX formats). "

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from npu_fused_graph.engine.kernels.attention_scores import attention
 from npu_fused_graph.engine.kernels.attention_tokens import picked
 
 WASTE = 2
@@ -63,6 +63,8 @@ def decode(
         for x in (k, v):  # what lies behind the end may be anything, NaN too
             x.masked_fill_(~seen[:, :, None, None], 0)
         seen = seen[:, None, None]
-    q = query.reshape(batch, kv_heads, heads // kv_heads, width)
-    out = scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), seen, scale=scale)
+    q = query.reshape(batch, 1, heads, width)
+    out, _ = attention(
+        q, k, v, seen, None, None, scale=scale, width=width, causal=False, with_lse=False, exact=False
+    )  # fmt: skip
     return out.reshape(query.shape)

@@ -130,16 +130,16 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Places:
-    """Numbers of the pages [b, pages] of b sequences: each begins at ``heads[i]`` and is ``lengths[i]`` tokens long."""
+    """Numbers of the pages [b, pages] of b sequences: each has ``lengths[i]`` tokens from ``offsets[i]`` on."""
 
     pages: Tensor
-    heads: list[int]
+    offsets: list[int]
     lengths: list[int]
 
     @property
     def is_even(self) -> bool:
         """Whether all begin and end alike."""
-        return len(set(self.lengths)) == len(set(self.heads)) == 1
+        return len(set(self.lengths)) == len(set(self.offsets)) == 1
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,10 @@ class Paged(Sequences):
         return self.x.shape[1 if self.x.dim() == 3 else -2]
 
     def of(self, x: Tensor) -> Paged:
-        return Paged(x, self.starts, self.lengths, self.packed, self.table, self.heads, self._found)
+        found = Paged(x, self.starts, self.lengths, self.packed, self.table, self.heads, self._found)
+        if found.block_size != self.block_size:
+            raise ValueError(f"expected caches of one block size, got {self.block_size} and {found.block_size}.")
+        return found
 
     def without_first(self, counts: Sequence[int]) -> Sequences:
         left = super().without_first(counts)
@@ -180,13 +183,13 @@ class Paged(Sequences):
         if places is None:
             places = self._found[key] = self._places(members)
         taken = self._pages(places.pages)
-        heads, lengths = places.heads, places.lengths
+        offsets, lengths = places.offsets, places.lengths
         longest = max(lengths)
         if places.is_even:
-            return taken.narrow(1, heads[0], longest)
-        parts = zip(taken, heads, lengths, strict=True)
-        if any(heads):
-            return pad_sequence([row.narrow(0, head, length) for row, head, length in parts], batch_first=True)
+            return taken.narrow(1, offsets[0], longest)
+        parts = zip(taken, offsets, lengths, strict=True)
+        if any(offsets):
+            return pad_sequence([row.narrow(0, offset, length) for row, offset, length in parts], batch_first=True)
         for row, _, length in parts:
             row[length:longest] = 0
         return taken.narrow(1, 0, longest)

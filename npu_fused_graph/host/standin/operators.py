@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from npu_fused_graph.engine.kernels.delta_rule import recurrent_gated_delta_rule
 from npu_fused_graph.engine.kernels.quant import dynamic_block_quant
 from npu_fused_graph.errors import (
     CommunicationError,
@@ -32,6 +31,7 @@ from npu_fused_graph.host.load import load_torchair
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
 from npu_fused_graph.host.standin import atb, attention, formats, graph_tensors, in_place, survey
+from npu_fused_graph.host.standin.delta_rule import chunk_gated_delta_rule
 from npu_fused_graph.host.standin.device import mark
 from npu_fused_graph.host.standin.refusal import refused_attribute
 from npu_fused_graph.host.standin.wrong_arguments import overload_of, told_by_meta_functions, wrong_arguments
@@ -242,36 +242,6 @@ def npu_layer_norm_eval(
     return mark(torch.nn.functional.layer_norm(input, normalized_shape, weight, bias, eps))
 
 
-def npu_chunk_gated_delta_rule(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    beta: Tensor | None = None,
-    initial_state: Tensor | None = None,
-    actual_seq_lengths: Tensor | None = None,
-    scale: float | None = None,
-    g: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(out [T, Nv, Dv], states [B, Nv, Dv, Dk]), token by token in float32: its converter refuses graphs."""
-    name = "npu_chunk_gated_delta_rule"
-    for argument, given in (
-        ("beta", beta), ("initial_state", initial_state), ("actual_seq_lengths", actual_seq_lengths), ("scale", scale)
-    ):  # fmt: skip
-        if given is None:
-            raise argument_error("run", f"{name}.{argument}", "a value", None, "torch_npu documents no default for it.")
-    assert beta is not None and initial_state is not None and actual_seq_lengths is not None and scale is not None
-    lengths = actual_seq_lengths.long()
-    if int(lengths.sum()) != query.shape[0] or len(lengths) != len(initial_state) or int(lengths.min()) < 0:
-        expected = f"{len(initial_state)} lengths, of {query.shape[0]} tokens"
-        raise argument_error("run", f"{name}.actual_seq_lengths", expected, lengths.tolist(), "Count every sequence.")
-    sequence = torch.arange(len(lengths)).repeat_interleave(lengths)
-    out, states = recurrent_gated_delta_rule(
-        query, key, value, beta, initial_state.clone(), lengths, sequence, g, scale_value=scale
-    )
-    return mark(out), mark(states)
-
-
 def npu_dynamic_block_quant(x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Of int8 results by the kernel itself: TorchAir's converter knows those of Ascend 950 only."""
     if kwargs.get("dst_type", _INT8) != _INT8:
@@ -327,7 +297,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "npu_format_cast_": formats.npu_format_cast_,
     "npu_format_cast_.acl_format": formats.npu_format_cast_,
     "npu_convert_weight_to_int4pack": npu_convert_weight_to_int4pack,
-    "npu_chunk_gated_delta_rule": npu_chunk_gated_delta_rule,
+    "npu_chunk_gated_delta_rule": chunk_gated_delta_rule,
     "npu_dynamic_block_quant": npu_dynamic_block_quant,
     "npu_layer_norm_eval": npu_layer_norm_eval,
     "npu_apply_rotary_pos_emb": npu_apply_rotary_pos_emb,

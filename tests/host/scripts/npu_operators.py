@@ -81,7 +81,12 @@ del found["g"]
 results["delta rule"] += torch_npu.npu_chunk_gated_delta_rule(**{k: x.npu() for k, x in found.items()}, scale=0.25)
 results["delta rule refused"] = [
     error_of(lambda given: torch_npu.npu_chunk_gated_delta_rule(**given, scale=1.0), found | change)
-    for change in ({"beta": None}, {"actual_seq_lengths": torch.tensor([4, 1, 0], dtype=torch.int32)})
+    for change in (
+        {"beta": None},
+        {"actual_seq_lengths": torch.tensor([4, 1, 0], dtype=torch.int32)},
+        {"beta": found["beta"][:, :1]},
+        {"query": found["query"].float()},
+    )
 ]
 tokens = torch.rand(2, 1, 8).half().npu()
 workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(tokens, tokens, tokens, num_heads=1)
