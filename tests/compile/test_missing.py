@@ -68,6 +68,15 @@ def test_a_dtype_that_is_asked_for_is_a_setting(first: torch.dtype, monkeypatch:
     assert (found.operator, found.count) == ("aten._to_copy.default", 1)
 
 
+def test_graphs_run_again_behind_it() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(missing, "_lowered", set())
+        assert nfg.explain(torch.atanh, torch.zeros(2)).missing == ()
+    with torch.no_grad():
+        y = torch.compile(lambda x: x.cosh() + 1, backend=nfg.get_npu_backend(), dynamic=False)(torch.zeros(2))
+    assert y.tolist() == [2.0, 2.0]
+
+
 def test_sizes_that_only_a_run_tells_are_passed_over() -> None:
     def model(x: Tensor) -> Tensor:
         return torch.linalg.svdvals(x)[0] + x.nonzero().float().mul(2).sum()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from npu_fused_graph.host import native, one_operator
 from npu_fused_graph.testing import assert_close
 from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
@@ -67,3 +68,14 @@ def test_after_an_error_a_call_runs_and_an_error_is_told_again(found: dict[str, 
     assert torch.equal(found["attempt 1"], torch.tensor([1.0, 0, 1, 0])[:, None].expand(4, 5))
     for attempt in (0, 2):
         assert found[f"attempt {attempt}"].startswith("[run] npu_scatter_nd_update_: expected arguments")
+
+
+def test_nothing_is_left_out_of_a_call_that_is_no_single_run_of_the_engine() -> None:
+    """On a device the engine runs nothing."""
+    x, y = torch.ones(2), torch.zeros(2)
+    run = native.Run(executable=None, inputs=[x], assigned=[], results=[y])  # type: ignore[arg-type]
+    assert one_operator._direct([run], [x], [y]) is not None
+    for runs, tensors, results in (
+        ([], [x], [y]), ([run, run], [x], [y]), ([run], [x.clone()], [y]), ([run], [x], [y.clone()])
+    ):  # fmt: skip
+        assert one_operator._direct(runs, tensors, results) is None
