@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from npu_fused_graph.engine import compile_graph, registry
 from npu_fused_graph.engine.kernels import matmul
@@ -32,6 +33,17 @@ from tests.engine.op_case import FLOATS, Make, OpCase, build_graph, run_case
 def _run(ge_type: str, inputs: dict[str, Any], outputs: tuple[str, ...] = ("y",), **attrs: Any) -> list[Tensor]:
     graph, data = build_graph(OpCase(ge_type, lambda m: inputs, torch.add, attrs, outputs), inputs)
     return compile_graph(graph).run(data)
+
+
+def test_a_product_is_seen_by_who_looks_on() -> None:
+    """By a dispatch mode (2 x 4 x 3 x 5 operations counted) and by the profiler."""
+    inputs = {"x1": torch.ones(4, 3), "x2": torch.ones(3, 5)}
+    with FlopCounterMode(display=False) as counted:
+        _run("MatMul", inputs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        _run("MatMul", inputs)
+    assert counted.get_total_flops() == 120
+    assert [event.name for event in profiled.events()].count("aten::mm") == 1
 
 
 # -- eager equality --------------------------------------------------------------------------------------
