@@ -100,7 +100,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from npu_fused_graph.host.run import format_report, run_script
+    from npu_fused_graph.host.run import run_script
+    from npu_fused_graph.host.run_report import format_report
     from npu_fused_graph.host.standin.state import RunOptions
 
     options = RunOptions(
@@ -237,7 +238,8 @@ COMMANDS = (
             _argument("--devices", type=_positive, default=16, help="NPUs the machine claims to have (default 16)"),
             _argument("--soc", default="", help="chip the machine claims to have; operators it lacks are refused"),
             _argument(
-                "script", nargs=argparse.REMAINDER, help="script.py and its arguments, or torchrun and its own"
+                "script", nargs=argparse.REMAINDER,
+                help="script.py, script.sh or a program such as torchrun, and its arguments",
             ),
         ],
     ),

@@ -55,15 +55,21 @@ def end_all(patience: float) -> int:
 
 
 def _wait(seconds: float) -> int:
+    """Until all have ended, down to the last thread of each. Returns how many still run."""
     deadline = time.monotonic() + seconds
-    while (alive := of_this_process()) and time.monotonic() < deadline:
-        _reap()
+    while True:
+        are_left = _reap()
+        alive = of_this_process()
+        if not (alive or are_left) or time.monotonic() >= deadline:
+            return len(alive)
         time.sleep(_POLL)
-    _reap()
-    return len(alive)
 
 
-def _reap() -> None:
-    with suppress(ChildProcessError):
+def _reap() -> bool:
+    """Take note of all children that have ended. Returns whether there are others."""
+    try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
+    except ChildProcessError:
+        return False
+    return True

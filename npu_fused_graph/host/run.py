@@ -1,7 +1,7 @@
 """``npu-fused-graph run``: a script written for NPUs, unmodified, on a machine without one.
 
-The script runs in a child process that finds the stand-in packages first; it and all its children tell the launcher
-what they do. The launcher waits, cleans up after them, and says what happened.
+The script, or the program that starts it, runs in a child process. Python in it, and in all its children, finds the
+stand-in packages first and tells the launcher what it does. The launcher waits, cleans up, and says what happened.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from npu_fused_graph.errors import HostError, InvalidArgumentError, argument_error
+from npu_fused_graph.errors import HostError, argument_error
 from npu_fused_graph.host import descendants
 from npu_fused_graph.host.paths import PACKAGES, imitated_version, wheel_file
-from npu_fused_graph.host.standin.causes import Kind, one_line
+from npu_fused_graph.host.run_report import Failure, RunReport, read_report
+from npu_fused_graph.host.standin.causes import one_line
 from npu_fused_graph.host.standin.state import LAUNCHER, RUN_VARIABLE, RunOptions
 from npu_fused_graph.version import __version__
 
@@ -43,100 +42,15 @@ _PATIENCE = 5.0
 """Seconds a process gets to end by itself, after the script has ended or a signal was passed on."""
 
 
-_KINDS: tuple[Kind, ...] = ("own", "killed", "peer", "child")
-"""In the order of the report."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A process that did not end well. rank: -1 = it never joined a process group.
-
-    kind: "own" = an error of its own, "killed" = an end without one, "peer" = it lost another rank, "child" = a process
-    it started failed.
-    """
-
-    pid: int
-    rank: int
-    what: str
-    kind: Kind = "own"
-
-
-@dataclass(slots=True)
-class SiteCounts:
-    """Sites of MatmulAllReduceAddRmsNorm in compiled graphs, summed over processes.
-
-    legal: that could be fused with min_rows=0, of which fused were; off would be by nfg.enable_fusion(config), without
-    which their graphs were compiled. small_on, small_off: legal ones of fewer rows than pay, in graphs with and without
-    fusion. refused: reason -> number. unexamined: errors because of which a graph was not looked at.
-    """
-
-    legal: int = 0
-    fused: int = 0
-    off: int = 0
-    small_on: int = 0
-    small_off: int = 0
-    refused: dict[str, int] = field(default_factory=dict)
-    unexamined: dict[str, int] = field(default_factory=dict)
-
-    def cure(self) -> str:
-        """What fuses the legal sites that are not; "" = nothing is left to do."""
-        few = f"min_rows=0 fuses the {self.small_on + self.small_off} with few rows, too"
-        if self.off:
-            return "add nfg.enable_fusion(config)" + (f"; {few}" if self.small_off or self.small_on else "")
-        if self.small_off:
-            return "add nfg.enable_fusion(config, min_rows=0), they have few rows"
-        return few if self.small_on else ""
-
-
-@dataclass(slots=True)
-class RunReport:
-    """What happened in a run.
-
-    exit_code: the script's (128 + n for signal n). ranks: processes that joined a process group. graphs: GE graphs
-    TorchAir built, summed over processes, like captured: graphs of calls, and fused: calls by operator, eager,
-    replayed or as a node. graph_breaks: reason -> times Dynamo gave a part of a model back to Python. fallbacks:
-    errors of TorchAir after which a model ran eagerly, with how often. gaps: with --survey, what was missing and
-    where -> calls that got zeros instead. sites: what was or would be fused in these graphs. guarded: defect of
-    TorchAir -> graphs in which it was repaired. spoiled: defect -> graphs whose numbers it spoils, with --stock.
-    failures: processes that did not end well, whether or not the script looked, those at fault first; who only hands
-    on a failure that is in the list is left out. recorded: calls that --record wrote, None without it. left:
-    processes that had to be ended. versions: of torch and TorchAir, and what is known of them; "" where no process
-    needed TorchAir.
-    """
-
-    exit_code: int = 0
-    ranks: int = 0
-    graphs: int = 0
-    captured: int = 0
-    fused: dict[str, int] = field(default_factory=dict)
-    graph_breaks: dict[str, int] = field(default_factory=dict)
-    fallbacks: dict[str, int] = field(default_factory=dict)
-    gaps: dict[str, int] = field(default_factory=dict)
-    sites: SiteCounts = field(default_factory=SiteCounts)
-    guarded: dict[str, int] = field(default_factory=dict)
-    spoiled: dict[str, list[str]] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    recorded: int | None = None
-    left: int = 0
-    versions: str = ""
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing happened that ``--strict`` refuses."""
-        return self.exit_code == 0 and not (self.fallbacks or self.failures or self.gaps)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def run_script(command: Sequence[str], *, is_module: bool = False, options: RunOptions | None = None) -> RunReport:
-    """Run ``python command...`` with the stand-ins and wait for it and all its children.
+    """Run a command with the stand-ins and wait for it and all its children.
 
-    command: a script and its arguments, or with is_module a module's name; ``torchrun`` is known. Raises HostError
-    without TorchAir, InvalidArgumentError for a script that is not there, options that make no sense, or a file to
-    register that raises (the script has ended then, where it imports torch).
+    command: a Python script, a shell script (``*.sh``) or a program of the PATH (python, torchrun, bash) and its
+    arguments; with is_module a module's name and its arguments. Raises HostError without TorchAir,
+    InvalidArgumentError for a script that is not there, options that make no sense, or a file to register that raises
+    (the script has ended then, where it imports torch).
     """
-    arguments = _python_arguments(list(command), is_module)
+    started = _started(list(command), is_module)
     options = _checked(options or RunOptions())
     # Says what is missing before anything starts; compiled here instead of in each process, which may not keep it.
     compileall.compile_file(wheel_file("_meta_registrations.py"), quiet=2)
@@ -146,9 +60,9 @@ def run_script(command: Sequence[str], *, is_module: bool = False, options: RunO
         (folder / "options.json").write_text(json.dumps(asdict(options)), encoding="utf-8")
         if options.record is not None:
             _write_run_facts(Path(options.record), command, options.seed)
-        exit_code, left, pid = _run([sys.executable, *arguments], _environment(folder))
+        exit_code, left, pid = _run(started, _environment(folder))
         report = read_report(folder, exit_code, left)
-        if exit_code and not report.failures and (error := _syntax_error(arguments[0])) is not None:
+        if exit_code and not report.failures and (error := _syntax_error(started)) is not None:
             report.failures.append(Failure(pid, -1, one_line(error)))
         if options.record is not None:
             report.recorded = sum(1 for _ in Path(options.record).glob("*/*.json"))
@@ -157,22 +71,40 @@ def run_script(command: Sequence[str], *, is_module: bool = False, options: RunO
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _python_arguments(command: list[str], is_module: bool) -> list[str]:
+def _started(command: list[str], is_module: bool) -> list[str]:
+    """The program to start, and its arguments."""
     if command[:1] == ["--"]:
         command = command[1:]
     if not command:
         raise argument_error("run", "script", "one", "none", "npu-fused-graph run script.py args...")
     if is_module:
-        return ["-m", *command]
-    if command[0] == "torchrun" and not Path("torchrun").exists():
-        return ["-m", "torch.distributed.run", *command[1:]]
-    if not Path(command[0]).exists():
-        raise argument_error("run", "script", "a file", command[0], "Use -m for a module.")
+        return [sys.executable, "-m", *command]
+    name, *arguments = command
+    if Path(name).is_file() or Path(name, "__main__.py").is_file():
+        return [*_interpreter(Path(name)), *command]
+    if name == "torchrun":  # torch may be elsewhere than its program
+        return [sys.executable, "-m", "torch.distributed.run", *arguments]
+    if name in ("python", "python3"):
+        return [sys.executable, *arguments]
+    if shutil.which(name) is None:
+        raise argument_error("run", "script", "a file or a program", name, "Use -m for a module.")
     return command
 
 
-def _syntax_error(script: str) -> SyntaxError | None:
+def _interpreter(file: Path) -> list[str]:
+    """What executes a file: bash, the file itself, or else Python."""
+    if file.suffix == ".sh":
+        return ["bash"]
+    if file.is_dir() or file.suffix == ".py" or not os.access(file, os.X_OK):
+        return [sys.executable]
+    with file.open("rb") as opened:
+        first = opened.readline(256)
+    return [] if first.startswith((b"\x7fELF", b"#!")) and b"python" not in first else [sys.executable]
+
+
+def _syntax_error(started: list[str]) -> SyntaxError | None:
     """Why Python did not even begin with a script: then no process could tell it."""
+    script = started[1] if started[0] == sys.executable and len(started) > 1 else ""
     if not Path(script).is_file():
         return None
     try:
@@ -211,6 +143,9 @@ def _environment(folder: Path) -> dict[str, str]:
     environment = dict(os.environ)
     paths = [*stand_ins(folder), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
+    if (own := str(Path(sys.executable).parent)) != str(Path(shutil.which("python3") or "").parent):
+        # what a script calls python is this one, which has torch and this package
+        environment["PATH"] = os.pathsep.join([own, *filter(None, [environment.get("PATH")])])
     environment[RUN_VARIABLE] = str(folder)
     if environment.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
         del environment["TORCH_DEVICE_BACKEND_AUTOLOAD"]  # torch would not look for the stand-in
@@ -286,119 +221,3 @@ def _wait(child: subprocess.Popen[bytes], stopped: list[int]) -> int:
         except subprocess.TimeoutExpired:
             if stopped:
                 child.send_signal(next(firmness, signal.SIGKILL))
-
-
-# -- what they told ------------------------------------------------------------------------------------------
-
-
-def read_report(folder: Path, exit_code: int, left: int) -> RunReport:
-    """What the processes of a run wrote into ``folder``. exit_code, left: see RunReport.
-
-    Raises InvalidArgumentError if one of them refused to begin.
-    """
-    report = RunReport(exit_code=exit_code, left=left)
-    breaks: Counter[str] = Counter()
-    fused: Counter[str] = Counter()
-    fallbacks: Counter[str] = Counter()
-    guarded: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
-    unexamined: Counter[str] = Counter()
-    gaps: Counter[str] = Counter()
-    handed_on: dict[Failure, set[int]] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        events = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
-            event = json.loads(line)
-            events[event["event"]] = event
-        if "refused" in events:
-            raise InvalidArgumentError(events["refused"]["text"])
-        report.versions = report.versions or events.get("versions", {}).get("text", "")
-        end, rank = events.get("end"), events.get("rank", {}).get("rank", -1)
-        report.ranks += rank >= 0
-        if end is None:
-            if rank >= 0:
-                what = "killed, or ended without Python's knowledge"
-                report.failures.append(Failure(int(path.stem), rank, what, "killed"))
-            continue
-        if end.get("code"):
-            what = end.get("error") or f"exit code {end['code']}"
-            report.failures.append(Failure(int(path.stem), rank, what, end.get("kind", "own")))
-            handed_on[report.failures[-1]] = set(end.get("children", ()))
-        report.graphs += end["counts"].get("graphs", 0)
-        report.captured += end["counts"].get("captured", 0)
-        for name in ("legal", "fused", "off", "small_on", "small_off"):
-            total = getattr(report.sites, name) + end["counts"].get(f"sites {name}", 0)
-            setattr(report.sites, name, total)
-        for kind, found in (
-            ("fused ", fused), ("fallback ", fallbacks), ("guarded ", guarded), ("refused ", refused),
-            ("unexamined ", unexamined), ("gap ", gaps),
-        ):  # fmt: skip
-            found.update({k.removeprefix(kind): v for k, v in end["counts"].items() if k.startswith(kind)})
-        who = f"rank {rank}" if rank >= 0 else f"pid {path.stem}"
-        for defect, graph in (k.split()[1:] for k in end["counts"] if k.startswith("spoiled ")):
-            report.spoiled.setdefault(defect, []).append(f"{graph} of {who}")
-        breaks.update(end["breaks"])
-    report.fused = dict(sorted(fused.items()))
-    report.graph_breaks = dict(breaks)
-    report.fallbacks = dict(fallbacks)
-    report.gaps = dict(sorted(gaps.items(), key=lambda item: (-item[1], item[0])))
-    report.sites.refused = dict(sorted(refused.items()))
-    report.sites.unexamined = dict(unexamined)
-    report.guarded = dict(sorted(guarded.items(), key=lambda item: (item[0][0], int(item[0][1:]))))
-    report.failures = _at_fault_first(report.failures, handed_on)
-    return report
-
-
-def _at_fault_first(failures: list[Failure], handed_on: dict[Failure, set[int]]) -> list[Failure]:
-    told = {failure.pid for failure in failures}
-    kept = [f for f in failures if f.kind != "child" or not handed_on[f] or not handed_on[f] <= told]
-    return sorted(kept, key=lambda f: (_KINDS.index(f.kind), f.rank))
-
-
-def format_report(report: RunReport) -> str:
-    """The report in a few lines."""
-    fused = ", ".join(f"{name} {n}" for name, n in report.fused.items()) or "none"
-    captured = f", {report.captured} captured" if report.captured else ""
-    lines = [
-        f"npu-fused-graph run: on the CPU, exit code {report.exit_code}, {_count(report.ranks, 'rank')}, "
-        f"{_count(report.graphs, 'graph')} compiled{captured}, "
-        f"{_count(sum(report.fallbacks.values()), 'eager fallback')}; fused calls: {fused}"
-    ]
-    for reason, n in report.fallbacks.items():
-        lines.append(f"  eager fallback ({n}): TorchAir failed, and the model ran eagerly instead: {reason}")
-    for gap, n in report.gaps.items():
-        lines.append(f"  missing ({n}): {gap}")
-    if report.gaps:
-        lines.append("  results of what is missing were zeros: the numbers of this run mean nothing")
-    lines += _site_lines(report.sites, report.ranks)
-    for defect, n in report.guarded.items():
-        how = "ran eagerly" if defect in ("T10", "D3") else "repaired"
-        lines.append(f"  guarded: TorchAir's defect {defect} in {_count(n, 'graph')}, {how}; a device may show it")
-    for defect, graphs in report.spoiled.items():
-        lines.append(f"  spoiled: TorchAir's defect {defect} in {', '.join(graphs)}: their numbers are wrong")
-    if report.recorded == 0:
-        lines.append("  nothing recorded: no fused operator was called")
-    for failure in report.failures:
-        who = f"rank {failure.rank}" if failure.rank >= 0 else "process"
-        lines.append(f"  {who} (pid {failure.pid}) failed: {failure.what}")
-    if report.left:
-        lines.append(f"  {_count(report.left, 'process')} still ran after the script and had to be ended")
-    if report.versions:
-        lines.append(f"  {report.versions}")
-    return "\n".join(lines)
-
-
-def _site_lines(sites: SiteCounts, ranks: int) -> Iterator[str]:
-    where = f" in {ranks} ranks" if ranks > 1 else ""
-    if sites.legal or sites.refused:
-        cure = sites.cure()
-        yield f"  legal sites {sites.legal}{where}, fused {sites.fused}" + (f": {cure}" if cure else "")
-    if sites.refused:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in sites.refused.items())
-        yield f"  refused sites {sum(sites.refused.values())}{where}: {reasons}; nfg.explain says why"
-    for error, n in sites.unexamined.items():
-        yield f"  {_count(n, 'graph')} not examined for sites: {error}"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" + ("" if n == 1 else "es" if what.endswith("s") else "s")

@@ -17,7 +17,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from npu_fused_graph.errors import CommunicationError, InvalidArgumentError, lost_peer
 from npu_fused_graph.host import load_torchair
-from npu_fused_graph.host.run import RunReport, format_report, read_report
+from npu_fused_graph.host.run_report import RunReport, format_report, read_report
 from npu_fused_graph.host.standin import causes, process, state
 
 

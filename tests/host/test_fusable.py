@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from npu_fused_graph.host.run import RunReport, SiteCounts, format_report, read_report
+from npu_fused_graph.host.run_report import RunReport, SiteCounts, format_report, read_report
 from npu_fused_graph.host.standin import fusable, process
 from npu_fused_graph.host.standin.fusable import would_fuse
 from npu_fused_graph.passes import FusionOptions, fuse_all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def test_forked_ranks_after_torch_work_and_a_crash_the_script_ignores() -> None:
 
 
 def test_strict_does_not_ignore_it() -> None:
-    result = run_python(*RUN, "--strict", script("fork_after_work.py"), str(free_port()))
+    """Also behind the word python."""
+    result = run_python(*RUN, "--strict", "python", script("fork_after_work.py"), str(free_port()))
     assert result.returncode == 1
     assert "rank 1 (pid " in result.stderr
     assert ") failed: ValueError: rank 1 crashes" in result.stderr
@@ -189,8 +191,48 @@ def test_torchrun_with_seeds() -> None:
     assert seeded0 == seeded1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [(), ("bash",)], ids=["file", "program"])
+def test_ranks_of_a_shell_script(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Its python is the launcher's own, whatever the PATH has. It looks at no exit code: those of ranks are told."""
+    for name in ("python", "python3"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 9\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]])}
+    arguments = (script("torchrun_ranks.py"), str(free_port()), str(tmp_path))
+    result, facts = run(*command, script("ranks.sh"), *arguments, env=env)
+    assert (result.returncode, facts["ranks"], facts["failures"]) == (0, 2, [])
+    first = json.loads(result.stdout)
+    assert first == json.loads((tmp_path / "0.log").read_text())
+    assert [first[0], json.loads((tmp_path / "1.log").read_text())[0]] == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_failed_rank_of_a_shell_script(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text("import torch.distributed as dist\ndist.init_process_group('hccl')\nno_name\n")
+    result, facts = run(script("ranks.sh"), str(tmp_path / "rank.py"), str(free_port()), str(tmp_path))
+    assert result.returncode == 0
+    assert sorted((f["rank"], f["what"]) for f in facts["failures"]) == [
+        (rank, "NameError: name 'no_name' is not defined") for rank in (0, 1)
+    ]
+
+
+def test_files_that_are_no_python(tmp_path: Path) -> None:
+    """A program or a script of another interpreter runs by itself; one of Python in this one, whatever it names."""
+    (tmp_path / "other").write_text("#!/bin/sh\nexit 7\n")
+    (tmp_path / "tool").write_text("#!/usr/bin/env python2\nraise SystemExit(8)\n")
+    for name in ("other", "tool"):
+        (tmp_path / name).chmod(0o755)
+    assert [run(str(tmp_path / name))[0].returncode for name in ("other", "tool")] == [7, 8]
+    assert run(shutil.which("sh") or "", "-c", "exit 9")[0].returncode == 9
+
+
 WRONG = {
-    "no such file": (["no_such.py"], "[run] script: expected a file, got no_such.py. Use -m for a module."),
+    "no such file": (
+        ["no_such.py"],
+        "[run] script: expected a file or a program, got no_such.py. Use -m for a module.",
+    ),
+    "a folder": (["full"], "[run] script: expected a file or a program, got full. Use -m for a module."),
     "nothing": ([], "[run] script: expected one, got none. npu-fused-graph run script.py args..."),
     "seed": (["--seed", "-1", "x.py"], "[run] seed: expected 0 to 2**63 - 1, got -1. Pass a small number."),
     "record": (["--record", "full", "x.py"], "[run] record: expected a new or empty folder, got "),
@@ -262,6 +304,19 @@ def test_ctrl_c_ends_everything() -> None:
     assert process.returncode == 130
     assert left_of(pids) == []
     assert "npu-fused-graph run: on the CPU, exit code 130, 2 ranks" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ranks_in_the_background_of_a_shell_end_with_it(number: int) -> None:
+    """The shell has them ignore SIGINT."""
+    command = f"python3 {script('waiting_ranks.py')} {free_port()} & wait"
+    with started("bash", "-c", command) as process:
+        pids = pids_of_ranks(process)
+        process.send_signal(number)
+        process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + number
+    assert left_of(pids) == []
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from npu_fused_graph.errors import HostError, InvalidArgumentError
 from npu_fused_graph.host import load_torchair, support
 from npu_fused_graph.host.names import check_names
 from npu_fused_graph.host.paths import version_in
-from npu_fused_graph.host.run import read_report
+from npu_fused_graph.host.run_report import read_report
 from npu_fused_graph.host.standin import process
 
 CONVERTERS = "torchair._ge_concrete_graph.ge_converter.aten"
