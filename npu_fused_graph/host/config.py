@@ -9,6 +9,7 @@ from typing import Any
 
 from npu_fused_graph.host.defects import CAPTURING, guard_reinplacing, guard_removed_copies, guard_single_results
 from npu_fused_graph.host.load import load_torchair, mode
+from npu_fused_graph.host.lost_writes import tell_lost_writes_of_captures
 
 _WITHOUT_EFFECT = ("dump_config.enable_dump", "aoe_config.aoe_mode")
 """Options GE's runtime or AOE acts on: on a CPU nothing would happen, silently."""
@@ -34,6 +35,7 @@ def check_host_mode(config: Any) -> None:
         guard_reinplacing("torchair")
         guard_removed_copies("torchair")
         guard_single_results("torchair")
+        tell_lost_writes_of_captures("torchair")
     if mode() == "device":
         return
     for name in () if is_npugraph_ex(config) else _WITHOUT_EFFECT:

@@ -50,12 +50,14 @@ def _load() -> tuple[Mode, types.ModuleType]:
         device = _load_installed()
         from npu_fused_graph.host.compile_cache import guard_module_names
         from npu_fused_graph.host.defects import guard_backward_calls, guard_order_of_effects, guard_shape_inference
+        from npu_fused_graph.host.lost_writes import tell_lost_writes
 
         found: tuple[Mode, types.ModuleType] = ("host", _load_host()) if device is None else ("device", device)
         if device is not None:
             check_names("torchair")
         guard_order_of_effects()
         guard_shape_inference()
+        tell_lost_writes()
         guard_backward_calls()
         guard_module_names()
         _loaded = found

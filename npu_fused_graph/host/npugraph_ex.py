@@ -23,6 +23,7 @@ from npu_fused_graph.host.defects import (
     guard_single_results,
 )
 from npu_fused_graph.host.load import load_torchair, mode, signals_kept
+from npu_fused_graph.host.lost_writes import tell_lost_writes_of_captures
 from npu_fused_graph.host.names import check_names
 from npu_fused_graph.host.paths import PACKAGES, find_npugraph_ex
 from npu_fused_graph.host.registration import registered_for_cpu_too
@@ -44,6 +45,7 @@ def load_npugraph_ex() -> types.ModuleType:
     guard_reinplacing("npugraph_ex")
     guard_removed_copies("npugraph_ex")
     guard_single_results("npugraph_ex")
+    tell_lost_writes_of_captures("npugraph_ex")
     guard_registration()
     if not hasattr(package.CompilerConfig, "experimental_config"):
         # D4: it switches an option off in there that its configuration does not have

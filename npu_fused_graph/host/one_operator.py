@@ -27,16 +27,21 @@ def is_compiling() -> bool:
 
 
 class OneOperator(torch.nn.Module):
-    """A call of one operator, as a function of its tensors: what is compiled."""
+    """A call of one operator, as a function of its tensors: what is compiled.
 
-    def __init__(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    returned: arguments it returns, by place among its results, where its schema does not say so.
+    """
+
+    def __init__(
+        self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], returned: Mapping[int, str] | None = None
+    ) -> None:
         super().__init__()
         leaves, self._structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
         self.op = op
         self.tensors = [x for x in leaves if isinstance(x, Tensor)]
         self._places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         self._leaves = [None if isinstance(x, Tensor) else x for x in leaves]
-        self._given = _given(op, args, kwargs, self.tensors)
+        self._given = _given(op, args, kwargs, self.tensors, returned or {})
         self._out_structure: Any = None
 
     def forward(self, *tensors: Tensor) -> Any:
@@ -112,7 +117,9 @@ def _direct(
     return direct
 
 
-def _given(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> dict[int, int]:
+def _given(
+    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], returned: Mapping[int, str]
+) -> dict[int, int]:
     """Results that are arguments: by place among the results, ascending, the place among the tensors.
 
     They stay out of the graph: AOTAutograd would make them anew as views at the offset that was seen when compiling.
@@ -122,11 +129,15 @@ def _given(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Seq
         return {}
     given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | dict(kwargs)
     names = {name: a.name for a in schema.arguments if a.alias_info for name in a.alias_info.before_set}
-    return {
-        place: next(i for i, x in enumerate(tensors) if x is given[names[name]])
+    told = {
+        place: names[name]
         for place, result in enumerate(schema.returns)
         if result.alias_info is not None
         for name in result.alias_info.before_set
+    }
+    return {
+        place: next(i for i, x in enumerate(tensors) if x is given[name])
+        for place, name in sorted((told | dict(returned)).items())
     }
 
 

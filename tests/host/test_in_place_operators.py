@@ -71,6 +71,44 @@ def test_two_arguments_side_by_side_in_one_memory(found: dict[str, Any]) -> None
     assert torch.equal(pages, wanted)
 
 
+GONE = ". On a device the node writes a copy of it, and the cache stays as it is. "
+LOST = {
+    "max-autotune": f" of KvRmsNormRopeCache: expected contiguous memory of an argument, got a view with gaps{GONE}",
+    "npugraph_ex": f" of npu_kv_rmsnorm_rope_cache: expected a parameter or buffer, got an argument{GONE}",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["whole", "layer", "halves", "buffers"])
+def test_what_the_schema_does_not_say_is_written(found: dict[str, Any], name: str, way: str) -> None:
+    """But for what TorchAir copies: views with gaps in GE graphs, and arguments in captured ones. They say so."""
+    kv, gain, slots = (x.double().numpy() for x in found["untold"]["inputs"])
+    k_cache, ckv_cache, texts = found["untold"][name, way]
+    is_lost = (
+        name in {"eager": (), "max-autotune": ("layer", "halves"), "npugraph_ex": ("whole", "layer", "halves")}[way]
+    )
+    norms = kv[..., :512] / np.sqrt((kv[..., :512] ** 2).mean(-1, keepdims=True) + 1e-5) * gain
+    turned = np.concatenate((kv[..., 512::2], kv[..., 513::2]), -1)
+    for cache, rows in ((k_cache, turned), (ckv_cache, norms)):
+        wanted = np.zeros((64, rows.shape[-1]))
+        if not is_lost:
+            wanted[slots.astype(int)] = rows.reshape(3, -1)
+        np.testing.assert_allclose(cache.reshape(wanted.shape).double().numpy(), wanted, rtol=2e-3)
+    told = [text.partition(LOST.get(way, ""))[0] for text in texts]
+    assert told == (["[backend] k_cache", "[backend] ckv_cache"] if is_lost else [])
+
+
+def test_caches_that_are_written_are_returned(found: dict[str, Any]) -> None:
+    assert found["untold"]["identity"] == [True, True]
+
+
+def test_a_row_taken_inside_a_graph_is_told(found: dict[str, Any]) -> None:
+    """Of the second cache a reshape of the row."""
+    for name, text in zip(("k_cache", "ckv_cache"), found["untold"]["inside"], strict=True):
+        wanted = f"{name} of KvRmsNormRopeCache: expected contiguous memory of an argument, got the result of GatherV2"
+        assert text.startswith(f"[backend] {wanted}{GONE}")
+
+
 def test_updates_that_are_rows_of_what_is_written(found: dict[str, Any]) -> None:
     """They are read before anything is written."""
     for place, result in zip((2, 1, 2), found["shifted"], strict=True):

@@ -28,6 +28,7 @@ from npu_fused_graph.errors import (
     argument_error,
 )
 from npu_fused_graph.host.load import load_torchair
+from npu_fused_graph.host.lost_writes import WRITES_UNTOLD
 from npu_fused_graph.host.one_operator import OneOperator
 from npu_fused_graph.host.paths import wheel_file
 from npu_fused_graph.host.standin import atb, attention, formats, graph_tensors, in_place, survey
@@ -141,7 +142,7 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
                 if lowered is not kwargs:  # a Meta function that tells what is wrong
                     there, named = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
                     overload_of(name)(*there, **named)
-                run = OneOperator(op, args, lowered).compile()
+                run = OneOperator(op, args, lowered, WRITES_UNTOLD.get(name)).compile()
                 if len(_compiled) >= _MOST:
                     _compiled.pop(next(iter(_compiled)))
                 _compiled[key] = run
@@ -263,6 +264,22 @@ def npu_apply_rotary_pos_emb(query: Tensor, key: Tensor, *args: Any, **kwargs: A
     return query, key
 
 
+def _in_place(name: str, *args: Any, **kwargs: Any) -> Any:
+    """An operator of ``WRITES_UNTOLD``: it writes the caller's caches, views with gaps included, and returns them."""
+    names = [a.name for a in overload_of(name)._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    caches = {place: given[argument] for place, argument in WRITES_UNTOLD[name].items()}
+    dense = {id(x): x.contiguous() for x in caches.values()}
+    results = list(
+        _call(name, *[dense.get(id(x), x) for x in args], **{k: dense.get(id(x), x) for k, x in kwargs.items()})
+    )
+    for place, cache in caches.items():
+        if (written := dense[id(cache)]) is not cache:
+            cache.copy_(written)
+        results[place] = cache
+    return tuple(results)
+
+
 def _into(name: str) -> Callable[..., Any]:
     """The ``.out`` form of an operator of inference attention, which a captured graph calls with its own workspace."""
 
@@ -301,6 +318,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "npu_dynamic_block_quant": npu_dynamic_block_quant,
     "npu_layer_norm_eval": npu_layer_norm_eval,
     "npu_apply_rotary_pos_emb": npu_apply_rotary_pos_emb,
+    **{name: functools.partial(_in_place, name) for name in WRITES_UNTOLD},
     **{f"{name}.out": _into(name) for name in _INFERENCE_ATTENTION},
     **{f"_{name}_get_max_workspace": _workspace for name in _INFERENCE_ATTENTION},
     "get_npu_format": formats.get_npu_format,

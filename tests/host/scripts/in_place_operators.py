@@ -1,6 +1,8 @@
 """Operators of torch_npu that write their arguments. Argument: a file, gets everything that was found."""
 
+import itertools
 import sys
+import warnings
 
 import torch
 import torch_npu
@@ -135,4 +137,50 @@ for way in WAYS:
     found["mixed"]["addmm", way] = in_way(way, torch.addmm)(bias, left, right)
 found["wide"] = (torch.ones(1, 1).double() + 1e-12).mm(torch.ones(1, 1)).item() - 1
 found["other out"] = error_of(lambda: torch.mm(left, right, out=torch.empty(3, 5, dtype=torch.int32)))
+
+# Operators whose schemas do not say what they write
+kv, gain = torch.randn(3, 1, 1, 576).half(), torch.rand(512).half() + 0.5
+turn = torch.ones(3, 1, 1, 64).half(), torch.zeros(3, 1, 1, 64).half()
+slots = torch.tensor([5, 17, 62])
+CACHES = {
+    "whole": (((4, 16, 1, 64), (4, 16, 1, 512)), lambda k, c: (k, c)),
+    "layer": (((4, 2, 16, 1, 64), (4, 2, 16, 1, 512)), lambda k, c: (k[:, 1], c[:, 1])),
+    "halves": (((4, 16, 1, 576), (1,)), lambda k, c: (k[..., :64], k[..., 64:])),
+}
+found["untold"] = {"inputs": (kv, gain, slots)}
+
+
+def cached(kv, *caches):
+    return torch_npu.npu_kv_rmsnorm_rope_cache(kv, gain, *turn, slots, *caches, cache_mode="PA", is_output_kv=True)
+
+
+class Caches(torch.nn.Module):
+    def __init__(self, k_cache, ckv_cache):
+        super().__init__()
+        self.register_buffer("k_cache", k_cache)
+        self.register_buffer("ckv_cache", ckv_cache)
+
+    def forward(self, kv, *_):
+        return cached(kv, self.k_cache, self.ckv_cache)[2]
+
+
+for name, way in itertools.product((*CACHES, "buffers"), WAYS):
+    sizes, view = CACHES.get(name, CACHES["whole"])
+    k_cache, ckv_cache = view(*(torch.zeros(size).half() for size in sizes))
+    call = in_way(way, Caches(k_cache, ckv_cache) if name == "buffers" else lambda *args: cached(*args)[2])
+    with torch.no_grad(), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        call(kv, k_cache, ckv_cache)
+    texts = [str(w.message) for w in told if str(w.message).startswith("[backend]")]
+    found["untold"][name, way] = k_cache, ckv_cache, texts
+found["untold"]["identity"] = [
+    x is y for x, y in zip((k_cache, ckv_cache), cached(kv, k_cache, ckv_cache), strict=False)
+]
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    in_way("max-autotune", lambda k, c: cached(kv, k[1], c[1].view(4, 16, 1, 512))[2])(
+        torch.zeros(2, 4, 16, 1, 64).half(), torch.zeros(2, 4, 16, 512).half()
+    )
+found["untold"]["inside"] = [str(w.message) for w in told if str(w.message).startswith("[backend]")]
+
 torch.save(found, sys.argv[1])
