@@ -11,6 +11,11 @@ _TORCH: dict[str, torch.dtype] = {d.name: getattr(torch, d.name) for d in DTYPES
 # sub-byte and Ascend-only formats travel as raw bytes
 _TORCH |= {"hifloat8": torch.uint8, "float4_e2m1": torch.uint8, "float4_e1m2": torch.uint8}
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HALVES = (torch.float16, torch.bfloat16)
+INDICES = (torch.int32, torch.int64)
+MASKS = (torch.bool, torch.int8, torch.uint8)
+
 
 def to_torch(name: str) -> torch.dtype:
     """The torch dtype that holds elements of the ir dtype ``name``."""

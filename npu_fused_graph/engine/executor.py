@@ -148,7 +148,7 @@ class Executable:
         for index, instruction in enumerate(program.instructions):
             try:
                 args = [_load(arg, values) for arg in instruction.args]
-                _check_same_dtype(instruction, args)
+                _check_dtypes(instruction, args)
                 outputs = flatten(instruction.call(*args), instruction)
                 _check_mutation(instruction, args, outputs)
             except BaseException as error:
@@ -250,8 +250,16 @@ def _load(arg: Any, values: dict[int, Tensor]) -> Any:
     return arg
 
 
-def _check_same_dtype(instruction: Instruction, args: list[Any]) -> None:
-    wanted = instruction.kernel.same_dtype
+def _check_dtypes(instruction: Instruction, args: list[Any]) -> None:
+    kernel = instruction.kernel
+    for name, dtypes in kernel.dtypes.items():
+        arg = args[instruction.arg_names.index(name)]
+        for item in arg if isinstance(arg, list) else [arg]:
+            if isinstance(item, Tensor) and item.dtype not in dtypes:
+                *most, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+                known = f"{', '.join(most)} or {last}" if most else last
+                raise GraphError(f"{name}: expected {known}, got {str(item.dtype).removeprefix('torch.')}.")
+    wanted = kernel.same_dtype
     if not wanted:
         return
     found = [

@@ -25,7 +25,7 @@ import dataclasses
 import difflib
 import inspect
 import keyword
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from threading import RLock
@@ -117,7 +117,8 @@ class Kernel:
 
     outputs: IR names of the results and whether each is a list, in IR order.
     ignored: attributes that change nothing here. allowed: values of attributes it covers; unfed: optional inputs it
-    does not cover: others fail the load. same_dtype: inputs that GE requires to share one dtype.
+    does not cover: others fail the load. same_dtype: inputs that GE requires to share one dtype. dtypes: those an input
+    may have, where others would give numbers, too.
     mutates: inputs written in place (the output of the same name is that buffer). copied: those of them that are copied
     first, unless a TensorMove made them private. is_copy: its result is its one input, dense, in memory of its own; a
     copy whose source nobody reads later is left out.
@@ -140,6 +141,7 @@ class Kernel:
     allowed: Allowed = field(default_factory=dict)
     unfed: tuple[str, ...] = ()
     same_dtype: tuple[str, ...] = ()
+    dtypes: Mapping[str, tuple[torch.dtype, ...]] = field(default_factory=dict)
     mutates: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     is_copy: bool = False
@@ -170,6 +172,7 @@ def kernel(
     allowed: Allowed | None = None,
     unfed: Iterable[str] = (),
     same_dtype: Iterable[str] = (),
+    dtypes: Mapping[str, tuple[torch.dtype, ...]] | None = None,
     mutates: Iterable[str] = (),
     copied: Iterable[str] = (),
     is_copy: bool = False,
@@ -185,8 +188,8 @@ def kernel(
             known = _described(ge_type, fn, tuple(mutates))
             facts: dict[str, Any] = {
                 "ignored": frozenset(ignored), "allowed": allowed or {}, "unfed": tuple(unfed),
-                "same_dtype": tuple(same_dtype), "copied": tuple(copied), "is_copy": is_copy, "pure": pure,
-                "dense": dense, "is_collective": is_collective, "specialise": specialise,
+                "same_dtype": tuple(same_dtype), "dtypes": dtypes or {}, "copied": tuple(copied), "is_copy": is_copy,
+                "pure": pure, "dense": dense, "is_collective": is_collective, "specialise": specialise,
             }  # fmt: skip
             add(dataclasses.replace(known, **facts))
         return fn
@@ -197,7 +200,8 @@ def kernel(
 def add(kernel: Kernel) -> None:
     """Register a kernel whose facts are known from elsewhere than a signature. Raises UnsupportedOpError."""
     inputs = {p.name for p in kernel.inputs}
-    assert {*kernel.unfed, *kernel.copied, *kernel.mutates, *kernel.same_dtype} <= inputs, kernel.ge_type
+    named = {*kernel.unfed, *kernel.copied, *kernel.mutates, *kernel.same_dtype, *kernel.dtypes}
+    assert named <= inputs, kernel.ge_type
     assert set(kernel.allowed) <= {a.name for a in kernel.attrs}, kernel.ge_type
     if kernel.ge_type in _KERNELS:
         raise UnsupportedOpError(

@@ -21,6 +21,7 @@ from npu_fused_graph.aot.guards import (
     strides_of_copied_inputs,
     strides_of_what_is_not_dense,
 )
+from npu_fused_graph.host.no_backward import asked_while_tracing, refusing
 from npu_fused_graph.ops import specs
 from npu_fused_graph.passes.fx import storage_owner
 
@@ -132,7 +133,8 @@ def torchairs_warnings_hidden() -> Iterator[None]:
 def guard_backward_calls() -> None:
     """Let AOTAutograd call backward graphs as it wants to: with one list, which it empties. It warns of others.
 
-    They are compiled when they first run, behind the backend's own filters.
+    They are compiled when they first run, behind the backend's own filters. One that lacks the gradient of an operator
+    is refused when it is called.
     """
     from torch._functorch._aot_autograd.utils import make_boxed_compiler
 
@@ -141,8 +143,15 @@ def guard_backward_calls() -> None:
 
     @functools.wraps(original)
     def aot_module_simplified(*args: Any, bw_compiler: Any = None, **kwargs: Any) -> Any:
-        boxed = None if bw_compiler is None else torchairs_warnings_hidden()(make_boxed_compiler(bw_compiler))
-        return original(*args, bw_compiler=boxed, **kwargs)
+        with asked_while_tracing() as without_backward:
+            if bw_compiler is None:
+                return original(*args, **kwargs)
+            boxed: Any = torchairs_warnings_hidden()(make_boxed_compiler(bw_compiler))
+
+            def compile_backward(*graph: Any) -> Any:
+                return refusing(without_backward) if without_backward else boxed(*graph)
+
+            return original(*args, bw_compiler=compile_backward, **kwargs)
 
     compiler.aot_module_simplified = aot_module_simplified
 

@@ -17,6 +17,7 @@ from npu_fused_graph import converters
 from npu_fused_graph.aot.autograd import compile_with_aot
 from npu_fused_graph.host import native
 from npu_fused_graph.host.load import load_torchair
+from npu_fused_graph.host.no_backward import refused_when_asked
 
 _here = threading.local()
 
@@ -38,6 +39,7 @@ class OneOperator(torch.nn.Module):
         super().__init__()
         leaves, self._structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
         self.op = op
+        self._name = getattr(getattr(op, "_schema", None), "name", str(op)).rpartition("::")[2]
         self.tensors = [x for x in leaves if isinstance(x, Tensor)]
         self._places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         self._leaves = [None if isinstance(x, Tensor) else x for x in leaves]
@@ -83,6 +85,7 @@ class OneOperator(torch.nn.Module):
                 direct, is_first = _direct(runs, apart, results), False
             else:
                 results = list(graph(*tensors))
+            results = refused_when_asked(self._name, results, tensors)
             for place, index in self._given.items():
                 results.insert(place, tensors[index])
             return pytree.tree_unflatten(results, self._out_structure)

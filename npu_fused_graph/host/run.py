@@ -60,8 +60,10 @@ def run_script(command: Sequence[str], *, is_module: bool = False, options: RunO
         (folder / "options.json").write_text(json.dumps(asdict(options)), encoding="utf-8")
         if options.record is not None:
             _write_run_facts(Path(options.record), command, options.seed)
-        exit_code, left, pid = _run(started, _environment(folder))
+        exit_code, left, pid, is_stopped = _run(started, _environment(folder))
         report = read_report(folder, exit_code, left)
+        if is_stopped:  # from outside: those it then ended did not fail
+            report.failures = [failure for failure in report.failures if failure.kind != "killed"]
         if exit_code and not report.failures and (error := _syntax_error(started)) is not None:
             report.failures.append(Failure(pid, -1, one_line(error)))
         if options.record is not None:
@@ -180,8 +182,8 @@ def _write_run_facts(folder: Path, command: Sequence[str], seed: int | None) -> 
 # -- the processes -------------------------------------------------------------------------------------------
 
 
-def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, int, int]:
-    """(exit code, number of processes that had to be ended, pid of the first)."""
+def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, int, int, bool]:
+    """(exit code, number of processes that had to be ended, pid of the first, whether a signal told it to stop)."""
     descendants.adopt_orphans()
     stopped: list[int] = []
 
@@ -200,8 +202,8 @@ def _run(arguments: list[str], environment: dict[str, str]) -> tuple[int, int, i
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:
-        return 128 + stopped[0], left, child.pid
-    return (128 - code if code < 0 else code), left, child.pid
+        return 128 + stopped[0], left, child.pid, True
+    return (128 - code if code < 0 else code), left, child.pid, False
 
 
 def _terminal_sends_it() -> bool:

@@ -225,8 +225,11 @@ WRONG = {
     "list": "[run] npu_grouped_matmul: expected arguments the operator takes, got x=[float32[2, 5]], "
     "weight=[float32[5, 2]]: group_type only supports -1, 0 and 2, but got None. Correct them.",
     "gamma": "[run] npu_rms_norm: expected arguments the operator takes, got self=float32[2, 5], gamma=float32[3]: "
-    "[engine] RmsNorm (RmsNorm): The size of tensor a (5) must match the size of tensor b (3) at non-singleton "
-    "dimension 1. Correct them.",
+    "[engine] RmsNorm (RmsNorm): gamma: expected the last sizes of x, [2, 5], got [3]. Correct them.",
+    "none": "[run] npu_rms_norm: expected arguments the operator takes, got self=float32[2, 5]: gamma: expected a "
+    "tensor, got None. Correct them.",
+    "mode": "[npu_rotary_mul] rotary_mode: expected one of half, interleave, quarter, interleave-half, got 'third'. "
+    "Leave it out for half.",
 }
 
 

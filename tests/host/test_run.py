@@ -314,8 +314,9 @@ def test_ranks_in_the_background_of_a_shell_end_with_it(number: int) -> None:
     with started("bash", "-c", command) as process:
         pids = pids_of_ranks(process)
         process.send_signal(number)
-        process.communicate(timeout=TIMEOUT)
+        _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 128 + number
+    assert "failed" not in errors
     assert left_of(pids) == []
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.dtypes import MASKS
 from npu_fused_graph.engine.kernels.attention_batches import attend
 from npu_fused_graph.engine.kernels.attention_quant import CACHE_MODES, Scales
 from npu_fused_graph.engine.kernels.attention_scores import SPARSE_MODES
@@ -65,6 +66,7 @@ def _check_unfed(ge_type: str, inputs: Mapping[str, object], why: str) -> None:
 @kernel(
     "FusedInferAttentionScore",
     ignored=("inner_precise",),
+    dtypes={"atten_mask": MASKS},
     allowed={
         "input_layout": FUSED_LAYOUTS,
         "sparse_mode": SPARSE_MODES,
@@ -206,6 +208,7 @@ def fused_infer_attention_score(
 @kernel(
     "PromptFlashAttention",
     ignored=("inner_precise",),
+    dtypes={"atten_mask": MASKS},
     allowed={"input_layout": LAYOUTS, "sparse_mode": SPARSE_MODES},
     unfed=("deq_scale1", "quant_scale1", "deq_scale2"),
 )
@@ -255,6 +258,7 @@ def prompt_flash_attention(
 @kernel(
     "IncreFlashAttention",
     ignored=("inner_precise",),
+    dtypes={"atten_mask": MASKS},
     allowed={"input_layout": ("BSH", "BSND", "BNSD")},
     unfed=("dequant_scale1", "quant_scale1", "dequant_scale2"),
 )

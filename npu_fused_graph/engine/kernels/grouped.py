@@ -79,7 +79,7 @@ def grouped_matmul(
         parts = [extras.product(t, groups[i], i, slice(None), out_dtype) for i, t in enumerate(x)]
         return (parts if split_item < 2 else [torch.cat(parts)],)
     rows = x[0]
-    spans = spans_of(group_list, group_list_type)
+    spans = spans_of(group_list, group_list_type, len(groups), rows.shape[0])
     if split_item < 2:
         return ([extras.product(rows[a:b], groups[i], i, slice(a, b), out_dtype) for i, a, b in spans],)
     out = torch.empty(rows.shape[0], groups[0].shape[1], dtype=out_dtype)
@@ -131,6 +131,8 @@ class _Extras:
             raise unsupported("GroupedMatmul", "act_type", f"0 for x in {x.dtype}", self.act_type)
         if weight.dtype is torch.int8:
             weight = self._plain_weight(weight, group).to(x.dtype)
+        if weight.dtype is not x.dtype:
+            raise ValueError(f"weight: expected {x.dtype}, the dtype of x, or torch.int8, got {weight.dtype}.")
         return mm(x, weight, bias) if x.dim() == 2 else bmm(x, weight, bias)
 
     def _quantised(
@@ -191,8 +193,11 @@ def per_group(values: list[Tensor], count: int) -> list[Tensor] | None:
     return list(values[0]) if len(values) == 1 and values[0].dim() > 1 and values[0].shape[0] == count else values
 
 
-def spans_of(group_list: Ints, kind: int) -> list[tuple[int, int, int]]:
-    """(group, begin, end) along the grouped axis."""
+def spans_of(group_list: Ints, kind: int, count: int | None, length: int) -> list[tuple[int, int, int]]:
+    """(group, begin, end) along the grouped axis of that length. count: of weights, None = one for all groups.
+
+    The groups may end before the axis does. Raises ValueError for other lists.
+    """
     values: list[int] = list(group_list)
     if kind == 2:
         groups, sizes = values[0::2], values[1::2]
@@ -202,8 +207,16 @@ def spans_of(group_list: Ints, kind: int) -> list[tuple[int, int, int]]:
     begin = 0
     for group, size in zip(groups, sizes, strict=True):
         end = size if kind == 0 else begin + size
+        if not begin <= end <= length:
+            what = "ends that do not decrease" if kind == 0 else "sizes that are not negative"
+            raise ValueError(f"group_list: expected {what}, {length} rows in all at most, got {values}.")
         spans.append((group, begin, end))
         begin = end
+    if count is not None:
+        if kind != 2 and len(spans) != count:
+            raise ValueError(f"group_list: expected {count} groups, as weights are given, got {len(spans)}.")
+        if kind == 2 and not all(0 <= group < count for group in groups):
+            raise ValueError(f"group_list: expected groups of 0 to {count - 1}, got {groups}.")
     return spans
 
 
@@ -218,7 +231,7 @@ def _split_k(x: Tensor, weight: list[Tensor], group_list: Ints | None, kind: int
         return parts if split_item < 2 else [torch.stack(parts)]
     if group_list is None:
         raise unsupported("GroupedMatmul", "group_list", "a list with group_type 2 and one weight", None)
-    spans = spans_of(group_list, kind)
+    spans = spans_of(group_list, kind, None, x.shape[1])
     out = torch.empty(len(spans), x.shape[0], weight[0].shape[1], dtype=x.dtype)
     for i, a, b in spans:
         out[i] = mm(x[:, a:b], weight[0][a:b])

@@ -50,7 +50,7 @@ def grouped_matmul_finalize_routing(
     assert group_list is not None and row_index is not None
     value = _products(
         ge_type, x.mT if transpose_x else x, w.mT if transpose_w else w, scale, pertoken_scale, bias, offset,
-        spans_of(group_list, group_list_type),
+        spans_of(group_list, group_list_type, len(w), len(x)),
     )  # fmt: skip
     if logit is not None:
         value = value * logit[: len(value)].unsqueeze(1)
@@ -86,8 +86,8 @@ def grouped_matmul_swiglu_quant_v2(
 
     weight_assist_matrix: 8 * weight * scale summed over K, of int4 weights. Rows of no expert give zeros.
     """
-    spans = spans_of(group_list, group_list_type)
     given = weight[0].mT if transpose_weight else weight[0]
+    spans = spans_of(group_list, group_list_type, len(given), len(x))
     if given.dtype is torch.int32:
         given = unpacked_int4(given, -1)
     assist = weight_assist_matrix[0] if weight_assist_matrix and weight_assist_matrix[0].numel() else None

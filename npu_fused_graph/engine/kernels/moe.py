@@ -5,35 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.dtypes import FLOATS, INDICES
 from npu_fused_graph.engine.registry import kernel, unsupported
 
 
-def _top_experts(scores: Tensor, k: int, finished: Tensor | None) -> tuple[Tensor, Tensor]:
+def _top_experts(ge_type: str, scores: Tensor, k: int, finished: Tensor | None) -> tuple[Tensor, Tensor]:
     """The k largest scores and their int32 places; a finished row names the expert after the last one."""
-    values, experts = torch.topk(scores, k, -1)
+    if not 1 <= k <= scores.shape[-1]:
+        raise unsupported(ge_type, "k", f"1 to {scores.shape[-1]}, the experts", k)
+    experts = _first(scores, k)
+    values = scores.gather(-1, experts)
     if finished is not None:
         experts = experts.masked_fill(finished.unsqueeze(-1), scores.shape[-1])
     return values, experts.to(torch.int32)
 
 
-@kernel("MoeGatingTopKSoftmax")
+@kernel("MoeGatingTopKSoftmax", dtypes={"x": FLOATS})
 def moe_gating_top_k_softmax(x: Tensor, finished: Tensor | None = None, *, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """row_idx numbers the (row, choice) pairs choice by choice."""
-    values, experts = _top_experts(torch.softmax(x, -1, dtype=torch.float32), k, finished)
+    values, experts = _top_experts("MoeGatingTopKSoftmax", torch.softmax(x, -1, dtype=torch.float32), k, finished)
     rows = torch.arange(experts.numel(), dtype=torch.int32).view(k, -1).t().reshape(experts.shape)
     return values.to(x.dtype), experts, rows
 
 
-@kernel("MoeGatingTopKSoftmaxV2", allowed={"renorm": (0, 1)})
+@kernel("MoeGatingTopKSoftmaxV2", allowed={"renorm": (0, 1)}, dtypes={"x": FLOATS})
 def moe_gating_top_k_softmax_v2(
     x: Tensor, finished: Tensor | None = None, *, k: int, renorm: int, output_softmax: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """renorm: softmax over the chosen experts instead of over all. Without output_softmax the third is empty."""
+    ge_type = "MoeGatingTopKSoftmaxV2"
     if renorm:
-        values, experts = _top_experts(x, k, finished)
+        values, experts = _top_experts(ge_type, x, k, finished)
         return torch.softmax(values, -1, dtype=torch.float32).to(x.dtype), experts, torch.empty(0)
     softmax = torch.softmax(x, -1, dtype=torch.float32)
-    values, experts = _top_experts(softmax, k, finished)
+    values, experts = _top_experts(ge_type, softmax, k, finished)
     return values.to(x.dtype), experts, softmax if output_softmax else torch.empty(0)
 
 
@@ -41,6 +46,7 @@ def moe_gating_top_k_softmax_v2(
     "MoeGatingTopK",
     allowed={"group_select_mode": (0, 1), "renorm": (0,), "norm_type": (0, 1)},
     unfed=("input_ids", "tid2eid"),
+    dtypes={"x": FLOATS},
 )
 def moe_gating_top_k(
     x: Tensor,
@@ -85,7 +91,7 @@ def _first(scores: Tensor, k: int) -> Tensor:
     return torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :k]
 
 
-@kernel("MoeInitRouting")
+@kernel("MoeInitRouting", dtypes={"row_idx": INDICES, "expert_idx": INDICES})
 def moe_init_routing(
     x: Tensor, row_idx: Tensor, expert_idx: Tensor, *, active_num: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.dtypes import INDICES
 from npu_fused_graph.engine.registry import kernel, unsupported
 
 _TYPE = "MoeInitRoutingV3"
@@ -37,6 +38,7 @@ def _check(known: dict[str, Any], attrs: dict[str, Any]) -> None:
         "quant_mode": (-1, 0, 1),
         "row_idx_type": (0, 1),
     },
+    dtypes={"expert_idx": INDICES},
     specialise=_check,
 )
 def moe_init_routing_v3(

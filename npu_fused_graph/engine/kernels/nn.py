@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.dtypes import FLOATS
 from npu_fused_graph.engine.kernels.aten import aten_op
 from npu_fused_graph.engine.registry import Allowed, Ints, KernelFn, kernel, unsupported
 
@@ -37,7 +38,7 @@ def log_softmax_v2(logits: Tensor, *, axes: list[int] = [-1]) -> Tensor:  # noqa
 # -- gates and rotary embedding --------------------------------------------------------------------------
 
 
-@kernel("SwiGlu")
+@kernel("SwiGlu", dtypes={"x": FLOATS})
 def swi_glu(x: Tensor, *, dim: int = -1) -> Tensor:
     gate, value = x.chunk(2, dim)
     return torch.nn.functional.silu(gate).mul_(value)
@@ -112,6 +113,9 @@ def apply_rotary_pos_emb(
     query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, layout: int = 1, rotary_mode: str = "half"
 ) -> tuple[Tensor, Tensor]:
     """In place on query and key. In every layout cos and sin broadcast over the heads."""
+    rank = 3 if layout == 4 else 4
+    if query.dim() != rank:
+        raise unsupported("ApplyRotaryPosEmb", "query", f"{rank} axes in layout {layout}", list(query.shape))
     if cos.shape[-1] != query.shape[-1]:
         raise unsupported("ApplyRotaryPosEmb", "cos", f"the head size {query.shape[-1]}", cos.shape[-1])
     angles = _wide_angles(cos, sin, rotary_mode)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.dtypes import FLOATS, HALVES
 from npu_fused_graph.engine.registry import Ints, kernel, unsupported
 
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -132,13 +133,25 @@ def batch_norm_v3(
 def rms_norm_of(x: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(normalised x, rstd) over the axes of gamma, rounded once."""
     if x.dtype is gamma.dtype:
-        return torch._fused_rms_norm(x, gamma.shape, gamma, epsilon)
+        try:
+            return torch._fused_rms_norm(x, gamma.shape, gamma, epsilon)
+        except RuntimeError:
+            _check_gamma(x, gamma)
+            raise
+    _check_gamma(x, gamma)
     wide = x.float()
     rstd = _rstd(wide, gamma, epsilon)
     return (wide * rstd).mul_(gamma).to(x.dtype), rstd
 
 
-@kernel("RmsNorm")
+def _check_gamma(x: Tensor, gamma: Tensor) -> None:
+    if gamma.dtype not in (x.dtype, torch.float32):
+        raise ValueError(f"gamma: expected {x.dtype}, that of x, or torch.float32, got {gamma.dtype}.")
+    if gamma.shape != x.shape[x.dim() - gamma.dim() :]:
+        raise ValueError(f"gamma: expected the last sizes of x, {list(x.shape)}, got {list(gamma.shape)}.")
+
+
+@kernel("RmsNorm", dtypes={"x": FLOATS, "gamma": FLOATS})
 def rms_norm(x: Tensor, gamma: Tensor, *, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
     return rms_norm_of(x, gamma, epsilon)
 
@@ -147,16 +160,20 @@ _VECTOR_CORES = 40
 """Of an Ascend910B3: with no more rows than that each core has one."""
 
 
-@kernel("AddRmsNorm", same_dtype=("x1", "x2"))
+@kernel("AddRmsNorm", same_dtype=("x1", "x2"), dtypes={"x1": FLOATS, "gamma": FLOATS})
 def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, *, epsilon: float = 1e-6) -> Triple:
     """(norm, rstd, sum) with the roundings of CANN's kernel on A2 and A3: the 16-bit norm is rounded before gamma, too.
 
     Of a bfloat16 sum the kernel for long rows takes the statistics, and that for rows of up to 12288 elements the whole
     norm, from the sum before it is rounded; short rows, few rows and float16 from the rounded one.
     """
+    if x1.shape != x2.shape:
+        raise ValueError(f"x2: expected the shape of x1, {list(x1.shape)}, got {list(x2.shape)}.")
     total = x1 + x2
     if total.dtype.itemsize > 2 or not total.numel():
         return (*rms_norm_of(total, gamma, epsilon), total)
+    if gamma.dtype is not total.dtype:
+        _check_gamma(total, gamma)
     n = gamma.numel()
     if total.dtype is torch.bfloat16 and (n > 12288 or (n > 2000 and total.numel() // n > _VECTOR_CORES)):
         exact = x1.float() + x2.float()
@@ -173,9 +190,6 @@ def _rstd(x: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
     return x.square().sum(dims, keepdim=True).div_(gamma.numel()).add_(epsilon).rsqrt_()
 
 
-_HALVES = (torch.float16, torch.bfloat16)
-
-
 @kernel("AddRmsNormCast", same_dtype=("x1", "x2", "gamma"))
 def add_rms_norm_cast(
     x1: Tensor, x2: Tensor, gamma: Tensor, *, epsilon: float = 1e-6
@@ -186,7 +200,7 @@ def add_rms_norm_cast(
     rounded, for rows of over 8704 elements the statistics only; the norm rounded after gamma. The norm in float32 is
     the rounded one, but of bfloat16 with few rows of up to 8704 elements that before its rounding.
     """
-    if x1.dtype not in _HALVES:
+    if x1.dtype not in HALVES:
         raise unsupported("AddRmsNormCast", "x1", "float16 or bfloat16", x1.dtype)
     total = x1 + x2
     if x1.dtype is torch.float16 or not total.numel():
@@ -221,7 +235,7 @@ def add_rms_norm_dynamic_quant(
     second is given if both smooth scales are.
     """
     name = "AddRmsNormDynamicQuant"
-    if x1.dtype not in _HALVES:
+    if x1.dtype not in HALVES:
         raise unsupported(name, "x1", "float16 or bfloat16", x1.dtype)
     smooth = (smooth_scale1, smooth_scale2)
     if len(output_mask) not in (0, 2) or (output_mask and not any(output_mask)):

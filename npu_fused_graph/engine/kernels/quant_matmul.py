@@ -82,6 +82,8 @@ def _scaled_product(
     for name, parameter in (("scale", scale), ("scale per token", token)):
         if parameter is not None and parameter.dim() > 1:
             raise unsupported(ge_type, name, "a vector, no scales per group", parameter)
+    if token is not None and token.numel() != x1.shape[-2]:
+        raise ValueError(f"scale per token: expected {x1.shape[-2]}, one per row of x1, got {token.numel()}.")
     used = None if dtype is torch.int32 else scale
     return dequantised(int_matmul(x1, x2), used, token, bias, offset, dtype, ge_type)
 

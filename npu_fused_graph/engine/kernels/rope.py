@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.dtypes import HALVES, INDICES
 from npu_fused_graph.engine.kernels.paged import CACHE_MODES, places, slots, write
 from npu_fused_graph.engine.registry import kernel, unsupported
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -44,6 +43,7 @@ def interleave_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     "KvRmsNormRopeCache",
     mutates=("k_cache", "ckv_cache"),
     same_dtype=("kv", "gamma", "cos", "sin"),
+    dtypes={"index": INDICES},
     unfed=("v",),
     allowed={"cache_mode": CACHE_MODES},
 )

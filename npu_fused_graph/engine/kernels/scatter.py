@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_fused_graph.engine.dtypes import INDICES
 from npu_fused_graph.engine.kernels.index import refuse_negative, spread
 from npu_fused_graph.engine.kernels.paged import apart, slots, within, write
 from npu_fused_graph.engine.registry import Int, Ints, KernelFn, kernel, unsupported
@@ -73,14 +74,29 @@ def _check_updates(var: Tensor, indices: Tensor, updates: Tensor, depth: int, le
         )
 
 
+_FEW = 64
+"""Numbers whose extremes Python finds sooner than torch."""
+
+
 def _put_rows(var: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """var[indices] = updates in place."""
     _check_updates(var, indices, updates, 1, indices.shape)
     rows = updates if indices.dim() == 1 else updates.reshape(-1, *var.shape[1:])
-    return var.index_copy_(0, indices.reshape(-1).long(), rows)
+    places = indices.reshape(-1)
+    # before anything is written
+    found = places.tolist() if places.numel() <= _FEW else [int(place) for place in torch.aminmax(places)]
+    if found and (min(found) < 0 or max(found) >= var.shape[0]):
+        raise IndexError(f"indices: expected an index of 0 to {var.shape[0] - 1}, got {min(found)} to {max(found)}.")
+    return var.index_copy_(0, places.long(), rows)
 
 
-@kernel("ScatterUpdate", mutates=("var",), same_dtype=("var", "updates"), ignored=("use_locking",))
+@kernel(
+    "ScatterUpdate",
+    mutates=("var",),
+    same_dtype=("var", "updates"),
+    dtypes={"indices": INDICES},
+    ignored=("use_locking",),
+)
 def scatter_update(var: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     return _put_rows(var, indices, updates)
 
@@ -98,7 +114,13 @@ def inplace_update(x: Tensor, indices: Tensor, v: Tensor) -> Tensor:
     return _put_rows(x.clone(memory_format=torch.contiguous_format), indices.reshape(-1), v)
 
 
-@kernel("ScatterNdUpdate", mutates=("var",), same_dtype=("var", "updates"), ignored=("use_locking",))
+@kernel(
+    "ScatterNdUpdate",
+    mutates=("var",),
+    same_dtype=("var", "updates"),
+    dtypes={"indices": INDICES},
+    ignored=("use_locking",),
+)
 def scatter_nd_update(var: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """The last dim of ``indices`` holds positions along the first dims of ``var``."""
     depth = indices.shape[-1]

@@ -147,7 +147,12 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
                     _compiled.pop(next(iter(_compiled)))
                 _compiled[key] = run
         results = run(tensors)
-    except (InvalidArgumentError, CommunicationError):
+    except InvalidArgumentError as error:
+        text, traced, _ = str(error).partition("\n\nWhile executing ")
+        if not traced:
+            raise
+        raise InvalidArgumentError(text) from None  # without what fx adds of the graph it was traced in
+    except CommunicationError:
         raise
     except ExecutionError as error:
         if (told := _TOLD.search(str(error))) is not None:

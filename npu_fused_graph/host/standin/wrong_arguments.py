@@ -63,6 +63,11 @@ def _told(name: str, meta: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return meta(*args, **kwargs)
         except Exception as error:
+            given = _named(overload_of(name), args, kwargs)
+            for argument in overload_of(name)._schema.arguments:
+                if str(argument.type) == "Tensor" and given.get(argument.name) is None:
+                    reason = f"{argument.name}: expected a tensor, got None"
+                    raise wrong_arguments(overload_of(name), args, kwargs, reason) from None
             if type(error) not in _FOUND:
                 raise
             raise wrong_arguments(overload_of(name), args, kwargs, str(error)) from None

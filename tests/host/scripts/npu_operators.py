@@ -57,6 +57,8 @@ results["wrong"] = {  # found by the Meta function, by the kernel, while a model
     "sizes": error_of(torch_npu.npu_quant_matmul, int8, int8, torch.ones(8)),
     "list": error_of(torch_npu.npu_grouped_matmul, [boxes], [boxes.t()]),
     "gamma": error_of(torch_npu.npu_rms_norm, boxes.npu(), torch.ones(3).npu()),
+    "none": error_of(torch_npu.npu_rms_norm, boxes.npu(), None),
+    "mode": error_of(torch_npu.npu_rotary_mul, *[torch.ones(1, 1, 1, 64).npu()] * 3, "third"),
     "traced": error_of(torch.compile(torch_npu.npu_quant_matmul, backend=backend), int8, int8, torch.ones(8)),
 }
 query, key = torch.ones(1, 2, 1, 64).npu(), torch.ones(1, 2, 1, 64).npu()
