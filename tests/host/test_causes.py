@@ -64,6 +64,12 @@ def test_a_tensor_in_the_place_of_numbers_is_told_with_a_cure() -> None:
     assert "A tensor is given where an operator takes numbers" in causes.one_line(caught.value)
 
 
+def test_an_operator_without_a_converter_is_told_with_a_cure() -> None:
+    text = causes.one_line(RuntimeError("No AscendIR NpuThing was found to be registered. More of it."))
+    cure = "TorchAir has no converter for this operator: call it outside compiled functions, or register one"
+    assert text == f"RuntimeError: No AscendIR NpuThing was found to be registered. More of it. {cure}"
+
+
 def test_what_torchair_raises_again_is_told_once() -> None:
     load_torchair()
     from torchair._utils.error_code import pretty_error_msg

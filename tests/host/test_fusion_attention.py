@@ -20,6 +20,8 @@ from tests.host.stand_ins import PYTHONPATH
 from tests.processes import run_python
 from tests.scripts import script
 
+pytestmark = pytest.mark.slow
+
 NAMES = [name for name, (*_, attrs, _) in cases.VARIANTS.items() if "keep_prob" not in attrs and "bits" not in name]
 FAST = ["SBH", "causal", "bias-first", "bias-last", "TND-from-the-end"]
 FIRST, SECOND = "npu_fusion_attention", "npu_fusion_attention_v2"

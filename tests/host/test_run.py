@@ -342,6 +342,7 @@ def test_a_killed_launcher_leaves_no_rank() -> None:
     assert all(ended)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_is_told() -> None:
     shared = set(os.listdir("/dev/shm"))
     with started(script("waiting_ranks.py"), str(free_port())) as process:

@@ -97,6 +97,7 @@ class TestDevice:
         assert "\n" not in refused["operator"]
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("groups")
 class TestGroups:
     def test_backend(self, groups: Any) -> None:

@@ -52,6 +52,8 @@ def _cure(cause: BaseException, text: str) -> str:
             ". A tensor is given where an operator takes numbers, as a rule lengths of sequences: give a list, or call "
             "the operator of torchair.ops, which takes them as a tensor in a GE graph"
         )
+    if text.startswith("No AscendIR "):
+        return " TorchAir has no converter for this operator: call it outside compiled functions, or register one"
     if "grad can be implicitly created only for scalar outputs" in text:
         return ". Pass the gradient of what is no scalar: result.backward(gradient)"
     return ""
