@@ -94,7 +94,6 @@ def test_values_and_gradients(name: str, way: str, results: Any) -> None:
     check(name, way, results)
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("more_fusion_attention")
 @pytest.mark.parametrize("way", ["eager", "compiled"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FAST])
@@ -129,7 +128,6 @@ def test_dropout(results: Any) -> None:
     check_dropout(FIRST, dropout[FIRST], dropout["operands"])
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("more_fusion_attention")
 def test_dropout_of_the_second_version(more_results: Any) -> None:
     dropout = more_results[1]["dropout"]
@@ -169,7 +167,6 @@ def test_refused(name: str, results: Any) -> None:
         assert WRONG[name] in compiled
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("more_fusion_attention")
 @pytest.mark.parametrize("name", [name for name in WRONG if name not in IN_GRAPHS])
 def test_refused_in_graphs(name: str, more_results: Any) -> None:
