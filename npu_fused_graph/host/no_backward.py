@@ -27,7 +27,8 @@ def refused_when_asked(name: str, results: Sequence[Any], inputs: Sequence[Tenso
     new = [x for x in results if isinstance(x, Tensor) and x.is_floating_point()]
     if not new or not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs):
         return list(results)
-    tracked = dict(zip(map(id, new), _NoBackward.apply(name, new, *inputs), strict=True))  # type: ignore[no-untyped-call]
+    plain = [x.data for x in new]  # no views: what a function returns as a view may not be written in place
+    tracked = dict(zip(map(id, new), _NoBackward.apply(name, plain, *inputs), strict=True))  # type: ignore[no-untyped-call]
     return [tracked.get(id(x), x) for x in results]
 
 
