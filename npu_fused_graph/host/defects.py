@@ -130,16 +130,18 @@ def torchairs_warnings_hidden() -> Iterator[None]:
         yield
 
 
-def guard_backward_calls() -> None:
+def guard_backward_calls(package: str) -> None:
     """Let AOTAutograd call backward graphs as it wants to: with one list, which it empties. It warns of others.
 
     They are compiled when they first run, behind the backend's own filters. One that lacks the gradient of an operator
-    is refused when it is called.
+    is refused when it is called. package: torchair or npugraph_ex.
     """
     from torch._functorch._aot_autograd.utils import make_boxed_compiler
 
-    compiler: Any = importlib.import_module("torchair.npu_fx_compiler")
-    original = compiler.aot_module_simplified
+    compiler: Any = importlib.import_module(f"{package}.npu_fx_compiler")
+    original = getattr(compiler, "aot_module_simplified", None)
+    if original is None:
+        return  # another release
 
     @functools.wraps(original)
     def aot_module_simplified(*args: Any, bw_compiler: Any = None, **kwargs: Any) -> Any:

@@ -58,7 +58,7 @@ def _load() -> tuple[Mode, types.ModuleType]:
         guard_order_of_effects()
         guard_shape_inference()
         tell_lost_writes()
-        guard_backward_calls()
+        guard_backward_calls("torchair")
         guard_module_names()
         _loaded = found
         for hook in on_load:

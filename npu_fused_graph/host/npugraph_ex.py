@@ -17,6 +17,7 @@ import torch
 from npu_fused_graph.errors import HostError, UnsupportedModeError, warn_once
 from npu_fused_graph.host.capture import communicators, lines, recording
 from npu_fused_graph.host.defects import (
+    guard_backward_calls,
     guard_registration,
     guard_reinplacing,
     guard_removed_copies,
@@ -47,6 +48,7 @@ def load_npugraph_ex() -> types.ModuleType:
     guard_single_results("npugraph_ex")
     tell_lost_writes_of_captures("npugraph_ex")
     guard_registration()
+    guard_backward_calls("npugraph_ex")
     if not hasattr(package.CompilerConfig, "experimental_config"):
         # D4: it switches an option off in there that its configuration does not have
         package.CompilerConfig.experimental_config = types.SimpleNamespace(enable_view_optimize=False)

@@ -29,11 +29,13 @@ def error_of(function):
 
 
 found = {}
-for way in ("eager", "compiled"):
+BACKENDS = {"eager": None, "GE": torchair.get_npu_backend(), "npugraph_ex": "npugraph_ex"}
+for way, backend in BACKENDS.items():
     model = Layer()
     call = model
-    if way == "compiled":
-        call = torch.compile(model, backend=torchair.get_npu_backend(), dynamic=False, fullgraph=True)
+    if backend is not None:
+        torch._dynamo.reset()
+        call = torch.compile(model, backend=backend, dynamic=False, fullgraph=True)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         y = call(torch.ones(2, 4))
