@@ -102,6 +102,10 @@ def test_caches_that_are_written_are_returned(found: dict[str, Any]) -> None:
     assert found["untold"]["identity"] == [True, True]
 
 
+def test_where_the_returned_caches_are_read_nothing_is_lost(found: dict[str, Any]) -> None:
+    assert found["untold"]["read"] == []
+
+
 def test_a_row_taken_inside_a_graph_is_told(found: dict[str, Any]) -> None:
     """Of the second cache a reshape of the row."""
     for name, text in zip(("k_cache", "ckv_cache"), found["untold"]["inside"], strict=True):

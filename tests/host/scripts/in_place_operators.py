@@ -173,9 +173,13 @@ for name, way in itertools.product((*CACHES, "buffers"), WAYS):
         call(kv, k_cache, ckv_cache)
     texts = [str(w.message) for w in told if str(w.message).startswith("[backend]")]
     found["untold"][name, way] = k_cache, ckv_cache, texts
-found["untold"]["identity"] = [
-    x is y for x, y in zip((k_cache, ckv_cache), cached(kv, k_cache, ckv_cache), strict=False)
-]
+apart = torch.zeros(4, 2, 16, 1, 64).half()[:, 1], torch.zeros(4, 2, 16, 1, 512).half()[:, 1]
+found["untold"]["identity"] = [x is y for x, y in zip(apart, cached(kv, *apart), strict=False)]
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    for way in WAYS[1:]:
+        in_way(way, lambda *args: cached(*args)[:2])(kv, *apart)
+found["untold"]["read"] = [str(w.message) for w in told if str(w.message).startswith("[backend]")]
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     in_way("max-autotune", lambda k, c: cached(kv, k[1], c[1].view(4, 16, 1, 512))[2])(
