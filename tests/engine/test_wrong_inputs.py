@@ -67,9 +67,9 @@ def test_wrong_inputs_are_named(
 
 
 GROUPS: list[tuple[list[int], int, str]] = [
-    ([2, 4, 6, 9], 1, "expected sizes that are not negative, 9 rows in all at most"),
+    ([2, 4, 6, 9], 1, "expected sizes that are not negative, 9 in all at most"),
     ([4, -1, 4, 2], 1, "expected sizes that are not negative"),
-    ([4, 2, 9, 9], 0, "expected ends that do not decrease, 9 rows in all at most"),
+    ([4, 2, 9, 9], 0, "expected ends that do not decrease, 9 in all at most"),
     ([0, 4, 4, 12], 0, "expected ends that do not decrease"),
     ([4, 9], 0, "expected 4 groups, as weights are given, got 2"),
     ([1, 4, 4, 5], 2, r"expected groups of 0 to 3, got \[1, 4\]"),

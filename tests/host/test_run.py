@@ -225,6 +225,9 @@ def test_files_that_are_no_python(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     assert [run(str(tmp_path / name))[0].returncode for name in ("other", "tool")] == [7, 8]
     assert run(shutil.which("sh") or "", "-c", "exit 9")[0].returncode == 9
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__main__.py").write_text("raise SystemExit(6)\n")
+    assert run(str(tmp_path / "package"))[0].returncode == 6
 
 
 WRONG = {

@@ -209,7 +209,7 @@ def spans_of(group_list: Ints, kind: int, count: int | None, length: int) -> lis
         end = size if kind == 0 else begin + size
         if not begin <= end <= length:
             what = "ends that do not decrease" if kind == 0 else "sizes that are not negative"
-            raise ValueError(f"group_list: expected {what}, {length} rows in all at most, got {values}.")
+            raise ValueError(f"group_list: expected {what}, {length} in all at most, got {values}.")
         spans.append((group, begin, end))
         begin = end
     if count is not None:

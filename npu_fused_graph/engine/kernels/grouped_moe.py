@@ -48,10 +48,9 @@ def grouped_matmul_finalize_routing(
         if given is None:
             raise unsupported(ge_type, name, "a tensor", None)
     assert group_list is not None and row_index is not None
-    value = _products(
-        ge_type, x.mT if transpose_x else x, w.mT if transpose_w else w, scale, pertoken_scale, bias, offset,
-        spans_of(group_list, group_list_type, len(w), len(x)),
-    )  # fmt: skip
+    x, w = x.mT if transpose_x else x, w.mT if transpose_w else w
+    spans = spans_of(group_list, group_list_type, len(w), len(x))
+    value = _products(ge_type, x, w, scale, pertoken_scale, bias, offset, spans)
     if logit is not None:
         value = value * logit[: len(value)].unsqueeze(1)
     y = value.new_zeros(output_bs or len(x), value.shape[1])

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from npu_fused_graph.comm import Communicator, communicator
+from npu_fused_graph.engine.dtypes import HALVES
 from npu_fused_graph.engine.kernels.fused import antiquantised
 from npu_fused_graph.engine.kernels.matmul import bmm, int_matmul, mm
 from npu_fused_graph.engine.kernels.quant import dequantised
 from npu_fused_graph.engine.registry import kernel, unsupported
 
-_FLOATS = (torch.float16, torch.bfloat16)
 _GE_DTYPES = {0: torch.float32, 1: torch.float16, 27: torch.bfloat16}
 _UNDEFINED = 28
 
@@ -169,7 +169,7 @@ def all_gather_matmul(
 
 
 def _product(ge_type: str, x1: Tensor, x2: Tensor, bias: Tensor | None) -> Tensor:
-    if x1.dtype not in _FLOATS or x2.dtype is not x1.dtype:
+    if x1.dtype not in HALVES or x2.dtype is not x1.dtype:
         raise unsupported(ge_type, "x1, x2", "float16 or bfloat16 for both, or int8 with scales", (x1.dtype, x2.dtype))
     return mm(x1, x2, bias) if x1.dim() == 2 else bmm(x1, x2, bias)
 

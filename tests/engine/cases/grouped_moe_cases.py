@@ -100,6 +100,20 @@ CASES = [
     OpCase(
         "GroupedMatmulFinalizeRouting",
         lambda m: {
+            "x": _int8(m, 4, 6),
+            "w": _int8(m, 3, 4, 6),
+            "scale": _scales(m, 3, 6),
+            "group_list": torch.tensor([2, 2, 5]),
+            "row_index": torch.tensor([3, 1, 1, 0, 3, 5], dtype=torch.int32),
+        },
+        lambda **given: _routed(_value(given["x"].mT, given["w"], given["scale"], None, SIZES), given, 6),
+        {"group_list_type": 0, "transpose_x": True},
+        dtypes=ONE,
+        name="transposed_rows",
+    ),
+    OpCase(
+        "GroupedMatmulFinalizeRouting",
+        lambda m: {
             **eight_by_four(m, blocks=1, shift=True),
             "pertoken_scale": m(5, low=0.5, high=2).float(),
             "group_list": torch.tensor(SIZES),
